@@ -1,0 +1,14 @@
+"""Every operator again in plain PyTorch: the definition against which the kernels are tested.
+
+Same names, same signatures, same errors. Slow and obvious on purpose. References evaluate in
+float64 and round once to the result's dtype; :func:`precision` chooses another format. Gradients
+come from autograd over the same expressions.
+"""
+
+from __future__ import annotations
+
+from cvkernels.reference._precision import precision
+from cvkernels.reference.nms import batched_nms, nms, nms_padded
+from cvkernels.reference.roi_align import roi_align
+
+__all__ = ["batched_nms", "nms", "nms_padded", "precision", "roi_align"]

@@ -1,0 +1,195 @@
+"""RoI Align: the definition, by bilinear samples gathered one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cvkernels import _checks
+from cvkernels.reference._precision import compute_dtype
+
+_CHUNK_ELEMENTS = 1 << 22  # sampled values held at once; bounds memory, changes no result
+# An adaptive grid has at most this many samples per bin and axis, so that a huge or infinite box
+# costs a bounded time. Only boxes more than MAX_GRID times output_size wide are affected.
+MAX_GRID = 4096
+
+
+def _grid_size(extent: Tensor, bins: int, sampling_ratio: int) -> Tensor:
+    """Samples per bin along one axis, [K] int64."""
+    if sampling_ratio > 0:
+        return torch.full_like(extent, sampling_ratio, dtype=torch.int64)
+    return (extent / bins).ceil().nan_to_num(nan=0.0).clamp(0, MAX_GRID).to(torch.int64)
+
+
+def _axis(
+    start: Tensor,  # [k]
+    extent: Tensor,  # [k]
+    grid: Tensor,  # [k]
+    bins: int,
+    size: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Samples along one axis: low and high pixel, weight of high, in range, exists: [k, bins * g]."""
+    most = max(int(grid.max()), 1)
+    bin_size = (extent / bins)[:, None, None]
+    p = torch.arange(bins, device=start.device)[None, :, None].to(start.dtype)
+    i = torch.arange(most, device=start.device)[None, None, :].to(start.dtype)
+    count = grid[:, None, None]
+    x = start[:, None, None] + p * bin_size + (i + 0.5) * bin_size / count.to(start.dtype)
+    exists = (torch.arange(most, device=start.device) < count).expand(-1, bins, -1)
+    in_range = exists & (x >= -1) & (x <= size) & (size > 0)  # NaN and Inf are out of range
+    x = torch.where(in_range, x, 0.0).clamp(min=0)
+    low = x.floor().to(torch.int64).clamp(max=max(size - 1, 0))
+    high = (low + 1).clamp(max=max(size - 1, 0))
+    weight = torch.where(low < high, x - low, 0.0)  # beyond the last pixel its value continues
+    return (
+        low.flatten(1),
+        high.flatten(1),
+        weight.flatten(1),
+        in_range.flatten(1),
+        exists.flatten(1),
+    )
+
+
+def _pool(
+    features: Tensor,  # [N, C, H, W], compute dtype
+    image: Tensor,  # [k]
+    start: tuple[Tensor, Tensor],  # y, x: [k]
+    extent: tuple[Tensor, Tensor],
+    grid: tuple[Tensor, Tensor],
+    bins: tuple[int, int],
+    mode: str,
+) -> Tensor:
+    """One chunk of boxes: [k, C, PH, PW]."""
+    y0, y1, ly, y_in, y_exists = _axis(start[0], extent[0], grid[0], bins[0], features.shape[2])
+    x0, x1, lx, x_in, x_exists = _axis(start[1], extent[1], grid[1], bins[1], features.shape[3])
+    in_range = y_in[:, :, None] & x_in[:, None, :]  # [k, PH * gy, PW * gx]
+    exists = y_exists[:, :, None] & x_exists[:, None, :]
+
+    def tap(y: Tensor, x: Tensor) -> Tensor:  # [k, PH * gy, PW * gx, C]
+        return features[image[:, None, None], :, y[:, :, None], x[:, None, :]]
+
+    ly, lx = ly[:, :, None, None], lx[:, None, :, None]
+    value = (
+        (1 - ly) * (1 - lx) * tap(y0, x0)
+        + (1 - ly) * lx * tap(y0, x1)
+        + ly * (1 - lx) * tap(y1, x0)
+        + ly * lx * tap(y1, x1)
+    )
+    value = torch.where(in_range[..., None], value, 0.0)
+    k, c = len(image), features.shape[1]
+
+    def by_bin(t: Tensor) -> Tensor:  # [k, PH, PW, gy * gx, ...], samples of a bin in row order
+        t = t.unflatten(2, (bins[1], -1)).unflatten(1, (bins[0], -1))
+        return t.transpose(2, 3).flatten(3, 4)
+
+    value, exists = by_bin(value), by_bin(exists)[..., None]
+    if mode == "avg":
+        count = (grid[0] * grid[1]).clamp(min=1)[:, None, None, None]
+        out = torch.where(exists, value, 0.0).sum(3) / count
+    else:  # torch.max takes the first of equal maxima, and so does the gradient
+        best = torch.where(exists, value, float("-inf")).max(3).values
+        out = torch.where(exists.any(3), best, 0.0)
+    assert out.shape == (k, *bins, c)
+    return out.permute(0, 3, 1, 2)
+
+
+def roi_align(
+    input: Tensor,
+    boxes: Tensor | Sequence[Tensor],
+    output_size: int | Sequence[int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+    *,
+    mode: str = "avg",
+) -> Tensor:
+    """Pools a fixed grid of bins out of each box by averaging (or maximising) bilinear samples.
+
+    Evaluated in float64 (see :func:`cvkernels.reference.precision`) and rounded once to the dtype
+    of ``input``.
+
+    Args:
+        input: [N, C, H, W] feature map, any float dtype.
+        boxes: [K, 5] rows (image index, x1, y1, x2, y2) in any float dtype, or a list of N tensors
+            [L, 4], in units of 1 / spatial_scale pixels.
+        output_size: (height, width) of the result in bins, or one integer for both.
+        spatial_scale: factor from box units to pixels of ``input``.
+        sampling_ratio: samples per bin along each axis; 0 or less takes
+            ceil(box size / output size), at most ``MAX_GRID``.
+        aligned: shift by half a pixel, so that integer coordinates are pixel edges; otherwise
+            integer coordinates are pixel centres and a box is at least 1 pixel wide and high.
+        mode: "avg" or "max". A sample further than one pixel outside the map counts as 0.
+
+    Returns:
+        [K, C, output_size[0], output_size[1]] in the dtype and memory format of ``input``.
+
+    Raises:
+        ValueError: wrong shape, dtype, device or value, and an image index outside [0, N).
+        TypeError: an argument of a wrong type.
+
+    Gradient:
+        To ``input`` only, of any order. Of equal samples the first in row order takes it ("max").
+
+    Determinism:
+        Bitwise on CPU.
+
+    Source:
+        He et al., Mask R-CNN, 2017; the sampling rule of torchvision.ops.roi_align 0.29.1;
+        "max" as in mmcv 2.2.0.
+    """
+    _checks.roi_align_mode(mode)
+    bins = _checks.pair("roi_align", "output_size", output_size)
+    _checks._tensor("roi_align", "input", input)
+    boxes = _checks.roi_align_boxes(input, boxes)
+    _checks.roi_align(input, boxes, spatial_scale, *bins, sampling_ratio, aligned)
+    boxes = boxes.detach()
+    _checks.roi_align_batch_index(input, boxes)
+
+    dtype = compute_dtype()
+    channels = input.shape[1]
+    features = input.to(dtype)
+    b = boxes.to(dtype)
+    image = boxes[:, 0].double().trunc().to(torch.int64)
+    offset = 0.5 if aligned else 0.0
+    x1, y1, x2, y2 = (b[:, i] * spatial_scale - offset for i in range(1, 5))
+    width, height = x2 - x1, y2 - y1
+    if not aligned:  # NaN stays NaN
+        width, height = width.clamp(min=1), height.clamp(min=1)
+    grid_y = _grid_size(height, bins[0], sampling_ratio)
+    grid_x = _grid_size(width, bins[1], sampling_ratio)
+
+    outputs = []
+    first = 0
+    while first < len(b):
+        last, most_y, most_x = first, 1, 1
+        while last < len(b):
+            most_y = max(most_y, int(grid_y[last]))
+            most_x = max(most_x, int(grid_x[last]))
+            each = max(channels, 1) * bins[0] * most_y * bins[1] * most_x
+            if last > first and (last + 1 - first) * each > _CHUNK_ELEMENTS:
+                break
+            last += 1
+        part = slice(first, last)
+        outputs.append(
+            _pool(
+                features,
+                image[part],
+                (y1[part], x1[part]),
+                (height[part], width[part]),
+                (grid_y[part], grid_x[part]),
+                bins,
+                mode,
+            )
+        )
+        first = last
+    if outputs:
+        out = torch.cat(outputs)
+    else:  # keeps the autograd graph, so that K = 0 has a zero gradient
+        out = features.new_zeros((0, channels, *bins)) + features.sum() * 0
+    out = out.to(input.dtype)
+    channels_last = input.is_contiguous(memory_format=torch.channels_last)
+    if channels_last and not input.is_contiguous():
+        return out.contiguous(memory_format=torch.channels_last)
+    return out.contiguous()
