@@ -1,0 +1,211 @@
+"""The machine under the figures: what it is, and the fastest it can copy and multiply.
+
+A figure without its machine is worth nothing, so every report carries `describe()`; and a time
+without a bound says nothing about what is left to gain, so every report carries `Ceilings`,
+measured in the same process with the same number of threads.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import os
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_COPY_BYTES = tuple(1 << shift for shift in (18, 20, 22, 24, 26, 28))  # 256 KiB .. 256 MiB moved
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an operation must do, however it is written.
+
+    Attributes:
+        bytes: Memory it must read and write at least once.
+        flops: Arithmetic it must do, a fused multiply-add counted as two.
+    """
+
+    bytes: float
+    flops: float
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.bytes + other.bytes, self.flops + other.flops)
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Measured limits of the machine.
+
+    Attributes:
+        copy: (bytes moved, bytes per second) of a plain copy, by working set, smallest first. Small
+        sets
+            live in caches, so a bound taken from main memory alone would be too easy to beat.
+        flops: fp32 rate of the fastest dense product found, in FLOP/s; stands for the FMA rate.
+        flops64: The same in fp64.
+    """
+
+    copy: tuple[tuple[float, float], ...]
+    flops: float
+    flops64: float
+
+    def bandwidth(self, working_set: float) -> float:
+        """Copy bandwidth for a working set, interpolated in the logarithm of its size."""
+        if working_set <= self.copy[0][0]:
+            return self.copy[0][1]
+        for (small, slow), (large, fast) in zip(self.copy, self.copy[1:], strict=False):
+            if working_set <= large:
+                weight = math.log(working_set / small) / math.log(large / small)
+                return slow + weight * (fast - slow)
+        return self.copy[-1][1]
+
+    def bound_s(self, cost: Cost, dtype: str) -> float:
+        """Shortest time the machine could need: the larger of memory and arithmetic."""
+        rate = self.flops64 if dtype == "float64" else self.flops
+        return max(cost.bytes / self.bandwidth(cost.bytes), cost.flops / rate)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Ceilings:
+        pairs = tuple((float(size), float(rate)) for size, rate in values["copy"])
+        return cls(pairs, float(values["flops"]), float(values["flops64"]))
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure_ceilings(device: torch.device, *, seconds: float = 2.0) -> Ceilings:
+    """Measures `Ceilings` on `device` with the current number of threads."""
+    sizes = _COPY_BYTES if device.type == "cpu" else (*_COPY_BYTES, 1 << 30, 1 << 32)
+    share = seconds / (len(sizes) + 4)
+    copy = []
+    for size in sizes:
+        source = torch.ones(size // 8, device=device)
+        target = torch.empty_like(source)
+        copy.append(
+            (float(size), size / _best(lambda t=target, s=source: t.copy_(s), device, share))
+        )
+    n = 1536 if device.type == "cpu" else 8192
+    return Ceilings(
+        copy=tuple(copy),
+        flops=max(_product_rate(n, torch.float32, device, share), _conv_rate(device, share)),
+        flops64=_product_rate(n // 2, torch.float64, device, share),
+    )
+
+
+def _product_rate(n: int, dtype: torch.dtype, device: torch.device, seconds: float) -> float:
+    a, b = torch.ones(2, n, n, dtype=dtype, device=device).unbind()
+    out = torch.empty_like(a)
+    return 2.0 * n**3 / _best(lambda: torch.mm(a, b, out=out), device, seconds)
+
+
+def _conv_rate(device: torch.device, seconds: float) -> float:
+    """A 3x3 convolution: on some CPUs the convolution library beats the matrix library."""
+    side, channels = (56, 128) if device.type == "cpu" else (256, 256)
+    image = torch.ones(1, channels, side, side, device=device)
+    weight = torch.ones(channels, channels, 3, 3, device=device)
+    best = _best(lambda: torch.nn.functional.conv2d(image, weight), device, seconds)
+    return 2.0 * channels * channels * 9 * (side - 2) ** 2 / best
+
+
+def _best(run: Callable[[], object], device: torch.device, seconds: float) -> float:
+    """The fastest of repeated runs: a ceiling is what the machine can do, not what it usually does."""
+    run()
+    _finish(device)
+    best, runs, end = math.inf, 0, time.perf_counter() + seconds
+    while runs < 3 or time.perf_counter() < end:
+        runs += 1
+        start = time.perf_counter()
+        run()
+        _finish(device)
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Everything a reader needs to judge a figure."""
+    found: dict[str, Any] = {
+        "cpu": cpu_model(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_average": round(os.getloadavg()[0], 2),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": _torchvision_version(),
+        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "device": device.type,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "revision": git_revision(),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found |= {
+            "gpu": properties.name,
+            "gpu_capability": f"{properties.major}.{properties.minor}",
+            "gpu_multiprocessors": properties.multi_processor_count,
+            "cuda": torch.version.cuda,
+        }
+    return found
+
+
+def cpu_model() -> str:
+    """The processor's own name, or what the platform says where it hides it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    fields = dict(
+        (key.strip(), value.strip())
+        for key, _, value in (line.partition(":") for line in text.split("\n\n")[0].splitlines())
+    )
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in fields and "model" in fields:
+        name += f" (family {fields['cpu family']} model {fields['model']})"
+    return name
+
+
+def slug(machine: dict[str, Any]) -> str:
+    """Folder name for this machine's results, for example `amd-epyc-family-25-model-17-2t`."""
+    name = (
+        machine["gpu"] if machine["device"] == "cuda" else f"{machine['cpu']} {machine['threads']}t"
+    )
+    name = re.sub(r"\((?:R|TM)\)|\bCPU\b|@.*?GHz", " ", name)
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def git_revision() -> str | None:
+    """Commit of the source beside this file, with `+` where the tree differs; None outside git."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        revision = _git(root, "rev-parse", "--short=12", "HEAD")
+        return revision + ("+" if _git(root, "status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(root), *arguments], check=True, capture_output=True, text=True, timeout=10
+    )
+    return done.stdout.strip()
+
+
+def _torchvision_version() -> str | None:
+    try:
+        import torchvision
+    except ImportError:
+        return None
+    version: str = torchvision.__version__
+    return version

@@ -1,0 +1,254 @@
+"""Inputs as real detectors make them, seeded, so that two machines bench the same numbers.
+
+Boxes are [N, 4] float32 (x1, y1, x2, y2) in pixels; RoI boxes are [K, 5] with the image index
+first. All are made on the CPU and moved afterwards: CUDA's generator gives other numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_CANVAS = 800.0
+_IMAGE = (800, 1344)  # height, width: 800 x 1333 padded to a multiple of 32, as detectors pad it
+
+
+@dataclass(frozen=True)
+class NmsInput:
+    """Input of NMS and batched NMS.
+
+    Attributes:
+        boxes: [N, 4] float32.
+        scores: [N] float32, all different unless the workload says otherwise.
+        idxs: [N] int64 classes, or None.
+        threshold: IoU above which the lower score goes.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    idxs: Tensor | None
+    threshold: float
+
+
+@dataclass(frozen=True)
+class RoiLevel:
+    """One call of RoI Align: a feature map and the boxes pooled from it.
+
+    Attributes:
+        shape: (N, C, H, W) of the feature map.
+        boxes: [K, 5] float32.
+        scale: Feature pixels per image pixel.
+    """
+
+    shape: tuple[int, int, int, int]
+    boxes: Tensor
+    scale: float
+
+
+@dataclass(frozen=True)
+class RoiInput:
+    """Input of RoI Align: the levels that a detector pools one after another."""
+
+    levels: tuple[RoiLevel, ...]
+    output_size: tuple[int, int]
+    sampling_ratio: int
+    aligned: bool
+
+
+# --- NMS -------------------------------------------------------------------------------------------
+
+
+def uniform(n: int, *, classes: int | None = None, seed: int = 0) -> NmsInput:
+    """Boxes uniform on 800 x 800 with sides 5..105, threshold 0.5: the more boxes, the denser."""
+    g = _generator(seed)
+    return _nms_input(_spread(n, _CANVAS, g), g, classes, 0.5)
+
+
+def constant_density(n: int, *, seed: int = 0) -> NmsInput:
+    """Like `uniform` with 1,000 boxes, but on a canvas that grows with n, so that density does not."""
+    g = _generator(seed)
+    return _nms_input(_spread(n, _CANVAS * math.sqrt(n / 1000), g), g, None, 0.5)
+
+
+def crowded(n: int, *, clusters: int = 500, seed: int = 0) -> NmsInput:
+    """Boxes that differ by a few pixels from one of 500 objects: what a detector gives before NMS."""
+    g = _generator(seed)
+    objects = _spread(clusters, _CANVAS, g)
+    chosen = objects[torch.randint(clusters, (n,), generator=g)]
+    return _nms_input(chosen + 3 * torch.randn(n, 4, generator=g), g, None, 0.5)
+
+
+def rpn(per_level: int = 1000, *, seed: int = 0) -> NmsInput:
+    """Proposals of a five-level FPN on one 800 x 1333 image, before NMS at 0.7, the level as the
+    class.
+
+    The best `per_level` of each level: 1,000 at inference, 2,000 in training, fewer where the level
+    is small.
+    """
+    g = _generator(seed)
+    objects, levels, scores, ids = _objects(30, 1, g)[0], [], [], []
+    for level, stride in enumerate((4, 8, 16, 32, 64)):
+        anchors = _anchors(_IMAGE, stride, (8 * stride,), (0.5, 1.0, 2.0))
+        boxes, logits, _ = _detect(anchors, objects, g, pull=0.7)
+        best = logits.topk(min(per_level, len(logits))).indices
+        levels.append(boxes[best])
+        scores.append(logits[best])
+        ids.append(torch.full_like(best, level))
+    return NmsInput(torch.cat(levels), _untie(torch.cat(scores)), torch.cat(ids), 0.7)
+
+
+def retinanet(*, seed: int = 0) -> NmsInput:
+    """RetinaNet's candidates: 1,000 per level above 0.05, 91 classes, threshold 0.5."""
+    g = _generator(seed)
+    objects, boxes, scores, ids = _objects(20, 91, g), [], [], []
+    for stride in (8, 16, 32, 64, 128):
+        sizes = tuple(4 * stride * 2 ** (i / 3) for i in range(3))
+        anchors = _anchors(_IMAGE, stride, sizes, (0.5, 1.0, 2.0))
+        found, logits, labels = _detect(anchors, objects[0], g, pull=0.9, labels=objects[1])
+        best = logits.topk(min(1000, len(logits))).indices
+        boxes.append(found[best])
+        scores.append(logits[best])
+        ids.append(labels[best])
+    return NmsInput(torch.cat(boxes), _untie(torch.cat(scores)), torch.cat(ids), 0.5)
+
+
+def yolo(*, seed: int = 0) -> NmsInput:
+    """All 8,400 boxes of a 640 x 640 YOLO, 80 classes, threshold 0.7, as in evaluation at low confidence."""
+    g = _generator(seed)
+    objects, labels = _objects(25, 80, g, (640, 640))
+    anchors = torch.cat([_anchors((640, 640), s, (5 * s,), (1.0,)) for s in (8, 16, 32)])
+    boxes, logits, ids = _detect(anchors, objects, g, pull=0.9, labels=labels)
+    noise = torch.randint(80, ids.shape, generator=g)
+    ids = torch.where(torch.rand(ids.shape, generator=g) < 0.3, noise, ids)
+    return NmsInput(boxes, _untie(logits), ids, 0.7)
+
+
+# --- RoI Align ---------------------------------------------------------------------------------------
+
+
+def c4(boxes: int = 512) -> RoiInput:
+    """The acceptance workload: 2x256x50x84, 512 boxes of 20..320 px, 1/16, 7x7, two samples, aligned."""
+    g = _generator(0)
+    side = 20 + 300 * torch.rand(boxes, 2, generator=g)
+    corner = torch.rand(boxes, 2, generator=g) * (torch.tensor([1344.0, 800.0]) - side)
+    image = torch.randint(2, (boxes, 1), generator=g).float()
+    rois = torch.cat([image, corner, corner + side], 1)
+    return RoiInput((RoiLevel((2, 256, 50, 84), rois, 1 / 16),), (7, 7), 2, True)
+
+
+def fpn(boxes: int, output: int, *, images: int = 1, seed: int = 0) -> RoiInput:
+    """Mask R-CNN at 800 x 1333: boxes dealt to four levels by size, each pooled from 256 channels."""
+    g = _generator(seed)
+    height, width = _IMAGE
+    side = 16 * torch.exp2(5 * torch.rand(boxes, 1, generator=g) ** 1.3)  # 16..512, more small ones
+    shape = torch.exp2(torch.rand(boxes, 1, generator=g) - 0.5)
+    size = torch.cat([side * shape, side / shape], 1)
+    corner = torch.rand(boxes, 2, generator=g) * (
+        torch.tensor([float(width), float(height)]) - size
+    )
+    image = torch.randint(images, (boxes, 1), generator=g).float()
+    rois = torch.cat([image, corner, (corner + size)], 1)
+    level = (4 + torch.log2(side[:, 0] / 224 + 1e-6)).floor().clamp(2, 5).int()
+    levels = []
+    for k in (2, 3, 4, 5):
+        stride = 2**k
+        feature = (images, 256, height // stride, width // stride)
+        levels.append(RoiLevel(feature, rois[level == k].contiguous(), 1 / stride))
+    return RoiInput(tuple(levels), (output, output), 2, False)
+
+
+def large() -> RoiInput:
+    """Eight boxes over most of a stride-4 map with the adaptive grid: few bins, thousands of samples."""
+    g = _generator(0)
+    corner = 100 * torch.rand(8, 2, generator=g)
+    far = torch.tensor([1344.0, 800.0]) - 100 * torch.rand(8, 2, generator=g)
+    rois = torch.cat([torch.zeros(8, 1), corner, far], 1)
+    return RoiInput((RoiLevel((1, 256, 200, 336), rois, 0.25),), (7, 7), -1, False)
+
+
+def tiny() -> RoiInput:
+    """Ten boxes on a map of four channels: what is left is the cost of a call."""
+    g = _generator(0)
+    corner = 8 * torch.rand(10, 2, generator=g)
+    rois = torch.cat([torch.zeros(10, 1), corner, corner + 6], 1)
+    return RoiInput((RoiLevel((1, 4, 16, 16), rois, 1.0),), (2, 2), 2, True)
+
+
+# --- helpers -----------------------------------------------------------------------------------------
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _spread(n: int, canvas: float, g: torch.Generator) -> Tensor:
+    corner = canvas * torch.rand(n, 2, generator=g)
+    return torch.cat([corner, corner + 5 + 100 * torch.rand(n, 2, generator=g)], 1)
+
+
+def _nms_input(
+    boxes: Tensor, g: torch.Generator, classes: int | None, threshold: float
+) -> NmsInput:
+    n = len(boxes)
+    scores = (torch.randperm(n, generator=g) + 1).float() / (n + 1)
+    idxs = None if classes is None else torch.randint(classes, (n,), generator=g)
+    return NmsInput(boxes, scores, idxs, threshold)
+
+
+def _untie(logits: Tensor) -> Tensor:
+    """Scores in the order of the logits, no two alike: ties would bench two tie rules."""
+    rank = torch.empty_like(logits)
+    rank[logits.argsort(stable=True)] = torch.arange(1.0, len(logits) + 1)
+    return rank / (len(logits) + 1)
+
+
+def _anchors(
+    image: tuple[int, int], stride: int, sizes: tuple[float, ...], ratios: tuple[float, ...]
+) -> Tensor:
+    """[A, 4] anchor boxes of one level: every size and height-to-width ratio at every pixel."""
+    rows, columns = math.ceil(image[0] / stride), math.ceil(image[1] / stride)
+    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    centre = (torch.stack([x, y], -1).reshape(-1, 1, 2) + 0.5) * stride
+    half = torch.tensor([(s / r**0.5 / 2, s * r**0.5 / 2) for s in sizes for r in ratios])
+    return torch.cat([centre - half, centre + half], -1).reshape(-1, 4)
+
+
+def _objects(
+    count: int, classes: int, g: torch.Generator, image: tuple[int, int] = _IMAGE
+) -> tuple[Tensor, Tensor]:
+    """Boxes of what is in the picture, and their classes."""
+    height, width = image
+    side = 24 * torch.exp2(4 * torch.rand(count, 1, generator=g))
+    shape = torch.exp2(torch.rand(count, 1, generator=g) - 0.5)
+    half = torch.cat([side * shape, side / shape], 1) / 2
+    centre = torch.rand(count, 2, generator=g) * torch.tensor([float(width), float(height)])
+    boxes = torch.cat([centre - half, centre + half], 1)
+    return boxes, torch.randint(classes, (count,), generator=g)
+
+
+def _detect(
+    anchors: Tensor,
+    objects: Tensor,
+    g: torch.Generator,
+    *,
+    pull: float,
+    labels: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes and logits of a plausible detector: anchors near an object are drawn to it and score high."""
+    centre = (anchors[:, None, :2] + anchors[:, None, 2:]) / 2
+    target = (objects[None, :, :2] + objects[None, :, 2:]) / 2
+    size = (anchors[:, 2:] - anchors[:, :2]).prod(1).sqrt()
+    wanted = (objects[:, 2:] - objects[:, :2]).prod(1).sqrt()
+    apart = (centre - target).norm(dim=-1) / wanted
+    unlike = (size[:, None] / wanted).log2().abs()
+    distance, nearest = (apart + 0.5 * unlike).min(1)
+    near = (-2 * distance * distance).exp()
+    weight = (pull * near)[:, None]
+    jitter = 0.06 * size[:, None] * torch.randn(len(anchors), 4, generator=g)
+    boxes = (1 - weight) * anchors + weight * objects[nearest] + jitter
+    boxes = torch.cat([torch.minimum(boxes[:, :2], boxes[:, 2:] - 1), boxes[:, 2:]], 1)
+    logits = 6 * near - 4 + torch.randn(len(anchors), generator=g)
+    return boxes, logits, nearest if labels is None else labels[nearest]
