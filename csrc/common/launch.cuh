@@ -1,0 +1,142 @@
+// Launching kernels and declaring shared memory, alike under nvcc and under emulation.
+//
+// A .cu file includes this header and nothing else of CUDA. nvcc compiles it for the GPU; any C++17 compiler compiles the
+// same file for the CPU against csrc/emulation (see emulation/cuda_runtime.h for the model and its limits).
+//
+//   template <class T>
+//   __global__ void __launch_bounds__(256) row_sum_kernel(const T* input,  // [rows, columns]
+//                                                         T* sums,         // [rows]
+//                                                         int64_t columns) {
+//     struct Shared {              // static shared memory: one struct, declared inside the kernel
+//       float partial[8];
+//       int count;
+//     };
+//     auto& shared = cvk::static_shared<Shared>();
+//     float* row = cvk::dynamic_shared<float>();   // LaunchConfig::shared_bytes bytes, 16-byte aligned
+//     ...
+//     __syncthreads();
+//   }
+//
+//   return cvk::launch(row_sum_kernel<T>, {dim3(rows), dim3(256), columns * sizeof(float)}, stream,
+//                      input, sums, columns);
+//
+// Shared memory. Plain `__shared__` is not used outside this header: the emulation could neither poison it at the start
+// of a block nor let ASan see its bounds (it is a compile error there). The rules of static_shared<S>():
+//  * S is a class of trivial members; it begins uninitialised (poisoned under emulation).
+//  * S names the memory: two calls with the same S share it, so give each kernel and each helper a struct of its own,
+//    declared inside the function where possible. Calling it again in the same block returns the same memory.
+//  * Call it from device code only; a reference to it may be passed on.
+// dynamic_shared<T>() is the same memory for every T.
+//
+// Under emulation launch() runs the whole grid before it returns, and kernel arguments are copied for each thread.
+#pragma once
+
+#include <cstddef>
+#include <type_traits>
+#include <utility>
+
+#if defined(__CUDACC__)
+#include <cuda_runtime.h>
+#else
+#include <tuple>
+
+#include "emulation/cuda_runtime.h"
+#endif
+
+namespace cvk {
+
+struct LaunchConfig {
+  dim3 grid;
+  dim3 block;
+  size_t shared_bytes = 0;  // dynamic shared memory
+};
+
+#if defined(__CUDACC__)
+
+template <class S>
+__device__ __forceinline__ S& static_shared() {
+  static_assert(std::is_class<S>::value, "static_shared takes a struct of its own");
+  __shared__ S memory;
+  return memory;
+}
+
+template <class T>
+__device__ __forceinline__ T* dynamic_shared() {
+  extern __shared__ __align__(16) unsigned char cvk_dynamic_shared_memory[];
+  return reinterpret_cast<T*>(cvk_dynamic_shared_memory);
+}
+
+// Barrier `id` (1..15; __syncthreads is 0) among `threads` threads of the block, a multiple of 32.
+__device__ __forceinline__ void named_barrier(unsigned id, unsigned threads) {
+  __barrier_sync_count(id, threads);
+}
+
+template <class... P, class... A>
+cudaError_t launch(void (*kernel)(P...), const LaunchConfig& config, cudaStream_t stream,
+                   A&&... arguments) {
+  if (config.grid.x == 0 || config.grid.y == 0 || config.grid.z == 0) return cudaSuccess;
+  cudaError_t error = cudaSuccess;
+  // Static and dynamic shared memory together may take 48 KiB unasked. The static part is not known here, so ask early.
+  if (config.shared_bytes > 16 * 1024) {
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(config.shared_bytes));
+  }
+  if (error == cudaSuccess) {
+    cudaLaunchConfig_t launch_config = {};
+    launch_config.gridDim = config.grid;
+    launch_config.blockDim = config.block;
+    launch_config.dynamicSmemBytes = config.shared_bytes;
+    launch_config.stream = stream;
+    error = cudaLaunchKernelEx(&launch_config, kernel, std::forward<A>(arguments)...);
+  }
+  // The caller gets the error; left in place it would be blamed on somebody else's next call.
+  if (error != cudaSuccess) cudaGetLastError();
+  return error;
+}
+
+#else
+
+template <class S>
+inline S& static_shared() {
+  static_assert(std::is_class_v<S>, "static_shared takes a struct of its own");
+  static_assert(std::is_trivially_default_constructible_v<S> &&
+                    std::is_trivially_destructible_v<S>,
+                "shared memory begins uninitialised");
+  static emulation::SharedSlot slot;
+  if (slot.serial != emulation::block_serial) {
+    emulation::begin_shared(slot, sizeof(S), alignof(S));
+  }
+  return *static_cast<S*>(slot.data);
+}
+
+template <class T>
+inline T* dynamic_shared() {
+  return static_cast<T*>(emulation::dynamic_shared_memory());
+}
+
+inline void named_barrier(unsigned id, unsigned threads,
+                          emulation::CallSite site = emulation::CallSite::here()) {
+  emulation::named_barrier(id, threads, site);
+}
+
+template <class... P, class... A>
+cudaError_t launch(void (*kernel)(P...), const LaunchConfig& config, cudaStream_t /*stream*/,
+                   A&&... arguments) {
+  static_assert(sizeof...(P) == sizeof...(A), "the kernel takes another number of arguments");
+  using Arguments = std::tuple<std::remove_const_t<P>...>;
+  struct Call {
+    void (*kernel)(P...);
+    Arguments arguments;
+  } call{kernel, Arguments(std::forward<A>(arguments)...)};
+  return emulation::launch(
+      reinterpret_cast<const void*>(kernel), config.grid, config.block, config.shared_bytes,
+      [](void* opaque) {
+        const Call& it = *static_cast<const Call*>(opaque);
+        std::apply(it.kernel, it.arguments);
+      },
+      &call);
+}
+
+#endif
+
+}  // namespace cvk

@@ -1,0 +1,336 @@
+// Scheduler of one block and its barriers.
+#include "emulation/execution.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <map>
+
+#include "emulation/machine.h"
+
+uint3 threadIdx;
+uint3 blockIdx;
+dim3 blockDim;
+dim3 gridDim;
+
+namespace cvk::emulation {
+
+Machine machine;
+
+namespace {
+
+// So many fences and sleeps with no thread exiting or passing a rendezvous in between take about a second.
+constexpr uint64_t kMaxIdleYields = uint64_t{1} << 26;
+
+void set_current(Thread& thread) {
+  machine.current = &thread;
+  threadIdx = thread.index;
+}
+
+void free_fiber(Fiber* fiber) {
+  fiber->next_free = machine.free_fibers;
+  machine.free_fibers = fiber;
+}
+
+// Runs the current thread to its end on the running fiber.
+void run_thread() {
+  Thread& thread = *machine.current;
+  try {
+    machine.body(machine.argument);
+  } catch (const Unwind&) {
+  } catch (...) {
+    fail("an exception left the kernel in thread " + describe(thread.index));
+  }
+  thread.state = Thread::State::kExited;
+  ++machine.exited;
+  machine.idle_yields = 0;
+  machine.warp_live[thread.number / kWarpSize] &= ~(1u << (thread.number % kWarpSize));
+  if (!machine.failed) warp_lane_exited(thread);
+}
+
+std::string at(const Thread& thread) {
+  std::string text = operation_name(thread.operation);
+  if (thread.operation == Operation::kNamedBarrier) {
+    text += " " + std::to_string(thread.barrier);
+  } else if (thread.operation >= Operation::kSyncwarp && thread.operation < Operation::kActivemask) {
+    char mask[24];
+    std::snprintf(mask, sizeof(mask), " of mask 0x%08x", thread.mask);
+    text += mask;
+  }
+  return text + " " + describe(thread.site);
+}
+
+// No thread can run and some wait: says who waits where.
+std::string describe_deadlock() {
+  struct Place {
+    unsigned count = 0;
+    const Thread* first = nullptr;
+  };
+  std::map<std::string, Place> places;
+  for (unsigned i = 0; i < machine.thread_count; ++i) {
+    const Thread& thread = machine.threads[i];
+    if (thread.state != Thread::State::kWaiting) continue;
+    Place& place = places[at(thread)];
+    if (place.count++ == 0) place.first = &thread;
+  }
+  std::string text = "divergent barrier or collective: of " + std::to_string(machine.thread_count) +
+                     " threads " + std::to_string(machine.exited) + " have exited";
+  for (const auto& [name, place] : places) {
+    text += "; " + std::to_string(place.count) + " wait for ever at " + name + ", the first is thread " +
+            describe(place.first->index);
+  }
+  return text;
+}
+
+// The thread to run next; null where all have exited.
+Thread* next_thread() {
+  if (machine.ready.empty() && machine.exited < machine.thread_count && !resolve_active_masks()) {
+    fail(describe_deadlock());
+  }
+  if (machine.ready.empty()) return nullptr;
+  return &machine.threads[machine.ready.pop()];
+}
+
+void fiber_main();
+
+Fiber* take_fiber() {
+  if (machine.free_fibers == nullptr) return create_fiber(fiber_main);
+  Fiber* fiber = machine.free_fibers;
+  machine.free_fibers = fiber->next_free;
+  return fiber;
+}
+
+// What every fiber does for ever: run a thread to its end, then the next. Perf: a thread that begins after another has
+// ended takes over the same warm stack without a switch, so a kernel with no barriers needs one fiber.
+void fiber_main() {
+  enter_fiber();
+  for (;;) {
+    run_thread();
+    Fiber* self = machine.current->fiber;
+    Thread* next = next_thread();
+    if (next != nullptr && next->fiber == nullptr) {
+      next->fiber = self;
+      set_current(*next);
+      continue;
+    }
+    free_fiber(self);
+    if (next != nullptr) set_current(*next);
+    switch_fiber(*self, next == nullptr ? machine.host : *next->fiber);
+  }
+}
+
+void switch_to_next() {
+  Thread* self = machine.current;
+  Thread* next = next_thread();  // not null: self has not exited
+  if (next == self) return;
+  if (next->fiber == nullptr) next->fiber = take_fiber();
+  set_current(*next);
+  switch_fiber(*self->fiber, *next->fiber);
+}
+
+bool same_place(const CallSite& a, const CallSite& b) {
+  return a.line == b.line && (a.file == b.file || std::strcmp(a.file, b.file) == 0);
+}
+
+// Puts the current thread among those that wait at the barrier.
+void arrive(Barrier& barrier, unsigned id, Operation operation, unsigned expected, bool predicate,
+            const CallSite& site) {
+  Thread& self = *machine.current;
+  if (barrier.waiting.empty()) {
+    barrier.expected = expected;
+    barrier.true_predicates = 0;
+  } else {
+    const Thread& other = machine.threads[barrier.waiting.front()];
+    const bool same = other.operation == operation && barrier.expected == expected &&
+                      (operation == Operation::kNamedBarrier || same_place(other.site, site));
+    if (!same) {
+      fail_current("divergent barrier: thread " + describe(self.index) + " arrives at " +
+                   operation_name(operation) + " " + describe(site) + " while thread " +
+                   describe(other.index) + " waits at " + at(other));
+    }
+  }
+  mark_waiting(operation, site);
+  self.barrier = static_cast<uint8_t>(id);
+  barrier.true_predicates += predicate;
+  barrier.waiting.push_back(static_cast<uint16_t>(self.number));
+}
+
+// Releases a complete barrier, then suspends the current thread, which is one of its threads either way.
+void finish(Barrier& barrier) {
+  if (barrier.waiting.size() == barrier.expected) {
+    release(barrier.waiting.data(), barrier.expected);
+    barrier.waiting.clear();
+  }
+  suspend();
+}
+
+}  // namespace
+
+void run_block() {
+  const unsigned count = blockDim.x * blockDim.y * blockDim.z;
+  machine.thread_count = count;
+  machine.exited = 0;
+  machine.ready.clear();
+  for (Barrier& barrier : machine.barriers) barrier.waiting.clear();
+  const unsigned warps = (count + kWarpSize - 1) / kWarpSize;
+  for (unsigned warp = 0; warp < warps; ++warp) {
+    const unsigned lanes = std::min(count - warp * kWarpSize, kWarpSize);
+    machine.warp_live[warp] = lanes == kWarpSize ? ~0u : (1u << lanes) - 1;
+    machine.warp_waiting[warp] = 0;
+  }
+  uint3 index = {0, 0, 0};
+  std::array<uint16_t, kMaxThreads> order;
+  for (unsigned i = 0; i < count; ++i) {
+    Thread& thread = machine.threads[i];
+    thread.index = index;
+    thread.number = i;
+    thread.state = Thread::State::kReady;
+    thread.fiber = nullptr;
+    order[i] = static_cast<uint16_t>(i);
+    if (++index.x == blockDim.x) {
+      index.x = 0;
+      if (++index.y == blockDim.y) {
+        index.y = 0;
+        ++index.z;
+      }
+    }
+  }
+  // Depth first, one warp can be far ahead of another; breadth first, all are about equally far.
+  machine.depth_first = machine.random.next() & 1;
+  release(order.data(), count);
+
+  Thread* first = next_thread();
+  first->fiber = take_fiber();
+  set_current(*first);
+  switch_fiber(machine.host, *first->fiber);
+  machine.current = nullptr;
+}
+
+void release(uint16_t* threads, unsigned count) {
+  machine.idle_yields = 0;
+  machine.random.shuffle(threads, count);
+  for (unsigned i = 0; i < count; ++i) {
+    machine.threads[threads[i]].state = Thread::State::kReady;
+    if (machine.depth_first) {
+      machine.ready.push_front(threads[i]);
+    } else {
+      machine.ready.push_back(threads[i]);
+    }
+  }
+}
+
+void mark_waiting(Operation operation, const CallSite& site) {
+  Thread& self = *machine.current;
+  self.operation = operation;
+  self.site = site;
+  self.state = Thread::State::kWaiting;
+}
+
+void suspend() {
+  switch_to_next();
+  if (machine.failed) throw Unwind();
+}
+
+void fail(const std::string& what) {
+  if (machine.failed) return;
+  machine.failed = true;
+  machine.failure = "block " + describe(blockIdx) + ": " + what;
+  // Every started thread runs once more, to unwind; those that have not started never do.
+  machine.ready.clear();
+  for (unsigned i = 0; i < machine.thread_count; ++i) {
+    Thread& thread = machine.threads[i];
+    if (thread.state == Thread::State::kExited) continue;
+    if (thread.fiber == nullptr) {
+      thread.state = Thread::State::kExited;
+      ++machine.exited;
+    } else if (&thread != machine.current || thread.state == Thread::State::kWaiting) {
+      machine.ready.push_back(static_cast<uint16_t>(i));
+    }
+  }
+}
+
+void fail_current(const std::string& what) {
+  fail(what);
+  throw Unwind();
+}
+
+int block_barrier(Operation operation, bool predicate, const CallSite& site) {
+  Barrier& barrier = machine.barriers[0];
+  arrive(barrier, 0, operation, machine.thread_count, predicate, site);
+  if (barrier.waiting.size() == barrier.expected) {
+    uint64_t result = barrier.true_predicates;
+    if (operation == Operation::kSyncthreadsAnd) result = result == barrier.expected;
+    if (operation == Operation::kSyncthreadsOr) result = result != 0;
+    for (uint16_t thread : barrier.waiting) machine.threads[thread].result = result;
+  }
+  Thread& self = *machine.current;
+  finish(barrier);
+  return static_cast<int>(self.result);
+}
+
+void named_barrier(unsigned id, unsigned threads, const CallSite& site) {
+  if (id >= kNamedBarriers || threads == 0 || threads % kWarpSize != 0 ||
+      threads > machine.thread_count) {
+    fail_current("named barrier " + std::to_string(id) + " of " + std::to_string(threads) +
+                 " threads " + describe(site) +
+                 ": the number must be below 16, the threads a multiple of 32 within the block");
+  }
+  Barrier& barrier = machine.barriers[id];
+  arrive(barrier, id, Operation::kNamedBarrier, threads, false, site);
+  finish(barrier);
+}
+
+void yield() {
+  Thread& self = *machine.current;
+  if (++machine.idle_yields > kMaxIdleYields) {
+    fail_current("threads spin on a flag that nobody sets, thread " + describe(self.index) + " among them");
+  }
+  machine.ready.push_back(static_cast<uint16_t>(self.number));
+  suspend();
+}
+
+void trap(const char* message) {
+  fail_current(std::string(message) + " in thread " + describe(threadIdx));
+}
+
+unsigned linear_thread() { return machine.current->number; }
+
+const char* operation_name(Operation operation) {
+  switch (operation) {
+    case Operation::kSyncthreads: return "__syncthreads";
+    case Operation::kSyncthreadsCount: return "__syncthreads_count";
+    case Operation::kSyncthreadsAnd: return "__syncthreads_and";
+    case Operation::kSyncthreadsOr: return "__syncthreads_or";
+    case Operation::kNamedBarrier: return "named barrier";
+    case Operation::kSyncwarp: return "__syncwarp";
+    case Operation::kShfl: return "__shfl_sync";
+    case Operation::kShflUp: return "__shfl_up_sync";
+    case Operation::kShflDown: return "__shfl_down_sync";
+    case Operation::kShflXor: return "__shfl_xor_sync";
+    case Operation::kBallot: return "__ballot_sync";
+    case Operation::kAny: return "__any_sync";
+    case Operation::kAll: return "__all_sync";
+    case Operation::kMatchAny: return "__match_any_sync";
+    case Operation::kReduceAdd: return "__reduce_add_sync";
+    case Operation::kReduceMin: return "__reduce_min_sync";
+    case Operation::kReduceMax: return "__reduce_max_sync";
+    case Operation::kReduceAnd: return "__reduce_and_sync";
+    case Operation::kReduceOr: return "__reduce_or_sync";
+    case Operation::kReduceXor: return "__reduce_xor_sync";
+    case Operation::kActivemask: return "__activemask";
+  }
+  return "?";
+}
+
+std::string describe(uint3 index) {
+  return "(" + std::to_string(index.x) + "," + std::to_string(index.y) + "," +
+         std::to_string(index.z) + ")";
+}
+
+std::string describe(const CallSite& site) {
+  const char* slash = std::strrchr(site.file, '/');
+  return std::string("[") + (slash != nullptr ? slash + 1 : site.file) + ":" +
+         std::to_string(site.line) + " in " + site.function + "]";
+}
+
+}  // namespace cvk::emulation

@@ -1,0 +1,172 @@
+// Warp collectives.
+//
+// A lane deposits its operand and waits. The lane that arrives last (or whose exit leaves no other to wait for) computes
+// the result of every lane, because a fast lane may already be at its next collective when a slow one resumes.
+#include <algorithm>
+#include <cstdio>
+
+#include "emulation/machine.h"
+
+namespace cvk::emulation {
+namespace {
+
+Thread& lane_thread(unsigned warp, unsigned lane) { return machine.threads[warp * kWarpSize + lane]; }
+
+template <class F>
+void for_each_lane(unsigned lanes, F&& f) {
+  for (; lanes != 0; lanes &= lanes - 1) f(static_cast<unsigned>(__builtin_ctz(lanes)));
+}
+
+uint64_t combine(Operation operation, uint64_t a, uint64_t b) {
+  const int64_t sa = static_cast<int64_t>(a), sb = static_cast<int64_t>(b);
+  switch (operation) {
+    case Operation::kReduceAdd: return a + b;
+    case Operation::kReduceMin: return static_cast<uint64_t>(std::min(sa, sb));
+    case Operation::kReduceMax: return static_cast<uint64_t>(std::max(sa, sb));
+    case Operation::kReduceAnd: return a & b;
+    case Operation::kReduceOr: return a | b;
+    default: return a ^ b;
+  }
+}
+
+void compute_results(unsigned warp, unsigned lanes, Operation operation) {
+  const auto thread = [warp](unsigned lane) -> Thread& { return lane_thread(warp, lane); };
+  switch (operation) {
+    case Operation::kShfl:
+    case Operation::kShflUp:
+    case Operation::kShflDown:
+    case Operation::kShflXor:
+      for_each_lane(lanes, [&](unsigned lane) {
+        const unsigned source = static_cast<unsigned>(thread(lane).source_lane);
+        // A lane that takes no part has no defined value to give: poison.
+        thread(lane).result = (lanes >> source & 1) ? thread(source).value : ~uint64_t{0};
+      });
+      return;
+    case Operation::kBallot:
+    case Operation::kAny:
+    case Operation::kAll: {
+      uint64_t votes = 0;
+      for_each_lane(lanes, [&](unsigned lane) { votes |= thread(lane).value << lane; });
+      if (operation == Operation::kAny) votes = votes != 0;
+      if (operation == Operation::kAll) votes = votes == lanes;
+      for_each_lane(lanes, [&](unsigned lane) { thread(lane).result = votes; });
+      return;
+    }
+    case Operation::kMatchAny:
+      for_each_lane(lanes, [&](unsigned lane) {
+        uint64_t equal = 0;
+        for_each_lane(lanes, [&](unsigned other) {
+          equal |= uint64_t{thread(other).value == thread(lane).value} << other;
+        });
+        thread(lane).result = equal;
+      });
+      return;
+    case Operation::kSyncwarp:
+      return;
+    default: {
+      const unsigned first = static_cast<unsigned>(__builtin_ctz(lanes));
+      uint64_t total = thread(first).value;
+      for_each_lane(lanes & (lanes - 1), [&](unsigned lane) {
+        total = combine(operation, total, thread(lane).value);
+      });
+      for_each_lane(lanes, [&](unsigned lane) { thread(lane).result = total; });
+    }
+  }
+}
+
+void release_lanes(unsigned warp, unsigned lanes) {
+  uint16_t threads[kWarpSize];
+  unsigned count = 0;
+  for_each_lane(lanes, [&](unsigned lane) {
+    threads[count++] = static_cast<uint16_t>(warp * kWarpSize + lane);
+  });
+  machine.warp_waiting[warp] &= ~lanes;
+  release(threads, count);
+}
+
+// Completes the collective where `member` waits if every lane of its mask that has not exited waits there too.
+void try_complete(const Thread& member) {
+  const unsigned warp = member.number / kWarpSize;
+  const unsigned lanes = member.mask & machine.warp_live[warp];
+  if ((lanes & ~machine.warp_waiting[warp]) != 0) return;
+  bool same = true;
+  for_each_lane(lanes, [&](unsigned lane) {
+    const Thread& other = lane_thread(warp, lane);
+    same = same && other.operation == member.operation && other.mask == member.mask;
+  });
+  if (!same) return;
+  compute_results(warp, lanes, member.operation);
+  release_lanes(warp, lanes);
+}
+
+}  // namespace
+
+uint64_t warp_collective(Operation operation, unsigned mask, uint64_t value, int source_lane,
+                         const CallSite& site) {
+  Thread& self = *machine.current;
+  const unsigned warp = self.number / kWarpSize, lane = self.number % kWarpSize;
+  if ((mask >> lane & 1) == 0) {
+    char text[24];
+    std::snprintf(text, sizeof(text), "0x%08x", mask);
+    fail_current(std::string(operation_name(operation)) + " " + describe(site) + ": mask " + text +
+                 " lacks the calling lane " + std::to_string(lane) + ", thread " +
+                 describe(self.index));
+  }
+  mark_waiting(operation, site);
+  self.mask = mask;
+  self.value = value;
+  self.source_lane = source_lane;
+  machine.warp_waiting[warp] |= 1u << lane;
+  try_complete(self);
+  suspend();
+  return self.result;
+}
+
+void warp_lane_exited(const Thread& thread) {
+  const unsigned warp = thread.number / kWarpSize, lane = thread.number % kWarpSize;
+  // One completion can leave others in the same state, so look again until nothing changes.
+  for (unsigned seen = 0; seen != machine.warp_waiting[warp];) {
+    seen = machine.warp_waiting[warp];
+    for_each_lane(seen, [&](unsigned other) {
+      if ((machine.warp_waiting[warp] >> other & 1) == 0) return;
+      const Thread& waiting = lane_thread(warp, other);
+      if (waiting.operation != Operation::kActivemask && (waiting.mask >> lane & 1)) {
+        try_complete(waiting);
+      }
+    });
+  }
+}
+
+unsigned active_mask(const CallSite& site) {
+  Thread& self = *machine.current;
+  mark_waiting(Operation::kActivemask, site);
+  self.mask = 0;
+  machine.warp_waiting[self.number / kWarpSize] |= 1u << (self.number % kWarpSize);
+  suspend();
+  return static_cast<unsigned>(self.result);
+}
+
+bool resolve_active_masks() {
+  bool any = false;
+  const unsigned warps = (machine.thread_count + kWarpSize - 1) / kWarpSize;
+  for (unsigned warp = 0; warp < warps; ++warp) {
+    unsigned candidates = 0;
+    for_each_lane(machine.warp_waiting[warp], [&](unsigned lane) {
+      if (lane_thread(warp, lane).operation == Operation::kActivemask) candidates |= 1u << lane;
+    });
+    while (candidates != 0) {  // one group per source line
+      const CallSite& site = lane_thread(warp, static_cast<unsigned>(__builtin_ctz(candidates))).site;
+      unsigned group = 0;
+      for_each_lane(candidates, [&](unsigned lane) {
+        if (lane_thread(warp, lane).site.line == site.line) group |= 1u << lane;
+      });
+      for_each_lane(group, [&](unsigned lane) { lane_thread(warp, lane).result = group; });
+      candidates &= ~group;
+      release_lanes(warp, group);
+      any = true;
+    }
+  }
+  return any;
+}
+
+}  // namespace cvk::emulation
