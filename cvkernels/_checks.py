@@ -18,6 +18,8 @@ from torch import Tensor
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGER_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+# Most samples per bin and axis; kRoiAlignMaxGrid in csrc/kernels/roi_align/roi_align_math.h.
+ROI_ALIGN_MAX_GRID = 2**15
 _FLOATS = "float16, bfloat16, float32 or float64"
 _INTEGERS = "uint8, int8, int16, int32 or int64"
 _INT32_MAX = 2**31 - 1
@@ -129,8 +131,8 @@ def roi_align(
     if pooled_height <= 0 or pooled_width <= 0 or max(pooled_height, pooled_width) > _INT32_MAX:
         _fail(op, "output_size of positive 32-bit values", f"({pooled_height}, {pooled_width})")
     _integer(op, "sampling_ratio", sampling_ratio)
-    if sampling_ratio > _INT32_MAX:
-        _fail(op, "sampling_ratio below 2147483648", sampling_ratio)
+    if sampling_ratio > ROI_ALIGN_MAX_GRID:
+        _fail(op, f"sampling_ratio of at most {ROI_ALIGN_MAX_GRID}", sampling_ratio)
 
 
 def roi_align_mode(mode: object) -> None:

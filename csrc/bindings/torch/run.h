@@ -1,0 +1,124 @@
+// The only place that starts work: takes the device guard and the current stream, turns a CUDA error into an exception,
+// and calls parallel_for. One binding source is compiled three times, once per backend:
+//   _C        -DCVK_BACKEND_CPU       defines the schemas; CPU kernels behind key CPU
+//   _cuda     -DCVK_BACKEND_CUDA      CUDA kernels behind key CUDA
+//   _emulated -DCVK_BACKEND_EMULATED  defines the schemas; the CUDA kernels, emulated, behind key CPU
+#pragma once
+
+#include <memory>
+#include <new>
+
+#include "bindings/torch/checks.h"
+#include "common/cuda_types.h"
+#include "common/isa.h"
+
+#if defined(CVK_BACKEND_CUDA)
+#include <cuda_runtime_api.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#elif defined(CVK_BACKEND_EMULATED)
+#include "emulation/runtime_api.h"
+#endif
+
+namespace cvk::bindings {
+
+enum class Backend { kCpu, kCuda, kEmulated };
+#if defined(CVK_BACKEND_CPU)
+inline constexpr Backend kBackend = Backend::kCpu;
+#elif defined(CVK_BACKEND_CUDA)
+inline constexpr Backend kBackend = Backend::kCuda;
+#elif defined(CVK_BACKEND_EMULATED)
+inline constexpr Backend kBackend = Backend::kEmulated;
+#else
+#error "compile the bindings with one of CVK_BACKEND_CPU, CVK_BACKEND_CUDA, CVK_BACKEND_EMULATED"
+#endif
+inline constexpr bool kOnCpu = kBackend == Backend::kCpu;
+
+// Work that a CPU pass can be cut into: `grain` items are the least that a thread should get.
+struct Work {
+  int64_t items;
+  int64_t grain = 1;
+};
+
+// Runs f(isa) once on this thread; for serial steps of a CPU pass.
+template <class F>
+auto once(F&& f) {
+  return with_cpu_isa(f);
+}
+
+// cpu_slice(isa, first, last) over [0, work.items) on the CPU backend, else cuda_launch(stream).
+template <class Slice, class Launch>
+void run([[maybe_unused]] const char* op, [[maybe_unused]] const Tensor& on, [[maybe_unused]] Work work,
+         [[maybe_unused]] Slice&& cpu_slice, [[maybe_unused]] Launch&& cuda_launch) {
+#if defined(CVK_BACKEND_CPU)
+  if (work.items <= 0) return;
+  with_cpu_isa([&](auto isa) {
+    if (work.items <= work.grain) {
+      cpu_slice(isa, int64_t{0}, work.items);
+    } else {
+      torch::stable::parallel_for(0, work.items, work.grain,
+                                  [&](int64_t first, int64_t last) { cpu_slice(isa, first, last); });
+    }
+  });
+#else
+  CudaStatus status = 0;
+#if defined(CVK_BACKEND_CUDA)
+  const torch::stable::accelerator::DeviceGuard guard(on.get_device_index());
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream));
+  status = cuda_launch(static_cast<CudaStream>(stream));
+#else
+  status = cuda_launch(CudaStream{nullptr});
+#endif
+  if (status != 0) {
+    throw std::runtime_error(std::string(op) + ": CUDA error " + std::to_string(status) + ": " +
+                             cudaGetErrorString(static_cast<cudaError_t>(status)));
+  }
+#endif
+}
+
+// An uninitialised tensor on the device of `like`; under emulation filled with NaN patterns, so that a test sees every
+// element that a kernel forgot.
+inline Tensor allocate(std::initializer_list<int64_t> sizes, ScalarType type, const Tensor& like,
+                       bool channels_last = false) {
+  Tensor tensor = torch::stable::empty(
+      torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()), type, std::nullopt, like.device(),
+      std::nullopt,
+      channels_last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous);
+#if defined(CVK_BACKEND_EMULATED)
+  emulation::poison(tensor.mutable_data_ptr(), static_cast<size_t>(tensor.numel()) * tensor.element_size());
+#endif
+  return tensor;
+}
+
+// Host scratch of a CPU pass, uninitialised.
+template <class U>
+class HostScratch {
+ public:
+  explicit HostScratch(int64_t count) : data_(new U[static_cast<size_t>(count > 0 ? count : 1)]) {}
+  U* get() const { return data_.get(); }
+
+ private:
+  std::unique_ptr<U[]> data_;
+};
+
+template <class U>
+const U* data(const Tensor& tensor) {
+  return static_cast<const U*>(tensor.const_data_ptr());
+}
+template <class U>
+U* mutable_data(const Tensor& tensor) {
+  return static_cast<U*>(const_cast<Tensor&>(tensor).mutable_data_ptr());
+}
+
+}  // namespace cvk::bindings
+
+// Declares an operator's schemas (once per process) and its kernels for this library's dispatch key:
+//   CVK_SCHEMAS(m) { m.def("..."); }    CVK_KERNELS(m) { m.impl("...", TORCH_BOX(&...)); }
+#if defined(CVK_BACKEND_CUDA)
+#define CVK_SCHEMAS(m) [[maybe_unused]] static void unused_schemas(torch::stable::detail::StableLibrary& m)
+#define CVK_KERNELS(m) STABLE_TORCH_LIBRARY_IMPL(cvkernels, CUDA, m)
+#else
+#define CVK_SCHEMAS(m) STABLE_TORCH_LIBRARY_FRAGMENT(cvkernels, m)
+#define CVK_KERNELS(m) STABLE_TORCH_LIBRARY_IMPL(cvkernels, CPU, m)
+#endif

@@ -1,0 +1,42 @@
+// Instruction-set levels of the CPU kernels, and the choice among them at run time.
+//
+// Every <op>_cpu.cpp is compiled once per level with -DCVK_ISA=<level>; its functions are templates on Isa, so each
+// build has symbols of its own. `with_cpu_isa` calls a generic lambda with the level of this machine.
+#pragma once
+
+#include <type_traits>
+
+namespace cvk {
+
+enum class Isa : int {
+  kBaseline = 0,  // x86-64-v2, or plain aarch64
+  kV3 = 1,        // x86-64-v3: AVX2, FMA, F16C
+  kV4 = 2,        // x86-64-v4: AVX-512 F, BW, CD, DQ, VL
+};
+
+// The best level that this machine runs and that the build contains. The environment variable
+// CVKERNELS_CPU_ISA=v2|v3|v4 lowers it (never raises it). Decided once per process.
+Isa cpu_isa();
+
+// "x86-64-v4" and the like.
+const char* isa_name(Isa isa);
+
+template <Isa isa>
+using IsaTag = std::integral_constant<Isa, isa>;
+
+template <class F>
+auto with_cpu_isa(F&& f) {
+#if defined(__x86_64__)
+  switch (cpu_isa()) {
+    case Isa::kV4:
+      return f(IsaTag<Isa::kV4>{});
+    case Isa::kV3:
+      return f(IsaTag<Isa::kV3>{});
+    default:
+      break;
+  }
+#endif
+  return f(IsaTag<Isa::kBaseline>{});
+}
+
+}  // namespace cvk

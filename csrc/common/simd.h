@@ -1,0 +1,211 @@
+// CPU vectors: as many lanes of the arithmetic type as the instruction set holds in one register. Built on the
+// compiler's vector extensions, so one source serves SSE, AVX2, AVX-512 and NEON; intrinsics only for binary16.
+//
+// Everything is templated on Isa and force-inlined: see the note on symbols in isa.h.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#include "common/dtype.h"
+#include "common/isa.h"
+#include "common/numeric.h"
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+namespace cvk {
+
+template <Isa isa>
+inline constexpr int kSimdBytes = isa == Isa::kV4 ? 64 : isa == Isa::kV3 ? 32 : 16;
+
+
+// Vector types by element and size. Spelled out: GCC does not accept a dependent vector_size in every place.
+template <class Element, int bytes>
+struct VectorOf;
+#define CVK_VECTOR_OF(Element, bytes)                            \
+  template <>                                                    \
+  struct VectorOf<Element, bytes> {                              \
+    typedef Element type __attribute__((vector_size(bytes)));    \
+  };
+#define CVK_VECTORS(Element) CVK_VECTOR_OF(Element, 16) CVK_VECTOR_OF(Element, 32) CVK_VECTOR_OF(Element, 64)
+CVK_VECTORS(float)
+CVK_VECTORS(double)
+CVK_VECTORS(int32_t)
+CVK_VECTORS(int64_t)
+CVK_VECTORS(uint32_t)
+CVK_VECTORS(uint64_t)
+CVK_VECTOR_OF(uint16_t, 8)
+CVK_VECTOR_OF(uint16_t, 16)
+CVK_VECTOR_OF(uint16_t, 32)
+#undef CVK_VECTORS
+#undef CVK_VECTOR_OF
+
+template <Isa isa, class A>
+struct Simd {
+  static constexpr int kLanes = kSimdBytes<isa> / static_cast<int>(sizeof(A));
+  using Vec = typename VectorOf<A, kSimdBytes<isa>>::type;
+  using IntElement = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
+  using IntVec = typename VectorOf<IntElement, kSimdBytes<isa>>::type;  // also the type of a comparison
+  using Words = typename VectorOf<uint64_t, kSimdBytes<isa>>::type;
+
+  static CVK_HD Vec broadcast(A value) { return value - Vec{}; }
+
+  // ---- loads: kLanes consecutive elements of a storage type, converted to A
+  static CVK_HD Vec load(const A* p) {
+    Vec v;
+    memcpy(&v, p, sizeof(v));
+    return v;
+  }
+  static CVK_HD Vec load(const bfloat16_t* p) {
+    using WordVec = typename VectorOf<uint32_t, kSimdBytes<isa>>::type;
+    typename VectorOf<uint16_t, kSimdBytes<isa> / 2>::type bits;
+    memcpy(&bits, p, sizeof(bits));
+    const WordVec wide = __builtin_convertvector(bits, WordVec) << 16;
+    Vec v;
+    memcpy(&v, &wide, sizeof(v));
+    return v;
+  }
+  static CVK_HD Vec load(const half_t* p) {
+    Vec v;
+#if defined(__F16C__)
+    if constexpr (isa == Isa::kV4) {
+#if defined(__AVX512F__)
+      const __m512 wide = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+      memcpy(&v, &wide, sizeof(v));
+#endif
+    } else {
+      const __m256 wide = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+      memcpy(&v, &wide, sizeof(v));
+    }
+#else
+    for (int i = 0; i < kLanes; ++i) v[i] = to_acc(p[i]);
+#endif
+    return v;
+  }
+
+  // ---- stores: converted from A, round to nearest even
+  static CVK_HD void store(A* p, Vec v) { memcpy(p, &v, sizeof(v)); }
+  static CVK_HD void store(bfloat16_t* p, Vec v) {
+    using WordVec = typename VectorOf<uint32_t, kSimdBytes<isa>>::type;
+    using HalfWordVec = typename VectorOf<uint16_t, kSimdBytes<isa> / 2>::type;
+    WordVec bits;
+    memcpy(&bits, &v, sizeof(v));
+    const WordVec rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const WordVec nan = (bits >> 16) | 0x40u;
+    const WordVec chosen = (bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded;
+    const HalfWordVec narrow = __builtin_convertvector(chosen, HalfWordVec);
+    memcpy(p, &narrow, sizeof(narrow));
+  }
+  static CVK_HD void store(half_t* p, Vec v) {
+#if defined(__F16C__)
+    if constexpr (isa == Isa::kV4) {
+#if defined(__AVX512F__)
+      __m512 wide;
+      memcpy(&wide, &v, sizeof(v));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                          _mm512_cvtps_ph(wide, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#endif
+    } else {
+      __m256 wide;
+      memcpy(&wide, &v, sizeof(v));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                       _mm256_cvtps_ph(wide, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    }
+#else
+    for (int i = 0; i < kLanes; ++i) p[i] = from_acc<half_t>(v[i]);
+#endif
+  }
+
+  // ---- the first `count` < kLanes elements; the rest reads as zero and is not written
+  template <class T>
+  static CVK_HD Vec load_partial(const T* p, int count) {
+    T buffer[kLanes];
+    memset(buffer, 0, sizeof(buffer));
+    memcpy(buffer, p, static_cast<size_t>(count) * sizeof(T));
+    return load(buffer);
+  }
+  template <class T>
+  static CVK_HD void store_partial(T* p, Vec v, int count) {
+    T buffer[kLanes];
+    store(buffer, v);
+    memcpy(p, buffer, static_cast<size_t>(count) * sizeof(T));
+  }
+
+  // a * b + c per lane; the compiler fuses it because mul_add's rule is applied lane by lane.
+  static CVK_HD Vec mul_add(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+    if constexpr (isa == Isa::kV4 && sizeof(A) == 4) return Vec(_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c));
+    if constexpr (isa == Isa::kV4 && sizeof(A) == 8) return Vec(_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c));
+#endif
+#if defined(__FMA__)
+    if constexpr (isa == Isa::kV3 && sizeof(A) == 4) return Vec(_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c));
+    if constexpr (isa == Isa::kV3 && sizeof(A) == 8) return Vec(_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c));
+#endif
+    if constexpr (isa == Isa::kBaseline) {
+      for (int i = 0; i < kLanes; ++i) c[i] = cvk::mul_add(a[i], b[i], c[i]);
+    }
+    return c;
+  }
+
+  // True where any lane of a comparison holds.
+  static CVK_HD bool any(IntVec mask) {
+#if defined(__AVX512F__)
+    if constexpr (isa == Isa::kV4 && sizeof(A) == 4) return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+    if constexpr (isa == Isa::kV4 && sizeof(A) == 8) return _mm512_test_epi64_mask((__m512i)mask, (__m512i)mask) != 0;
+#endif
+#if defined(__AVX2__)
+    if constexpr (isa == Isa::kV3) return _mm256_testz_si256((__m256i)mask, (__m256i)mask) == 0;
+#endif
+    const Words words = (Words)mask;
+    uint64_t all = 0;
+    for (int i = 0; i < kSimdBytes<isa> / 8; ++i) all |= words[i];
+    return all != 0;
+  }
+
+  // ---- transposition of kLanes rows of kLanes elements, in log2(kLanes) rounds of interleaving
+  template <int... I>
+  static CVK_HD void interleave(Vec a, Vec b, Vec& low, Vec& high, std::integer_sequence<int, I...>) {
+    low = __builtin_shufflevector(a, b, ((I & 1) ? kLanes + I / 2 : I / 2)...);
+    high = __builtin_shufflevector(a, b, (kLanes / 2 + ((I & 1) ? kLanes + I / 2 : I / 2))...);
+  }
+  static CVK_HD void transpose(Vec (&rows)[kLanes]) {
+    for (int round = 1; round < kLanes; round *= 2) {
+      Vec next[kLanes];
+      for (int i = 0; i < kLanes / 2; ++i) {
+        interleave(rows[i], rows[i + kLanes / 2], next[2 * i], next[2 * i + 1],
+                   std::make_integer_sequence<int, kLanes>{});
+      }
+      for (int i = 0; i < kLanes; ++i) rows[i] = next[i];
+    }
+  }
+};
+
+// to[c * to_stride + r] = from[r * from_stride + c] for r < rows, c < columns, converting the storage type.
+template <Isa isa, class From, class To>
+CVK_HD void transpose_matrix(const From* from, int64_t from_stride, To* to, int64_t to_stride, int64_t rows,
+                             int64_t columns) {
+  using A = Acc<From>;
+  using S = Simd<isa, A>;
+  constexpr int kLanes = S::kLanes;
+  int64_t r = 0;
+  for (; r + kLanes <= rows; r += kLanes) {
+    int64_t c = 0;
+    for (; c + kLanes <= columns; c += kLanes) {
+      typename S::Vec block[kLanes];
+      for (int i = 0; i < kLanes; ++i) block[i] = S::load(from + (r + i) * from_stride + c);
+      S::transpose(block);
+      for (int i = 0; i < kLanes; ++i) S::store(to + (c + i) * to_stride + r, block[i]);
+    }
+    for (; c < columns; ++c) {
+      for (int64_t i = r; i < r + kLanes; ++i) to[c * to_stride + i] = from_acc<To>(to_acc(from[i * from_stride + c]));
+    }
+  }
+  for (; r < rows; ++r) {
+    for (int64_t c = 0; c < columns; ++c) to[c * to_stride + r] = from_acc<To>(to_acc(from[r * from_stride + c]));
+  }
+}
+
+}  // namespace cvk

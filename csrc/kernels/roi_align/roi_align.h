@@ -1,0 +1,101 @@
+// RoI Align (He et al. 2017, Mask R-CNN; bilinear rule of Detectron).
+//
+// Computes   output[k, c, i, j] = mean (or max) over the samples s of bin (i, j) of box k of bilinear(input[b_k, c], s).
+//            Box row k is [batch index, x1, y1, x2, y2]. The mean's weights are separable, so bin (i, j) is
+//            sum_y sum_x wy[i, y] * wx[j, x] * input[b_k, c, y, x].
+// Edges      aligned = false: a box is at least 1 pixel wide and high, and coordinates are not shifted by half a pixel.
+//            sampling_ratio <= 0: ceil(box / bins) samples per bin and axis, at most kRoiAlignMaxGrid.
+//            A sample outside [-1, H] x [-1, W] reads 0 (and takes part in a maximum as 0); NaN coordinates are outside.
+//            A bin without samples is 0. Maximum: the first of equal samples wins, NaN wins over numbers (as in torch).
+//            A batch index outside [0, N): CPU, layout reports the row and the binding raises; CUDA, zeros.
+// CPU        Plan first: the merged taps of every box and axis, boxes grouped by image. Forward on NCHW carries tiles of
+//            channels through a channels-last scratch, forward on NHWC reads in place; the sum of a bin stays in vector
+//            registers. Backward: a work item owns one image, one tile of channels and a band of rows.
+// CUDA       Forward: lanes along channels, taps of the box in shared memory. Backward: a block owns a tile of pixels and 32
+//            channels and gathers from the boxes that reach it, in box order.
+// Traffic    input once + output once (+ the plan, 100 to 500 bytes a box); CPU NCHW adds a cache-resident copy of the input.
+// Bound      max(bytes / memory bandwidth, 2 * taps * C * bins / FMA rate); 4 to 16 taps per bin at sampling_ratio 2.
+// Determinism forward and backward, CPU and CUDA: bitwise equal for any thread count; no atomics.
+// Limits     H, W, bins < 2^31; K * C * bins and N * C * H * W up to 2^63 elements.
+// Source     arXiv 1703.06870; torchvision.ops.roi_align and mmcv.ops.roi_align for the edge rules.
+#pragma once
+
+#include <cstdint>
+
+#include "common/cuda_types.h"
+#include "common/dtype.h"
+#include "common/isa.h"
+#include "common/numeric.h"
+#include "kernels/roi_align/roi_align_tuning.h"
+
+namespace cvk {
+
+struct RoiAlignShape {
+  int64_t batch, channels;
+  int height, width;
+  int64_t boxes;
+  int pooled_height, pooled_width;
+  double spatial_scale;
+  int sampling_ratio;
+  bool aligned;
+  bool channels_last;  // memory format of input, output and their gradients
+
+  int64_t bins() const { return static_cast<int64_t>(pooled_height) * pooled_width; }
+  int64_t pixels() const { return static_cast<int64_t>(height) * width; }
+};
+
+// CPU only: the boxes digested. `layout` fills the first four, `plan` fills the arena.
+struct RoiAlignPlan {
+  int64_t* order;        // [K] boxes grouped by image, ascending within an image
+  int64_t* image_begin;  // [N + 1] where an image's boxes begin in `order`
+  int64_t* record_begin; // [K + 1] offset in bytes of a box's record in `arena`
+  int64_t* image_of;     // [K] batch index
+  char* arena;           // records; see roi_align_cpu.cpp
+  int64_t most_boxes;    // of one image
+};
+
+template <class T>
+struct RoiAlignParams {
+  RoiAlignShape shape;
+  const T* input;            // [N, C, H, W]           forward
+  const Acc<T>* boxes;       // [K, 5]
+  T* output;                 // [K, C, PH, PW]         forward
+  int32_t* argmax;           // [K, C, PH, PW]         maximum: sample index in the bin, -1 for none; else null
+  const T* grad_output;      // [K, C, PH, PW]         backward
+  const int32_t* saved_argmax;  // [K, C, PH, PW]      backward of the maximum; else null
+  T* grad_input;             // [N, C, H, W]           backward; fully overwritten
+  RoiAlignPlan plan;         // CPU only
+
+  bool maximum() const { return argmax != nullptr || saved_argmax != nullptr; }
+};
+
+// ---- CPU. Order of calls: layout (once, serial), plan (slices of boxes), forward or backward (slices of work items).
+
+// Groups the boxes by image and sizes the records. Returns the arena's bytes, or -1 - k for a bad batch index in row k.
+template <Isa isa, class T>
+int64_t roi_align_layout_cpu(RoiAlignParams<T>& params);
+
+template <Isa isa, class T>
+void roi_align_plan_cpu(const RoiAlignParams<T>& params, int64_t first, int64_t last);
+
+template <Isa isa, class T>
+int64_t roi_align_forward_items_cpu(const RoiAlignParams<T>& params);
+template <Isa isa, class T>
+void roi_align_forward_cpu(const RoiAlignParams<T>& params, int64_t first, int64_t last);
+
+template <Isa isa, class T>
+int64_t roi_align_backward_items_cpu(const RoiAlignParams<T>& params);
+template <Isa isa, class T>
+void roi_align_backward_cpu(const RoiAlignParams<T>& params, int64_t first, int64_t last);
+
+// ---- CUDA. Both passes overwrite their output completely, never synchronise and use no atomics.
+
+// Bytes of device scratch that the forward pass wants (a channels-last copy of a contiguous input; 0 for NHWC or few boxes).
+template <class T>
+int64_t roi_align_forward_scratch_cuda(const RoiAlignParams<T>& params);
+template <class T>
+CudaStatus roi_align_forward_cuda(const RoiAlignParams<T>& params, void* scratch, CudaStream stream);
+template <class T>
+CudaStatus roi_align_backward_cuda(const RoiAlignParams<T>& params, CudaStream stream);
+
+}  // namespace cvk

@@ -1,0 +1,753 @@
+// RoI Align on the CPU: loops over a slice of boxes or work items. Contract and method: roi_align.h.
+#include "kernels/roi_align/roi_align.h"
+
+#include <new>
+
+#include "common/simd.h"
+#include "kernels/roi_align/roi_align_math.h"
+
+namespace cvk {
+namespace {
+
+// ---- records of the plan
+//
+// A record is a header, the begin indices of the bins' entries (PH + 1, then PW + 1), and the entries, first of the y
+// axis, then of the x axis. For the mean an entry is a merged tap; for the maximum it is one sample.
+
+struct RecordHeader {
+  int y_first, y_last, x_first, x_last;  // pixels read; empty when last < first
+  int grid_y, grid_x;                    // samples per bin (maximum)
+};
+
+template <class A>
+struct Tap {
+  int pixel;
+  A weight;
+};
+
+template <class A>
+struct Sample {
+  int index;  // within the bin; the entry is absent when the sample is outside
+  BilinearAxis<A> axis;
+};
+
+constexpr int64_t kRecordAlign = 16;
+
+template <class A, class Entry>
+struct Record {
+  RecordHeader* header;
+  int* y_begin;
+  int* x_begin;
+  Entry* y;
+  Entry* x;
+};
+
+template <class Entry>
+CVK_HD int64_t record_bytes(int64_t ph, int64_t pw, int64_t entries) {
+  const int64_t front = round_up<int64_t>(sizeof(RecordHeader) + (ph + pw + 2) * sizeof(int), kRecordAlign);
+  return round_up<int64_t>(front + entries * sizeof(Entry), kRecordAlign);
+}
+
+template <class A, class Entry>
+CVK_HD Record<A, Entry> record_at(char* p, int ph, int pw) {
+  Record<A, Entry> record;
+  record.header = reinterpret_cast<RecordHeader*>(p);
+  record.y_begin = reinterpret_cast<int*>(p + sizeof(RecordHeader));
+  record.x_begin = record.y_begin + ph + 1;
+  const int64_t front = round_up<int64_t>(sizeof(RecordHeader) + (ph + pw + 2) * sizeof(int), kRecordAlign);
+  record.y = reinterpret_cast<Entry*>(p + front);
+  record.x = nullptr;  // known once the y axis is
+  return record;
+}
+
+template <class A, class Entry>
+CVK_HD Record<A, Entry> finished_record_at(char* p, int ph, int pw) {
+  Record<A, Entry> record = record_at<A, Entry>(p, ph, pw);
+  record.x = record.y + record.y_begin[ph];
+  return record;
+}
+
+template <class A>
+CVK_HD SampleRange inside_range(const RoiAxis<A>& axis, int bin) {
+  return roi_sample_range(axis, bin, A(-1), static_cast<A>(axis.extent));
+}
+
+// Upper bound of the entries of one axis.
+template <class A>
+CVK_HD int64_t count_samples(const RoiAxis<A>& axis, int bins) {
+  if (axis.samples <= 4) return static_cast<int64_t>(bins) * axis.samples;
+  int64_t total = 0;
+  for (int bin = 0; bin < bins; ++bin) {
+    const SampleRange range = inside_range(axis, bin);
+    total += range.last - range.first;
+  }
+  return total;
+}
+
+template <class A>
+struct BoxAxes {
+  RoiAxis<A> y, x;
+};
+
+template <class A>
+CVK_HD BoxAxes<A> box_axes(const RoiAlignShape& shape, const A* box) {
+  const A scale = static_cast<A>(shape.spatial_scale);
+  return {roi_axis(box[2], box[4], scale, shape.aligned, shape.pooled_height, shape.sampling_ratio, shape.height),
+          roi_axis(box[1], box[3], scale, shape.aligned, shape.pooled_width, shape.sampling_ratio, shape.width)};
+}
+
+// Entries of one axis for the mean: samples merged into taps with strictly increasing pixels, divided by their number.
+template <class A>
+CVK_HD int plan_axis(const RoiAxis<A>& axis, int bins, int* begin, Tap<A>* taps, int& first, int& last) {
+  int used = 0;
+  first = axis.extent;
+  last = -1;
+  const A samples = static_cast<A>(axis.samples > 0 ? axis.samples : 1);
+  for (int bin = 0; bin < bins; ++bin) {
+    begin[bin] = used;
+    const SampleRange range = inside_range(axis, bin);
+    for (int i = range.first; i < range.last; ++i) {
+      const BilinearAxis<A> sample = bilinear_axis(roi_sample_coordinate(axis, bin, i), axis.extent);
+      if (!sample.inside) continue;
+      // A box with x2 < x1 (aligned) walks backwards; merging with any earlier tap of the bin covers both directions.
+      const int pixels[2] = {sample.low, sample.high};
+      const A weights[2] = {sample.low_weight / samples, sample.high_weight / samples};
+      for (int side = 0; side < 2; ++side) {
+        int at = used;
+        for (int back = used - 1; back >= begin[bin] && back >= used - 2; --back) {
+          if (taps[back].pixel == pixels[side]) at = back;
+        }
+        if (at == used) taps[used++] = Tap<A>{pixels[side], A(0)};
+        taps[at].weight += weights[side];
+        if (pixels[side] < first) first = pixels[side];
+        if (pixels[side] > last) last = pixels[side];
+      }
+    }
+  }
+  begin[bins] = used;
+  return used;
+}
+
+// Entries of one axis for the maximum: the samples that are inside.
+template <class A>
+CVK_HD int plan_axis(const RoiAxis<A>& axis, int bins, int* begin, Sample<A>* entries, int& first, int& last) {
+  int used = 0;
+  first = axis.extent;
+  last = -1;
+  for (int bin = 0; bin < bins; ++bin) {
+    begin[bin] = used;
+    const SampleRange range = inside_range(axis, bin);
+    for (int i = range.first; i < range.last; ++i) {
+      const BilinearAxis<A> sample = bilinear_axis(roi_sample_coordinate(axis, bin, i), axis.extent);
+      if (!sample.inside) continue;
+      entries[used++] = Sample<A>{i, sample};
+      if (sample.low < first) first = sample.low;
+      if (sample.high > last) last = sample.high;
+    }
+  }
+  begin[bins] = used;
+  return used;
+}
+
+template <class A, class Entry>
+CVK_HD void plan_box(const RoiAlignShape& shape, const A* box, char* arena) {
+  const BoxAxes<A> axes = box_axes(shape, box);
+  Record<A, Entry> record = record_at<A, Entry>(arena, shape.pooled_height, shape.pooled_width);
+  RecordHeader& header = *record.header;
+  const int used =
+      plan_axis(axes.y, shape.pooled_height, record.y_begin, record.y, header.y_first, header.y_last);
+  plan_axis(axes.x, shape.pooled_width, record.x_begin, record.y + used, header.x_first, header.x_last);
+  header.grid_y = axes.y.samples;
+  header.grid_x = axes.x.samples;
+}
+
+// ---- a rectangle of one image in channels-last order, either the tensor itself or a scratch copy
+
+template <class E>
+struct View {
+  const E* data;         // the first channel of pixel (y_first, x_first)
+  int64_t pixel_stride;  // elements from one pixel to the next
+  int64_t row_stride;
+  int y_first, x_first;
+
+  CVK_HD const E* pixel(int y, int x) const {
+    return data + (y - y_first) * row_stride + (x - x_first) * pixel_stride;
+  }
+};
+
+class Scratch {
+ public:
+  CVK_HD explicit Scratch(int64_t bytes)
+      : data_(bytes > 0 ? ::operator new(static_cast<size_t>(bytes), std::align_val_t(64)) : nullptr) {}
+  CVK_HD ~Scratch() {
+    if (data_ != nullptr) ::operator delete(data_, std::align_val_t(64));
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  template <class U>
+  CVK_HD U* as() const {
+    return static_cast<U*>(data_);
+  }
+
+ private:
+  void* data_;
+};
+
+// Copies channels [c, c + channels) of a rectangle of a contiguous image into a scratch, channels last.
+template <Isa isa, class T>
+CVK_HD View<Acc<T>> load_rectangle(const T* image, const RoiAlignShape& shape, int64_t c, int channels, int pitch,
+                                   const RecordHeader& rect, Acc<T>* scratch) {
+  const int width = rect.x_last - rect.x_first + 1;
+  const T* plane = image + c * shape.pixels();
+  if (width == shape.width) {  // whole rows: one transposition
+    transpose_matrix<isa>(plane + static_cast<int64_t>(rect.y_first) * shape.width, shape.pixels(), scratch, pitch,
+                          channels, static_cast<int64_t>(rect.y_last - rect.y_first + 1) * width);
+  } else {
+    for (int y = rect.y_first; y <= rect.y_last; ++y) {
+      transpose_matrix<isa>(plane + static_cast<int64_t>(y) * shape.width + rect.x_first, shape.pixels(),
+                            scratch + static_cast<int64_t>(y - rect.y_first) * width * pitch, pitch, channels, width);
+    }
+  }
+  return View<Acc<T>>{scratch, pitch, static_cast<int64_t>(width) * pitch, rect.y_first, rect.x_first};
+}
+
+// ---- one bin
+
+// The mean of one bin over kVecs vectors of channels, in registers.
+template <Isa isa, int kVecs, class E, class A>
+CVK_HD void mean_of_bin(const View<E>& view, const Tap<A>* y, int y_count, const Tap<A>* x, int x_count, int64_t c,
+                        typename Simd<isa, A>::Vec (&sum)[kVecs]) {
+  using S = Simd<isa, A>;
+  for (int v = 0; v < kVecs; ++v) sum[v] = typename S::Vec{};
+  for (int i = 0; i < y_count; ++i) {
+    const E* row = view.pixel(y[i].pixel, view.x_first) + c;
+    const A y_weight = y[i].weight;
+    for (int j = 0; j < x_count; ++j) {
+      const E* pixel = row + (x[j].pixel - view.x_first) * view.pixel_stride;
+      const typename S::Vec weight = S::broadcast(y_weight * x[j].weight);
+      for (int v = 0; v < kVecs; ++v) {
+        sum[v] = S::mul_add(weight, S::load(pixel + v * S::kLanes), sum[v]);
+      }
+    }
+  }
+}
+
+template <Isa isa, class E, class A, class Out>
+CVK_HD void pool_bin(const View<E>& view, const Tap<A>* y, int y_count, const Tap<A>* x, int x_count, int channels,
+                     Out* out) {
+  using S = Simd<isa, A>;
+  constexpr int kLanes = S::kLanes;
+  int c = 0;
+  for (; c + 4 * kLanes <= channels; c += 4 * kLanes) {
+    typename S::Vec sum[4];
+    mean_of_bin<isa>(view, y, y_count, x, x_count, c, sum);
+    for (int v = 0; v < 4; ++v) S::store(out + c + v * kLanes, sum[v]);
+  }
+  for (; c + 2 * kLanes <= channels; c += 2 * kLanes) {
+    typename S::Vec sum[2];
+    mean_of_bin<isa>(view, y, y_count, x, x_count, c, sum);
+    for (int v = 0; v < 2; ++v) S::store(out + c + v * kLanes, sum[v]);
+  }
+  for (; c + kLanes <= channels; c += kLanes) {
+    typename S::Vec sum[1];
+    mean_of_bin<isa>(view, y, y_count, x, x_count, c, sum);
+    S::store(out + c, sum[0]);
+  }
+  for (; c < channels; ++c) {
+    A sum = A(0);
+    for (int i = 0; i < y_count; ++i) {
+      for (int j = 0; j < x_count; ++j) {
+        sum = mul_add(y[i].weight * x[j].weight, to_acc(view.pixel(y[i].pixel, x[j].pixel)[c]), sum);
+      }
+    }
+    out[c] = from_acc<Out>(sum);
+  }
+}
+
+// First sample of a bin, in index order, that lies outside; -1 when all are inside.
+template <class A>
+CVK_HD int first_outside(const Sample<A>* y, int y_count, int grid_y, const Sample<A>* x, int x_count, int grid_x) {
+  int y_gap = 0, x_gap = 0;
+  while (y_gap < y_count && y[y_gap].index == y_gap) ++y_gap;
+  while (x_gap < x_count && x[x_gap].index == x_gap) ++x_gap;
+  const int by_y = y_gap < grid_y ? y_gap * grid_x : -1;
+  const int by_x = x_gap < grid_x && grid_y > 0 ? x_gap : -1;
+  if (by_y < 0) return by_x;
+  if (by_x < 0) return by_y;
+  return min_of(by_y, by_x);
+}
+
+template <Isa isa, class E, class A, class Out>
+CVK_HD void pool_bin(const View<E>& view, const Sample<A>* y, int y_count, const Sample<A>* x, int x_count,
+                     int grid_y, int grid_x, int channels, Out* out, int32_t* argmax) {
+  using S = Simd<isa, A>;
+  constexpr int kLanes = S::kLanes;
+  if (grid_y == 0 || grid_x == 0) {
+    for (int c = 0; c < channels; ++c) {
+      out[c] = from_acc<Out>(A(0));
+      argmax[c] = -1;
+    }
+    return;
+  }
+  const int outside = first_outside(y, y_count, grid_y, x, x_count, grid_x);
+  for (int c = 0; c < channels; c += kLanes) {
+    const int count = min_of(kLanes, channels - c);
+    typename S::Vec best{};
+    typename S::IntVec best_index = typename S::IntVec{} - 1;
+    bool started = false;
+    for (int i = 0; i < y_count; ++i) {
+      const BilinearAxis<A>& ya = y[i].axis;
+      for (int j = 0; j < x_count; ++j) {
+        const BilinearAxis<A>& xa = x[j].axis;
+        const E* corners[4] = {view.pixel(ya.low, xa.low) + c, view.pixel(ya.low, xa.high) + c,
+                               view.pixel(ya.high, xa.low) + c, view.pixel(ya.high, xa.high) + c};
+        const A weights[4] = {ya.low_weight * xa.low_weight, ya.low_weight * xa.high_weight,
+                              ya.high_weight * xa.low_weight, ya.high_weight * xa.high_weight};
+        typename S::Vec value{};
+        for (int k = 0; k < 4; ++k) {
+          const typename S::Vec f = count == kLanes ? S::load(corners[k]) : S::load_partial(corners[k], count);
+          value = S::mul_add(S::broadcast(weights[k]), f, value);
+        }
+        const typename S::IntVec index = typename S::IntVec{} + (y[i].index * grid_x + x[j].index);
+        if (!started) {
+          best = value;
+          best_index = index;
+          started = true;
+        } else {
+          const typename S::IntVec better = (value > best) | ((value != value) & (best == best));
+          best = better ? value : best;
+          best_index = better ? index : best_index;
+        }
+      }
+    }
+    if (outside >= 0) {  // an outside sample competes with the value 0 and passes no gradient on
+      const typename S::Vec zero{};
+      typename S::IntVec none = typename S::IntVec{} - 1;
+      typename S::IntVec wins = (zero > best) | ((zero == best) & (best_index > outside));
+      if (!started) wins = none;
+      best = wins ? zero : best;
+      best_index = wins ? none : best_index;
+    }
+    typename S::IntElement indices[kLanes];
+    memcpy(indices, &best_index, sizeof(indices));
+    for (int v = 0; v < count; ++v) argmax[c + v] = static_cast<int32_t>(indices[v]);
+    if (count == kLanes) {
+      S::store(out + c, best);
+    } else {
+      S::store_partial(out + c, best, count);
+    }
+  }
+}
+
+// ---- one box, channels [0, channels) of the view; out[bin * out_stride + channel]
+
+template <Isa isa, class E, class A, class Out>
+CVK_HD void pool_box(const View<E>& view, const RoiAlignShape& shape, char* arena, int channels, Out* out,
+                     int64_t out_stride) {
+  const auto record = finished_record_at<A, Tap<A>>(arena, shape.pooled_height, shape.pooled_width);
+  for (int i = 0; i < shape.pooled_height; ++i) {
+    const int y0 = record.y_begin[i], y1 = record.y_begin[i + 1];
+    for (int j = 0; j < shape.pooled_width; ++j, out += out_stride) {
+      const int x0 = record.x_begin[j], x1 = record.x_begin[j + 1];
+      pool_bin<isa>(view, record.y + y0, y1 - y0, record.x + x0, x1 - x0, channels, out);
+    }
+  }
+}
+
+template <Isa isa, class E, class A, class Out>
+CVK_HD void pool_box_max(const View<E>& view, const RoiAlignShape& shape, char* arena, int channels, Out* out,
+                         int32_t* argmax, int64_t out_stride) {
+  const auto record = finished_record_at<A, Sample<A>>(arena, shape.pooled_height, shape.pooled_width);
+  for (int i = 0; i < shape.pooled_height; ++i) {
+    const int y0 = record.y_begin[i], y1 = record.y_begin[i + 1];
+    for (int j = 0; j < shape.pooled_width; ++j, out += out_stride, argmax += out_stride) {
+      const int x0 = record.x_begin[j], x1 = record.x_begin[j + 1];
+      pool_bin<isa>(view, record.y + y0, y1 - y0, record.x + x0, x1 - x0, record.header->grid_y,
+                    record.header->grid_x, channels, out, argmax);
+    }
+  }
+}
+
+// grad[bin * grad_stride + channel] spread over the pixels of rows [y_begin, y_end) of a zeroed channels-last scratch
+// with `pitch` elements per pixel, pixel (y_begin, 0) first.
+template <Isa isa, class G, class A>
+CVK_HD void spread_box(const G* grad, int64_t grad_stride, const RoiAlignShape& shape, char* arena, int channels,
+                       int y_begin, int y_end, A* scratch, int pitch) {
+  using S = Simd<isa, A>;
+  constexpr int kLanes = S::kLanes;
+  constexpr int kMost = kRoiAlignChannelTile / kLanes > 0 ? kRoiAlignChannelTile / kLanes : 1;
+  const auto record = finished_record_at<A, Tap<A>>(arena, shape.pooled_height, shape.pooled_width);
+  for (int i = 0; i < shape.pooled_height; ++i) {
+    for (int j = 0; j < shape.pooled_width; ++j, grad += grad_stride) {
+      int c = 0;
+      for (; c + kMost * kLanes <= channels; c += kMost * kLanes) {
+        typename S::Vec g[kMost];
+        for (int v = 0; v < kMost; ++v) g[v] = S::load(grad + c + v * kLanes);
+        for (int m = record.y_begin[i]; m < record.y_begin[i + 1]; ++m) {
+          const int y = record.y[m].pixel;
+          if (y < y_begin || y >= y_end) continue;
+          A* row = scratch + static_cast<int64_t>(y - y_begin) * shape.width * pitch + c;
+          for (int n = record.x_begin[j]; n < record.x_begin[j + 1]; ++n) {
+            A* pixel = row + static_cast<int64_t>(record.x[n].pixel) * pitch;
+            const typename S::Vec weight = S::broadcast(record.y[m].weight * record.x[n].weight);
+            for (int v = 0; v < kMost; ++v) {
+              S::store(pixel + v * kLanes, S::mul_add(weight, g[v], S::load(pixel + v * kLanes)));
+            }
+          }
+        }
+      }
+      for (; c < channels; ++c) {
+        const A g = to_acc(grad[c]);
+        for (int m = record.y_begin[i]; m < record.y_begin[i + 1]; ++m) {
+          const int y = record.y[m].pixel;
+          if (y < y_begin || y >= y_end) continue;
+          A* row = scratch + static_cast<int64_t>(y - y_begin) * shape.width * pitch + c;
+          for (int n = record.x_begin[j]; n < record.x_begin[j + 1]; ++n) {
+            A& pixel = row[static_cast<int64_t>(record.x[n].pixel) * pitch];
+            pixel = mul_add(record.y[m].weight * record.x[n].weight, g, pixel);
+          }
+        }
+      }
+    }
+  }
+}
+
+template <class G, class A>
+CVK_HD void spread_box_max(const G* grad, const int32_t* argmax, int64_t bin_stride, int64_t channel_stride,
+                           const RoiAlignShape& shape, char* arena, int channels, int y_begin, int y_end, A* scratch,
+                           int pitch) {
+  const auto record = finished_record_at<A, Sample<A>>(arena, shape.pooled_height, shape.pooled_width);
+  const int grid_x = record.header->grid_x;
+  for (int i = 0; i < shape.pooled_height; ++i) {
+    for (int j = 0; j < shape.pooled_width; ++j, grad += bin_stride, argmax += bin_stride) {
+      for (int c = 0; c < channels; ++c) {
+        const int index = argmax[c * channel_stride];
+        if (index < 0 || grid_x <= 0) continue;
+        // Entries are in index order but the outside ones are missing: look the sample up. A foreign argmax finds none.
+        const Sample<A>* y = record.y + record.y_begin[i];
+        const Sample<A>* y_end_entry = record.y + record.y_begin[i + 1];
+        while (y != y_end_entry && y->index != index / grid_x) ++y;
+        const Sample<A>* x = record.x + record.x_begin[j];
+        const Sample<A>* x_end_entry = record.x + record.x_begin[j + 1];
+        while (x != x_end_entry && x->index != index % grid_x) ++x;
+        if (y == y_end_entry || x == x_end_entry) continue;
+        const A g = to_acc(grad[c * channel_stride]);
+        const int rows[2] = {y->axis.low, y->axis.high};
+        const A row_weights[2] = {y->axis.low_weight, y->axis.high_weight};
+        for (int r = 0; r < 2; ++r) {
+          if (rows[r] < y_begin || rows[r] >= y_end) continue;
+          A* row = scratch + static_cast<int64_t>(rows[r] - y_begin) * shape.width * pitch + c;
+          row[static_cast<int64_t>(x->axis.low) * pitch] += row_weights[r] * x->axis.low_weight * g;
+          row[static_cast<int64_t>(x->axis.high) * pitch] += row_weights[r] * x->axis.high_weight * g;
+        }
+      }
+    }
+  }
+}
+
+// ---- how a pass is cut into work items
+
+// Forward of a contiguous input. `per_image`: an item is (image, channel tile, chunk of boxes) over a scratch copy of
+// the whole image tile; otherwise an item is a box over a scratch copy of the rectangle that it reads.
+struct ForwardCut {
+  bool per_image;
+  int64_t tiles, chunks;
+};
+
+template <class T>
+CVK_HD ForwardCut forward_cut(const RoiAlignParams<T>& params) {
+  const RoiAlignShape& shape = params.shape;
+  ForwardCut cut;
+  cut.tiles = ceil_div<int64_t>(shape.channels, kRoiAlignChannelTile);
+  cut.chunks = ceil_div<int64_t>(params.plan.most_boxes, kRoiAlignBoxChunk);
+  const int64_t tile_bytes = shape.pixels() * kRoiAlignChannelTile * static_cast<int64_t>(sizeof(Acc<T>));
+  // Perf: copying the image pays when its boxes together read it about once; 64 pixels is a small box's rectangle.
+  cut.per_image = tile_bytes <= kRoiAlignScratchBytes && params.plan.most_boxes * 64 >= shape.pixels();
+  return cut;
+}
+
+struct BackwardCut {
+  int64_t tiles, bands;
+  int rows;  // of a band
+};
+
+template <class T>
+CVK_HD BackwardCut backward_cut(const RoiAlignShape& shape) {
+  BackwardCut cut;
+  cut.tiles = ceil_div<int64_t>(shape.channels, kRoiAlignChannelTile);
+  const int64_t row_bytes = static_cast<int64_t>(shape.width) * kRoiAlignChannelTile * sizeof(Acc<T>);
+  const int64_t rows = max_of<int64_t>(1, kRoiAlignBandBytes / max_of<int64_t>(1, row_bytes));
+  cut.rows = static_cast<int>(min_of<int64_t>(rows, shape.height));
+  cut.bands = ceil_div<int64_t>(shape.height, cut.rows);
+  return cut;
+}
+
+// Scratch elements per pixel or bin: the tile's channels, rounded so that rows keep vector alignment.
+template <Isa isa, class A>
+inline constexpr int kPitch = kRoiAlignChannelTile;
+
+// One box of a contiguous input: channels [c, c + channels) from `view` into output[k], through the bins' scratch.
+template <Isa isa, class T, class E>
+CVK_HD void pool_box_contiguous(const RoiAlignParams<T>& params, int64_t k, int64_t c, int channels,
+                                const View<E>& view, Acc<T>* bins, int32_t* bin_indices) {
+  using A = Acc<T>;
+  const RoiAlignShape& shape = params.shape;
+  constexpr int pitch = kPitch<isa, A>;
+  char* arena = params.plan.arena + params.plan.record_begin[k];
+  const int64_t at = (k * shape.channels + c) * shape.bins();
+  if (params.argmax != nullptr) {
+    pool_box_max<isa, E, A>(view, shape, arena, channels, bins, bin_indices, pitch);
+    for (int64_t bin = 0; bin < shape.bins(); ++bin) {
+      for (int v = 0; v < channels; ++v) {
+        params.argmax[at + v * shape.bins() + bin] = bin_indices[bin * pitch + v];
+      }
+    }
+  } else {
+    pool_box<isa, E, A>(view, shape, arena, channels, bins, pitch);
+  }
+  transpose_matrix<isa>(bins, pitch, params.output + at, shape.bins(), shape.bins(), channels);
+}
+
+template <Isa isa, class T>
+CVK_HD void forward_channels_last(const RoiAlignParams<T>& params, int64_t first, int64_t last) {
+  using A = Acc<T>;
+  const RoiAlignShape& shape = params.shape;
+  const int channels = static_cast<int>(shape.channels);
+  for (int64_t k = first; k < last; ++k) {
+    const View<T> view{params.input + params.plan.image_of[k] * shape.pixels() * shape.channels, shape.channels,
+                       shape.width * shape.channels, 0, 0};
+    char* arena = params.plan.arena + params.plan.record_begin[k];
+    const int64_t at = k * shape.bins() * shape.channels;
+    if (params.argmax != nullptr) {
+      pool_box_max<isa, T, A>(view, shape, arena, channels, params.output + at, params.argmax + at, shape.channels);
+    } else {
+      pool_box<isa, T, A>(view, shape, arena, channels, params.output + at, shape.channels);
+    }
+  }
+}
+
+template <Isa isa, class T>
+CVK_HD void forward_per_image(const RoiAlignParams<T>& params, const ForwardCut& cut, int64_t first, int64_t last) {
+  using A = Acc<T>;
+  const RoiAlignShape& shape = params.shape;
+  const RoiAlignPlan& plan = params.plan;
+  constexpr int pitch = kPitch<isa, A>;
+  const Scratch tile(shape.pixels() * pitch * sizeof(A));
+  const Scratch bins(shape.bins() * pitch * sizeof(A));
+  const Scratch indices(params.argmax != nullptr ? shape.bins() * pitch * sizeof(int32_t) : 0);
+  const RecordHeader whole{0, shape.height - 1, 0, shape.width - 1, 0, 0};
+  View<A> view{};
+  int64_t loaded = -1;
+  for (int64_t item = first; item < last; ++item) {
+    const int64_t image_tile = item / cut.chunks;
+    const int64_t n = image_tile / cut.tiles;
+    const int64_t begin = plan.image_begin[n] + (item % cut.chunks) * kRoiAlignBoxChunk;
+    const int64_t end = min_of(begin + kRoiAlignBoxChunk, plan.image_begin[n + 1]);
+    if (begin >= end) continue;
+    const int64_t c = image_tile % cut.tiles * kRoiAlignChannelTile;
+    const int channels = static_cast<int>(min_of<int64_t>(kRoiAlignChannelTile, shape.channels - c));
+    if (loaded != image_tile) {
+      view = load_rectangle<isa>(params.input + n * shape.channels * shape.pixels(), shape, c, channels, pitch, whole,
+                                 tile.template as<A>());
+      loaded = image_tile;
+    }
+    for (int64_t i = begin; i < end; ++i) {
+      pool_box_contiguous<isa>(params, plan.order[i], c, channels, view, bins.template as<A>(),
+                               indices.template as<int32_t>());
+    }
+  }
+}
+
+// The rectangle of pixels that box k reads; may be empty.
+template <class T>
+CVK_HD const RecordHeader& rectangle_of(const RoiAlignParams<T>& params, int64_t k) {
+  return *reinterpret_cast<const RecordHeader*>(params.plan.arena + params.plan.record_begin[k]);
+}
+
+CVK_HD int64_t rectangle_pixels(const RecordHeader& rect) {
+  return int64_t{max_of(0, rect.y_last - rect.y_first + 1)} * max_of(0, rect.x_last - rect.x_first + 1);
+}
+
+template <Isa isa, class T>
+CVK_HD void forward_per_box(const RoiAlignParams<T>& params, int64_t first, int64_t last) {
+  using A = Acc<T>;
+  const RoiAlignShape& shape = params.shape;
+  constexpr int pitch = kPitch<isa, A>;
+  constexpr int64_t kMostPixels = kRoiAlignScratchBytes / (pitch * static_cast<int64_t>(sizeof(A)));
+  int64_t most_pixels = 0;
+  for (int64_t k = first; k < last; ++k) {
+    const int64_t pixels = rectangle_pixels(rectangle_of(params, k));
+    if (pixels <= kMostPixels) most_pixels = max_of(most_pixels, pixels);
+  }
+  const Scratch tile(most_pixels * pitch * sizeof(A));
+  const Scratch bins(shape.bins() * pitch * sizeof(A));
+  const Scratch indices(params.argmax != nullptr ? shape.bins() * pitch * sizeof(int32_t) : 0);
+  for (int64_t k = first; k < last; ++k) {
+    const RecordHeader& rect = rectangle_of(params, k);
+    const T* image = params.input + params.plan.image_of[k] * shape.channels * shape.pixels();
+    if (rectangle_pixels(rect) > kMostPixels) {  // read the planes in place, one channel at a time
+      for (int64_t c = 0; c < shape.channels; ++c) {
+        const View<T> plane{image + c * shape.pixels(), 1, shape.width, 0, 0};
+        char* arena = params.plan.arena + params.plan.record_begin[k];
+        const int64_t at = (k * shape.channels + c) * shape.bins();
+        if (params.argmax != nullptr) {
+          pool_box_max<isa, T, A>(plane, shape, arena, 1, params.output + at, params.argmax + at, 1);
+        } else {
+          pool_box<isa, T, A>(plane, shape, arena, 1, params.output + at, 1);
+        }
+      }
+      continue;
+    }
+    for (int64_t c = 0; c < shape.channels; c += kRoiAlignChannelTile) {
+      const int channels = static_cast<int>(min_of<int64_t>(kRoiAlignChannelTile, shape.channels - c));
+      View<A> view{};
+      if (rectangle_pixels(rect) > 0) {
+        view = load_rectangle<isa>(image, shape, c, channels, pitch, rect, tile.template as<A>());
+      }
+      pool_box_contiguous<isa>(params, k, c, channels, view, bins.template as<A>(), indices.template as<int32_t>());
+    }
+  }
+}
+
+}  // namespace
+
+template <Isa isa, class T>
+int64_t roi_align_layout_cpu(RoiAlignParams<T>& params) {
+  const RoiAlignShape& shape = params.shape;
+  RoiAlignPlan& plan = params.plan;
+  for (int64_t n = 0; n <= shape.batch; ++n) plan.image_begin[n] = 0;
+  int64_t bytes = 0;
+  for (int64_t k = 0; k < shape.boxes; ++k) {
+    const Acc<T>* box = params.boxes + k * 5;
+    const int64_t n = roi_batch_index(box[0], shape.batch);
+    if (n < 0) return -1 - k;
+    plan.image_of[k] = n;
+    ++plan.image_begin[n + 1];
+    const BoxAxes<Acc<T>> axes = box_axes(shape, box);
+    const int64_t samples = count_samples(axes.y, shape.pooled_height) + count_samples(axes.x, shape.pooled_width);
+    plan.record_begin[k] = bytes;
+    bytes += params.maximum() ? record_bytes<Sample<Acc<T>>>(shape.pooled_height, shape.pooled_width, samples)
+                              : record_bytes<Tap<Acc<T>>>(shape.pooled_height, shape.pooled_width, 2 * samples);
+  }
+  plan.record_begin[shape.boxes] = bytes;
+  plan.most_boxes = 0;
+  for (int64_t n = 0; n < shape.batch; ++n) {
+    plan.most_boxes = max_of(plan.most_boxes, plan.image_begin[n + 1]);
+    plan.image_begin[n + 1] += plan.image_begin[n];
+  }
+  // A stable counting sort; image_begin[n] runs ahead while it places and is set back afterwards.
+  for (int64_t k = 0; k < shape.boxes; ++k) plan.order[plan.image_begin[plan.image_of[k]]++] = k;
+  for (int64_t n = shape.batch; n > 0; --n) plan.image_begin[n] = plan.image_begin[n - 1];
+  plan.image_begin[0] = 0;
+  return bytes;
+}
+
+template <Isa isa, class T>
+void roi_align_plan_cpu(const RoiAlignParams<T>& params, int64_t first, int64_t last) {
+  using A = Acc<T>;
+  for (int64_t k = first; k < last; ++k) {
+    char* arena = params.plan.arena + params.plan.record_begin[k];
+    if (params.maximum()) {
+      plan_box<A, Sample<A>>(params.shape, params.boxes + k * 5, arena);
+    } else {
+      plan_box<A, Tap<A>>(params.shape, params.boxes + k * 5, arena);
+    }
+  }
+}
+
+template <Isa isa, class T>
+int64_t roi_align_forward_items_cpu(const RoiAlignParams<T>& params) {
+  const RoiAlignShape& shape = params.shape;
+  if (shape.channels_last) return shape.boxes;
+  const ForwardCut cut = forward_cut(params);
+  return cut.per_image ? shape.batch * cut.tiles * cut.chunks : shape.boxes;
+}
+
+template <Isa isa, class T>
+void roi_align_forward_cpu(const RoiAlignParams<T>& params, int64_t first, int64_t last) {
+  if (params.shape.channels_last) {
+    forward_channels_last<isa>(params, first, last);
+    return;
+  }
+  const ForwardCut cut = forward_cut(params);
+  if (cut.per_image) {
+    forward_per_image<isa>(params, cut, first, last);
+  } else {
+    forward_per_box<isa>(params, first, last);
+  }
+}
+
+template <Isa isa, class T>
+int64_t roi_align_backward_items_cpu(const RoiAlignParams<T>& params) {
+  if (params.shape.pixels() == 0) return 0;
+  const BackwardCut cut = backward_cut<T>(params.shape);
+  return params.shape.batch * cut.tiles * cut.bands;
+}
+
+template <Isa isa, class T>
+void roi_align_backward_cpu(const RoiAlignParams<T>& params, int64_t first, int64_t last) {
+  using A = Acc<T>;
+  const RoiAlignShape& shape = params.shape;
+  const RoiAlignPlan& plan = params.plan;
+  const BackwardCut cut = backward_cut<T>(shape);
+  constexpr int pitch = kPitch<isa, A>;
+  const Scratch band(static_cast<int64_t>(cut.rows) * shape.width * pitch * sizeof(A));
+  const Scratch bins(shape.channels_last ? 0 : shape.bins() * pitch * sizeof(A));
+  A* const pixels = band.template as<A>();
+  for (int64_t item = first; item < last; ++item) {
+    const int64_t n = item / (cut.tiles * cut.bands);
+    const int64_t c = item / cut.bands % cut.tiles * kRoiAlignChannelTile;
+    const int channels = static_cast<int>(min_of<int64_t>(kRoiAlignChannelTile, shape.channels - c));
+    const int y_begin = static_cast<int>(item % cut.bands) * cut.rows;
+    const int y_end = static_cast<int>(min_of<int64_t>(int64_t{y_begin} + cut.rows, shape.height));
+    const int64_t band_pixels = static_cast<int64_t>(y_end - y_begin) * shape.width;
+    memset(pixels, 0, static_cast<size_t>(band_pixels * pitch) * sizeof(A));
+    for (int64_t i = plan.image_begin[n]; i < plan.image_begin[n + 1]; ++i) {
+      const int64_t k = plan.order[i];
+      char* arena = plan.arena + plan.record_begin[k];
+      const RecordHeader& rect = rectangle_of(params, k);
+      if (rect.y_last < y_begin || rect.y_first >= y_end || rect.x_last < rect.x_first) continue;
+      const int64_t bin_stride = shape.channels_last ? shape.channels : 1;
+      const int64_t channel_stride = shape.channels_last ? 1 : shape.bins();
+      const int64_t at = k * shape.channels * shape.bins() + c * channel_stride;
+      if (params.maximum()) {
+        spread_box_max(params.grad_output + at, params.saved_argmax + at, bin_stride, channel_stride, shape, arena,
+                       channels, y_begin, y_end, pixels, pitch);
+      } else if (shape.channels_last) {
+        spread_box<isa>(params.grad_output + at, bin_stride, shape, arena, channels, y_begin, y_end, pixels, pitch);
+      } else {
+        transpose_matrix<isa>(params.grad_output + at, shape.bins(), bins.template as<A>(), pitch, channels,
+                              shape.bins());
+        spread_box<isa>(bins.template as<A>(), pitch, shape, arena, channels, y_begin, y_end, pixels, pitch);
+      }
+    }
+    const int64_t from = static_cast<int64_t>(y_begin) * shape.width;
+    if (shape.channels_last) {
+      T* to = params.grad_input + (n * shape.pixels() + from) * shape.channels + c;
+      using S = Simd<isa, A>;
+      for (int64_t p = 0; p < band_pixels; ++p, to += shape.channels) {
+        int v = 0;
+        for (; v + S::kLanes <= channels; v += S::kLanes) S::store(to + v, S::load(pixels + p * pitch + v));
+        for (; v < channels; ++v) to[v] = from_acc<T>(pixels[p * pitch + v]);
+      }
+    } else {
+      T* to = params.grad_input + (n * shape.channels + c) * shape.pixels() + from;
+      transpose_matrix<isa>(pixels, pitch, to, shape.pixels(), band_pixels, channels);
+    }
+  }
+}
+
+#define CVK_INSTANTIATE(T)                                                                                     \
+  template int64_t roi_align_layout_cpu<Isa::CVK_ISA, T>(RoiAlignParams<T>&);                                  \
+  template void roi_align_plan_cpu<Isa::CVK_ISA, T>(const RoiAlignParams<T>&, int64_t, int64_t);               \
+  template int64_t roi_align_forward_items_cpu<Isa::CVK_ISA, T>(const RoiAlignParams<T>&);                     \
+  template void roi_align_forward_cpu<Isa::CVK_ISA, T>(const RoiAlignParams<T>&, int64_t, int64_t);            \
+  template int64_t roi_align_backward_items_cpu<Isa::CVK_ISA, T>(const RoiAlignParams<T>&);                    \
+  template void roi_align_backward_cpu<Isa::CVK_ISA, T>(const RoiAlignParams<T>&, int64_t, int64_t);
+CVK_INSTANTIATE(float)
+CVK_INSTANTIATE(double)
+CVK_INSTANTIATE(half_t)
+CVK_INSTANTIATE(bfloat16_t)
+#undef CVK_INSTANTIATE
+
+}  // namespace cvk

@@ -1,0 +1,102 @@
+// Geometry of RoI Align: where the samples of a box lie. The only copy of these formulas; forward and backward, CPU and
+// CUDA use them.
+#pragma once
+
+#include <cstdint>
+
+#include "common/bilinear.h"
+#include "common/host_device.h"
+#include "common/numeric.h"
+
+namespace cvk {
+
+// Most samples per bin and axis that an adaptive grid may have. It bounds the work of absurd boxes (the grid of a box
+// 10^9 pixels long) and changes no box whose bins are under 32,768 input pixels.
+constexpr int kRoiAlignMaxGrid = 1 << 15;
+
+// One axis of one box.
+template <class A>
+struct RoiAxis {
+  A start;      // first coordinate of the box, in input pixels
+  A bin;        // extent of one bin, in input pixels
+  int samples;  // samples per bin along this axis
+  int extent;   // pixels of the input along this axis
+};
+
+template <class A>
+CVK_HD RoiAxis<A> roi_axis(A low, A high, A spatial_scale, bool aligned, int bins, int sampling_ratio, int extent) {
+  const A offset = aligned ? A(0.5) : A(0);
+  RoiAxis<A> axis;
+  axis.start = low * spatial_scale - offset;
+  A length = high * spatial_scale - offset - axis.start;
+  if (!aligned) length = max_of(length, A(1));
+  axis.bin = length / static_cast<A>(bins);
+  axis.extent = extent;
+  if (sampling_ratio > 0) {
+    axis.samples = sampling_ratio;
+  } else {
+    // A NaN or negative length fails the first comparison and has no samples.
+    const A grid = ceil(length / static_cast<A>(bins));
+    axis.samples = grid > A(0) ? static_cast<int>(min_of(grid, static_cast<A>(kRoiAlignMaxGrid))) : 0;
+  }
+  return axis;
+}
+
+template <class A>
+CVK_HD A roi_sample_coordinate(const RoiAxis<A>& axis, int bin, int sample) {
+  return axis.start + static_cast<A>(bin) * axis.bin +
+         (static_cast<A>(sample) + A(0.5)) * axis.bin / static_cast<A>(axis.samples);
+}
+
+struct SampleRange {
+  int first, last;  // half open
+};
+
+// A range of samples that contains every sample of `bin` whose coordinate lies in [low, high]; a few more at the rim.
+// Keeps the work of a box far larger than the input proportional to the input.
+template <class A>
+CVK_HD SampleRange roi_sample_range(const RoiAxis<A>& axis, int bin, A low, A high) {
+  SampleRange range{0, axis.samples};
+  const A step = axis.bin / static_cast<A>(axis.samples > 0 ? axis.samples : 1);
+  const A origin = axis.start + static_cast<A>(bin) * axis.bin;
+  if (!is_finite(origin) || !is_finite(step)) return SampleRange{0, 0};
+  if (axis.samples <= 4 || !(step > A(0))) return range;
+  // Numerics: the margin covers the rounding of coordinates much larger than the input.
+  const A magnitude = origin < A(0) ? -origin : origin;
+  const A margin = A(2) + A(1e-6) * (magnitude + axis.bin) / step;
+  const A first = (low - origin) / step - margin;
+  const A last = (high - origin) / step + margin;
+  const A limit = static_cast<A>(axis.samples);
+  if (!(last > A(0)) || !(first < limit)) return SampleRange{0, 0};
+  if (first > A(0)) range.first = static_cast<int>(first);
+  if (last < limit) range.last = static_cast<int>(last);
+  return range;
+}
+
+// The batch index of a box row, or -1 when it is not in [0, batch). Truncates toward zero, NaN is out of range.
+template <class A>
+CVK_HD int64_t roi_batch_index(A value, int64_t batch) {
+  if (!(value > A(-1) && value < static_cast<A>(batch))) return -1;
+  const int64_t index = static_cast<int64_t>(value);
+  return index < batch ? index : -1;
+}
+
+// Derivative of bin `bin`'s average along one axis with respect to pixel `pixel`: the summed bilinear weight of the
+// pixel over the bin's samples, divided by their number. The adjoint of the forward rule, used by gathering backwards.
+template <class A>
+CVK_HD A roi_pixel_weight(const RoiAxis<A>& axis, int bin, int pixel) {
+  // Samples beyond the rim read the rim pixel, so the outermost pixels look further out.
+  const A low = pixel == 0 ? A(-1) : static_cast<A>(pixel - 1);
+  const A high = pixel == axis.extent - 1 ? static_cast<A>(axis.extent) : static_cast<A>(pixel + 1);
+  const SampleRange range = roi_sample_range(axis, bin, low, high);
+  A sum = A(0);
+  for (int i = range.first; i < range.last; ++i) {
+    const BilinearAxis<A> tap = bilinear_axis(roi_sample_coordinate(axis, bin, i), axis.extent);
+    if (!tap.inside) continue;
+    if (tap.low == pixel) sum += tap.low_weight;
+    if (tap.high == pixel) sum += tap.high_weight;
+  }
+  return sum / static_cast<A>(axis.samples > 0 ? axis.samples : 1);
+}
+
+}  // namespace cvk

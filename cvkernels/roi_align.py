@@ -1,0 +1,350 @@
+"""RoI Align: features of boxes, sampled bilinearly from a feature map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cvkernels import _checks, _load
+
+__all__ = ["RoIAlign", "roi_align"]
+
+_load.load()
+_op = torch.ops.cvkernels.roi_align.default
+_op_max = torch.ops.cvkernels.roi_align_max.default
+_op_backward = torch.ops.cvkernels.roi_align_backward.default
+_op_max_backward = torch.ops.cvkernels.roi_align_max_backward.default
+
+
+def roi_align(
+    input: Tensor,
+    boxes: Tensor | Sequence[Tensor],
+    output_size: int | tuple[int, int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+    *,
+    mode: str = "avg",
+) -> Tensor:
+    """Pools the features of each box into a grid of fixed size, sampling the feature map bilinearly.
+
+    The positional arguments and the results are those of :func:`torchvision.ops.roi_align`.
+
+    Args:
+        input: feature map, shape [N, C, H, W], float16, bfloat16, float32 or float64; contiguous and
+            channels_last are read in place, other strides are copied.
+        boxes: shape [K, 5], rows (image index, x1, y1, x2, y2) in input-image pixels, any of the four
+            float dtypes; or a list with the [L, 4] boxes of each image.
+        output_size: bins (height, width); an integer stands for both.
+        spatial_scale: feature-map pixels per pixel of the box coordinates; 1/16 for a stride of 16.
+        sampling_ratio: samples per bin and axis, at most 32768; 0 or less: ceil(box / bins).
+        aligned: shift coordinates by half a pixel (exact alignment) and do not stretch boxes narrower
+            than one pixel. False is torchvision's default, True that of mmcv and detectron2.
+        mode: ``"avg"`` for the mean of a bin's samples, ``"max"`` for their maximum (as in mmcv).
+
+    Returns:
+        Tensor of shape [K, C, height, width], dtype and memory format of ``input``. A sample more than
+        one pixel outside the map counts as 0; a box with NaN coordinates gives zeros.
+
+    Raises:
+        ValueError: an argument of the wrong shape, dtype or device or out of its range, or (on CPU) a
+            row of ``boxes`` with an image index outside [0, N). On CUDA such a row gives zeros.
+        TypeError: an argument of the wrong type.
+
+    Gradient:
+        With respect to ``input``; ``boxes`` gets none. Twice differentiable in mode "avg".
+
+    Determinism:
+        Forward and backward are bitwise repeatable on every device, for any number of threads.
+
+    Source:
+        He et al., Mask R-CNN, 2017 (arXiv 1703.06870).
+
+    Example:
+        >>> import torch
+        >>> from cvkernels.roi_align import roi_align
+        >>> input = torch.arange(16.0).reshape(1, 1, 4, 4)
+        >>> boxes = torch.tensor([[0.0, 0.0, 0.0, 4.0, 4.0]])
+        >>> roi_align(input, boxes, 2, aligned=True)
+        tensor([[[[ 2.5000,  4.5000],
+                  [10.5000, 12.5000]]]])
+    """
+    if not isinstance(boxes, Tensor):
+        boxes = _checks.roi_align_boxes(input, boxes)
+    if type(output_size) is int:
+        height = width = output_size
+    else:
+        height, width = _checks.pair("roi_align", "output_size", output_size)
+    if mode == "avg":
+        op = _op
+    else:
+        _checks.roi_align_mode(mode)
+        op = _op_max
+    try:
+        result = op(input, boxes, spatial_scale, height, width, sampling_ratio, aligned)
+    except (RuntimeError, TypeError, NotImplementedError):
+        # The dispatcher refuses some arguments before our checks see them; say it in our words.
+        _checks.roi_align(input, boxes, spatial_scale, height, width, sampling_ratio, aligned)
+        raise
+    return result if mode == "avg" else result[0]
+
+
+class RoIAlign(nn.Module):
+    """Module form of :func:`roi_align`; torchvision's constructor plus ``mode``.
+
+    Args:
+        output_size: bins (height, width); an integer stands for both.
+        spatial_scale: feature-map pixels per pixel of the box coordinates.
+        sampling_ratio: samples per bin and axis; 0 or less: ceil(box / bins).
+        aligned: shift coordinates by half a pixel.
+        mode: ``"avg"`` or ``"max"``.
+
+    Shape:
+        input [N, C, H, W], boxes [K, 5] or a list of [L, 4] -> [K, C, height, width].
+    """
+
+    def __init__(
+        self,
+        output_size: int | tuple[int, int],
+        spatial_scale: float,
+        sampling_ratio: int,
+        aligned: bool = False,
+        *,
+        mode: str = "avg",
+    ) -> None:
+        super().__init__()
+        _checks.roi_align_mode(mode)
+        self.output_size = output_size
+        self.spatial_scale = spatial_scale
+        self.sampling_ratio = sampling_ratio
+        self.aligned = aligned
+        self.mode = mode
+
+    def forward(self, input: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
+        return roi_align(
+            input,
+            boxes,
+            self.output_size,
+            self.spatial_scale,
+            self.sampling_ratio,
+            self.aligned,
+            mode=self.mode,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
+            f"sampling_ratio={self.sampling_ratio}, aligned={self.aligned}, mode={self.mode!r}"
+        )
+
+
+# ---- fake kernels
+
+
+def _memory_format(tensor: Tensor) -> torch.memory_format:
+    """channels_last only for dense channels-last strides that are not contiguous as well."""
+    _, c, h, w = tensor.shape
+    if not tensor.is_contiguous() and tensor.stride() == (h * w * c, 1, w * c, c):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def _like(tensor: Tensor, size: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
+    return torch.empty(
+        size,
+        dtype=dtype or tensor.dtype,
+        device=tensor.device,
+        memory_format=_memory_format(tensor),
+    )
+
+
+@torch.library.register_fake("cvkernels::roi_align")
+def _(input, boxes, spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned):
+    _checks.roi_align(
+        input, boxes, spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned
+    )
+    return _like(input, (boxes.shape[0], input.shape[1], pooled_height, pooled_width))
+
+
+@torch.library.register_fake("cvkernels::roi_align_max")
+def _(input, boxes, spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned):
+    _checks.roi_align(
+        input, boxes, spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned
+    )
+    size = (boxes.shape[0], input.shape[1], pooled_height, pooled_width)
+    return _like(input, size), _like(input, size, torch.int32)
+
+
+@torch.library.register_fake("cvkernels::roi_align_backward")
+def _(
+    grad,
+    boxes,
+    spatial_scale,
+    pooled_height,
+    pooled_width,
+    batch_size,
+    channels,
+    height,
+    width,
+    sampling_ratio,
+    aligned,
+):
+    return _like(grad, (batch_size, channels, height, width))
+
+
+@torch.library.register_fake("cvkernels::roi_align_max_backward")
+def _(grad, argmax, *args):
+    return _fake_backward(grad, *args)
+
+
+def _fake_backward(
+    grad,
+    boxes,
+    spatial_scale,
+    pooled_height,
+    pooled_width,
+    batch_size,
+    channels,
+    height,
+    width,
+    *_,
+):
+    return _like(grad, (batch_size, channels, height, width))
+
+
+# ---- autograd
+
+
+def _setup(ctx, inputs, output) -> None:
+    input, boxes, *arguments = inputs
+    ctx.arguments = arguments
+    ctx.input_shape = input.shape
+    ctx.save_for_backward(boxes)
+
+
+def _backward_arguments(ctx) -> tuple:
+    *front, sampling_ratio, aligned = ctx.arguments
+    return (*front, *ctx.input_shape, sampling_ratio, aligned)
+
+
+def _backward(ctx, grad):
+    (boxes,) = ctx.saved_tensors
+    grad_input = _op_backward(grad, boxes, *_backward_arguments(ctx))
+    return grad_input, None, None, None, None, None, None
+
+
+def _setup_max(ctx, inputs, output) -> None:
+    input, boxes, *arguments = inputs
+    ctx.arguments = arguments
+    ctx.input_shape = input.shape
+    ctx.save_for_backward(boxes, output[1])
+
+
+def _backward_max(ctx, grad, _):
+    boxes, argmax = ctx.saved_tensors
+    grad_input = _op_max_backward(grad, argmax, boxes, *_backward_arguments(ctx))
+    return grad_input, None, None, None, None, None, None
+
+
+def _setup_backward(ctx, inputs, output) -> None:
+    _, boxes, scale, pooled_height, pooled_width, *_, sampling_ratio, aligned = inputs
+    ctx.arguments = (scale, pooled_height, pooled_width, sampling_ratio, aligned)
+    ctx.save_for_backward(boxes)
+
+
+def _double_backward(ctx, grad_grad):
+    # The mean is linear in its input, so the derivative of the backward pass is the forward pass.
+    (boxes,) = ctx.saved_tensors
+    return (_op(grad_grad, boxes, *ctx.arguments), *([None] * 10))
+
+
+def _no_double_backward(ctx, *_):
+    raise NotImplementedError(
+        'roi_align: expected at most one differentiation in mode "max", got a second; '
+        'mode "avg" is twice differentiable'
+    )
+
+
+torch.library.register_autograd("cvkernels::roi_align", _backward, setup_context=_setup)
+torch.library.register_autograd("cvkernels::roi_align_max", _backward_max, setup_context=_setup_max)
+torch.library.register_autograd(
+    "cvkernels::roi_align_backward", _double_backward, setup_context=_setup_backward
+)
+torch.library.register_autograd(
+    "cvkernels::roi_align_max_backward", _no_double_backward, setup_context=lambda *_, **__: None
+)
+
+
+# ---- vmap: the mapped dimension joins the images, and image indices move with it
+
+
+def _fold(info, in_dims, input, boxes):
+    """Returns input [B*N, C, H, W], boxes [B*K, 5] with shifted image indices, and (N, K)."""
+    size = info.batch_size
+    input = (
+        input.movedim(in_dims[0], 0)
+        if in_dims[0] is not None
+        else input.expand(size, *input.shape)
+    )
+    boxes = (
+        boxes.movedim(in_dims[1], 0)
+        if in_dims[1] is not None
+        else boxes.expand(size, *boxes.shape)
+    )
+    images = input.shape[1]
+    # float32 counts images exactly up to 2^24; narrower boxes are widened first.
+    boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
+    shift = torch.arange(size, device=boxes.device, dtype=boxes.dtype) * images
+    index = boxes[..., :1]
+    # An image index that is out of range must stay so and must not reach a neighbour's image.
+    valid = (index > -1) & (index < images)
+    index = torch.where(valid, index.trunc() + shift[:, None, None], -1.0)
+    boxes = torch.cat([index, boxes[..., 1:]], dim=-1)
+    return input.flatten(0, 1), boxes.flatten(0, 1), boxes.shape[1]
+
+
+def _vmap(op):
+    def rule(info, in_dims, input, boxes, *arguments):
+        input, boxes, rows = _fold(info, in_dims, input, boxes)
+        result = op(input, boxes, *arguments)
+        if isinstance(result, Tensor):
+            return result.unflatten(0, (info.batch_size, rows)), 0
+        return tuple(part.unflatten(0, (info.batch_size, rows)) for part in result), (0, 0)
+
+    return rule
+
+
+torch.library.register_vmap("cvkernels::roi_align", _vmap(_op))
+torch.library.register_vmap("cvkernels::roi_align_max", _vmap(_op_max))
+
+
+@torch.library.register_vmap("cvkernels::roi_align_backward")
+def _(info, in_dims, grad, boxes, scale, ph, pw, n, c, h, w, sampling_ratio, aligned):
+    grad, boxes = _fold_backward(info, in_dims, n, grad, boxes)
+    size = info.batch_size
+    result = _op_backward(grad[0], boxes, scale, ph, pw, size * n, c, h, w, sampling_ratio, aligned)
+    return result.unflatten(0, (size, n)), 0
+
+
+@torch.library.register_vmap("cvkernels::roi_align_max_backward")
+def _(info, in_dims, grad, argmax, boxes, scale, ph, pw, n, c, h, w, sampling_ratio, aligned):
+    grads, boxes = _fold_backward(info, in_dims, n, grad, argmax, boxes)
+    size = info.batch_size
+    result = _op_max_backward(*grads, boxes, scale, ph, pw, size * n, c, h, w, sampling_ratio, aligned)
+    return result.unflatten(0, (size, n)), 0
+
+
+def _fold_backward(info, in_dims, images, *tensors):
+    """Folds gradients [B, K, ...] to [B*K, ...] and the boxes (the last tensor) with them."""
+    *grads, boxes = tensors
+    size = info.batch_size
+    folded = []
+    for grad, dim in zip(grads, in_dims, strict=False):
+        grad = grad.movedim(dim, 0) if dim is not None else grad.expand(size, *grad.shape)
+        folded.append(grad.flatten(0, 1))
+    # _fold wants a feature map only for its number of images.
+    image = boxes.new_empty(()).expand(images, 1, 1, 1)
+    _, boxes, _ = _fold(info, (None, in_dims[len(grads)]), image, boxes)
+    return folded, boxes
