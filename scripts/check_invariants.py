@@ -69,7 +69,7 @@ RULES = (
     ),
     Rule(
         "invariant 5: inline PTX lives in common/ptx.cuh",
-        ("csrc/",),
+        ("csrc/common/", "csrc/kernels/", "csrc/gemm/", "csrc/bindings/"),
         re.compile(r"\basm\s*(volatile)?\s*\("),
         exempt=("common/ptx.cuh",),
     ),
@@ -135,7 +135,8 @@ def check_odr(build_dir: Path) -> list[str]:
         ).stdout
         for line in output.splitlines():
             match = re.match(r"^[0-9a-f]+ ([A-Za-z]) (.*)$", line)
-            if match and f"(cvk::Isa){isa}" not in match.group(2):
+            # DW.ref.*: a pointer to the C++ runtime, the same in every library.
+            if match and not match.group(2).startswith("DW.ref.") and f"(cvk::Isa){isa}" not in match.group(2):
                 findings.append(f"{library}: symbol not tied to its instruction set: {match.group(2)}")
     return sorted(set(findings))
 
