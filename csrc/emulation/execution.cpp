@@ -19,8 +19,8 @@ Machine machine;
 
 namespace {
 
-// So many fences and sleeps with no thread exiting or passing a rendezvous in between take about a second.
-constexpr uint64_t kMaxIdleYields = uint64_t{1} << 26;
+// So many fences and sleeps with no thread exiting or passing a rendezvous in between take about a second or two.
+constexpr uint64_t kMaxIdleYields = uint64_t{1} << 24;
 
 void set_current(Thread& thread) {
   machine.current = &thread;
@@ -57,7 +57,7 @@ std::string at(const Thread& thread) {
     std::snprintf(mask, sizeof(mask), " of mask 0x%08x", thread.mask);
     text += mask;
   }
-  return text + " " + describe(thread.site);
+  return text + " " + describe(*thread.site);
 }
 
 // No thread can run and some wait: says who waits where.
@@ -142,7 +142,7 @@ void arrive(Barrier& barrier, unsigned id, Operation operation, unsigned expecte
   } else {
     const Thread& other = machine.threads[barrier.waiting.front()];
     const bool same = other.operation == operation && barrier.expected == expected &&
-                      (operation == Operation::kNamedBarrier || same_place(other.site, site));
+                      (operation == Operation::kNamedBarrier || same_place(*other.site, site));
     if (!same) {
       fail_current("divergent barrier: thread " + describe(self.index) + " arrives at " +
                    operation_name(operation) + " " + describe(site) + " while thread " +
@@ -222,7 +222,7 @@ void release(uint16_t* threads, unsigned count) {
 void mark_waiting(Operation operation, const CallSite& site) {
   Thread& self = *machine.current;
   self.operation = operation;
-  self.site = site;
+  self.site = &site;
   self.state = Thread::State::kWaiting;
 }
 
@@ -257,7 +257,7 @@ void fail_current(const std::string& what) {
 int block_barrier(Operation operation, bool predicate, const CallSite& site) {
   Barrier& barrier = machine.barriers[0];
   arrive(barrier, 0, operation, machine.thread_count, predicate, site);
-  if (barrier.waiting.size() == barrier.expected) {
+  if (operation != Operation::kSyncthreads && barrier.waiting.size() == barrier.expected) {
     uint64_t result = barrier.true_predicates;
     if (operation == Operation::kSyncthreadsAnd) result = result == barrier.expected;
     if (operation == Operation::kSyncthreadsOr) result = result != 0;

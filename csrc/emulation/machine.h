@@ -53,7 +53,7 @@ struct Thread {
   uint64_t value;          // operand
   uint64_t result;         // written by the thread that completes the rendezvous
   Fiber* fiber;            // null before the thread has started
-  CallSite site;
+  const CallSite* site;    // of the rendezvous; it lives in the waiting thread's own frame
 };
 
 struct Barrier {

@@ -155,10 +155,10 @@ bool resolve_active_masks() {
       if (lane_thread(warp, lane).operation == Operation::kActivemask) candidates |= 1u << lane;
     });
     while (candidates != 0) {  // one group per source line
-      const CallSite& site = lane_thread(warp, static_cast<unsigned>(__builtin_ctz(candidates))).site;
+      const int line = lane_thread(warp, static_cast<unsigned>(__builtin_ctz(candidates))).site->line;
       unsigned group = 0;
       for_each_lane(candidates, [&](unsigned lane) {
-        if (lane_thread(warp, lane).site.line == site.line) group |= 1u << lane;
+        if (lane_thread(warp, lane).site->line == line) group |= 1u << lane;
       });
       for_each_lane(group, [&](unsigned lane) { lane_thread(warp, lane).result = group; });
       candidates &= ~group;
