@@ -57,7 +57,16 @@ from torch import Tensor
 
 from cvkernels import _load
 
-__all__ = ["BATCHED_NMS", "OPERATORS", "Report", "counts", "install", "patched", "report", "uninstall"]
+__all__ = [
+    "BATCHED_NMS",
+    "OPERATORS",
+    "Report",
+    "counts",
+    "install",
+    "patched",
+    "report",
+    "uninstall",
+]
 
 #: The dispatcher operators that are replaced, with the schema that this module was written for.
 OPERATORS: dict[str, str] = {
@@ -81,6 +90,10 @@ _OURS = {
     "torchvision::roi_align": "cvkernels::roi_align",
     "torchvision::_roi_align_backward": "cvkernels::roi_align_backward",
 }
+Kernel = Callable[..., Tensor]
+OnCall = Callable[[str, tuple[Any, ...]], None]
+_Library: Any = torch.library.Library  # Its methods carry no types.
+
 # Device key -> the libraries (cvkernels._load) any of which brings kernels for it.
 _DEVICE_KEYS = {"CPU": ("_C", "_emulated"), "CUDA": ("_cuda",)}
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -107,6 +120,7 @@ class Report:
     names: tuple[str, ...] = ()
     skipped: dict[str, str] = field(default_factory=dict)
     counting: bool = False
+    _on_call: OnCall | None = field(default=None, repr=False)
     _start: dict[str, int] = field(default_factory=dict, repr=False)
     _final: dict[str, int] | None = field(default=None, repr=False)
 
@@ -148,48 +162,54 @@ class Report:
 # -------------------------------------------------------------------------------------------------
 
 
+# TorchScript compiles the first branch of these two and does not look at the second.
 def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-    if torch.jit.is_scripting():  # TorchScript compiles this branch and does not look at the other.
-        return torch.ops.cvkernels.nms(boxes, scores, idxs, iou_threshold, -1)
-    else:
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        keep: Tensor = torch.ops.cvkernels.nms(boxes, scores, idxs, iou_threshold, -1)
+        return keep
+    else:  # noqa: RET505
         return _batched_nms_eager(boxes, scores, idxs, iou_threshold)
 
 
 def _batched_nms_counted(
     boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float
 ) -> Tensor:
-    if torch.jit.is_scripting():
-        return torch.ops.cvkernels.nms(boxes, scores, idxs, iou_threshold, -1)
-    else:
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        keep: Tensor = torch.ops.cvkernels.nms(boxes, scores, idxs, iou_threshold, -1)
+        return keep
+    else:  # noqa: RET505
         if _state.active and not torch.compiler.is_compiling():
-            _count(BATCHED_NMS)
+            _record(BATCHED_NMS, (boxes, scores, idxs, iou_threshold))
         return _batched_nms_eager(boxes, scores, idxs, iou_threshold)
 
 
 def _batched_nms_eager(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
+    keep: Tensor
     if (
         not _state.active  # A reference that outlived the patch.
         or boxes.device.type not in _state.devices
         or boxes.dim() != 2  # torchvision takes an empty tensor of any rank.
-        or torch.jit.is_tracing()
+        or torch._C._get_tracing_state() is not None  # torch.jit.is_tracing(), without the detour
     ):
-        return _state.original(boxes, scores, idxs, iou_threshold)
+        keep = _state.original(boxes, scores, idxs, iou_threshold)
+        return keep
     if idxs.dtype not in _INTEGERS:
         # torchvision takes any dtype. Equal numbers have equal bits once -0.0 has become 0.0.
         idxs = (idxs.double() + 0.0).view(torch.int64)
+    nms = torch.ops.cvkernels.nms.default
     if torch.compiler.is_compiling():
-        return torch.ops.cvkernels.nms.default(boxes, scores, idxs, iou_threshold, -1)
+        keep = nms(boxes, scores, idxs, iou_threshold, -1)
+        return keep
     try:
-        return torch.ops.cvkernels.nms.default(boxes, scores, idxs, iou_threshold, -1)
+        keep = nms(boxes, scores, idxs, iou_threshold, -1)
     except ValueError as error:
         raise RuntimeError(str(error)) from error
+    return keep
 
 
 # -------------------------------------------------------------------------------------------------
 # The kernels registered under torchvision's names
 # -------------------------------------------------------------------------------------------------
-
-Kernel = Callable[..., Tensor]
 
 
 def _kernels(device_key: str) -> dict[str, Kernel]:
@@ -199,10 +219,11 @@ def _kernels(device_key: str) -> dict[str, Kernel]:
     autocast and tracing are done by then, and doing them again would cost microseconds a call.
     """
     keyset = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, device_key))
-    nms, roi_align, roi_align_backward = (
-        torch.library.get_kernel(_OURS[name], device_key).call_boxed
-        for name in ("torchvision::nms", "torchvision::roi_align", "torchvision::_roi_align_backward")
-    )
+    nms: Kernel = torch.library.get_kernel("cvkernels::nms", device_key).call_boxed
+    roi_align: Kernel = torch.library.get_kernel("cvkernels::roi_align", device_key).call_boxed
+    roi_align_backward: Kernel = torch.library.get_kernel(
+        "cvkernels::roi_align_backward", device_key
+    ).call_boxed
 
     def nms_kernel(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         try:
@@ -231,34 +252,24 @@ def _kernels(device_key: str) -> dict[str, Kernel]:
     }
 
 
+# Shape functions. Arguments come by position; those that no shape depends on are underscored.
 def _meta_roi_align(
-    input: Tensor,
-    rois: Tensor,
-    spatial_scale: float,
-    pooled_height: int,
-    pooled_width: int,
-    sampling_ratio: int,
-    aligned: bool,
+    input: Tensor, rois: Tensor, _scale: float, height: int, width: int, *_rest: Any
 ) -> Tensor:
-    torch._check(rois.dim() == 2, lambda: f"rois must have shape as Tensor[K, 5], got {rois.dim()}D")
+    torch._check(rois.dim() == 2, lambda: f"rois should be a 2d tensor, got {rois.dim()}D")
     torch._check(rois.size(1) == 5, lambda: "rois must have shape as Tensor[K, 5]")
-    return input.new_empty((rois.size(0), input.size(1), pooled_height, pooled_width))
+    return input.new_empty((rois.size(0), input.size(1), height, width))
 
 
 def _meta_roi_align_backward(
     grad: Tensor,
-    rois: Tensor,
-    spatial_scale: float,
-    pooled_height: int,
-    pooled_width: int,
-    batch_size: int,
-    channels: int,
-    height: int,
-    width: int,
-    sampling_ratio: int,
-    aligned: bool,
+    _rois: Tensor,
+    _scale: float,
+    _pooled_height: int,
+    _pooled_width: int,
+    *sizes_and_rest: Any,
 ) -> Tensor:
-    return grad.new_empty((batch_size, channels, height, width))
+    return grad.new_empty(sizes_and_rest[:4])
 
 
 _META: dict[str, Kernel] = {
@@ -268,21 +279,23 @@ _META: dict[str, Kernel] = {
 
 
 # -------------------------------------------------------------------------------------------------
-# Counting
+# Counting and listening
 # -------------------------------------------------------------------------------------------------
 
 _counter_lock = threading.Lock()  # Autograd runs backward passes in threads of its own.
 _calls: dict[str, int] = dict.fromkeys([*OPERATORS, BATCHED_NMS], 0)
 
 
-def _count(name: str) -> None:
+def _record(name: str, arguments: tuple[Any, ...]) -> None:
     with _counter_lock:
         _calls[name] += 1
+    for on_call in _state.listeners:
+        on_call(name, arguments)
 
 
 def _counted(name: str, kernel: Kernel) -> Kernel:
     def counting_kernel(*arguments: Any) -> Tensor:
-        _count(name)
+        _record(name, arguments)
         return kernel(*arguments)
 
     return counting_kernel
@@ -299,8 +312,9 @@ class _State:
     def __init__(self) -> None:
         self.installed: Report | None = None  # by install()
         self.contexts: list[Report] = []  # by patched(), innermost of each thread last
-        self.library: torch.library.Library | None = None
+        self.library: Any = None
         self.counting = False
+        self.listeners: tuple[OnCall, ...] = ()
         self.active = False
         self.devices: frozenset[str] = frozenset()
         self.original: Any = None  # torchvision.ops.boxes.batched_nms
@@ -379,7 +393,7 @@ def _register(counting: bool) -> None:
     operators: dict[str, list[str]] = {name: [] for name in OPERATORS}
     skipped: dict[str, str] = {}
     devices = []
-    library = torch.library.Library("torchvision", "IMPL")  # noqa: TOR901 (kept in _state)
+    library = _Library("torchvision", "IMPL")
     try:
         for device_key, libraries in _DEVICE_KEYS.items():
             if not set(libraries) & set(_load._loaded):
@@ -411,6 +425,7 @@ def _apply() -> None:
     """Bring what is in place in line with who asks for it. The caller holds ``_lock``."""
     requests = [*_state.contexts, *([_state.installed] if _state.installed is not None else [])]
     counting = any(request.counting for request in requests)
+    _state.listeners = tuple(request._on_call for request in requests if request._on_call)
     if not requests:
         if not _state.active:
             return
@@ -502,7 +517,7 @@ def uninstall() -> None:
 
 
 @contextlib.contextmanager
-def patched(*, count: bool = False) -> Iterator[Report]:
+def patched(*, count: bool = False, on_call: OnCall | None = None) -> Iterator[Report]:
     """Replace torchvision's operators inside a ``with`` block (or a decorated function).
 
     Blocks nest, within each other and within ``install()``; what was in place before is in place
@@ -510,6 +525,8 @@ def patched(*, count: bool = False) -> Iterator[Report]:
 
     Args:
         count: count the calls of each operator.
+        on_call: called before each call with the operator's name and the tuple of its arguments;
+            it must not keep the tensors unless it copies them. Turns counting on.
 
     Yields:
         The report; ``report.counts`` stays readable after the block.
@@ -517,7 +534,7 @@ def patched(*, count: bool = False) -> Iterator[Report]:
     Raises:
         ImportError: torchvision is missing, broken, or of an unsupported version.
     """
-    report = Report(counting=count)
+    report = Report(counting=count or on_call is not None, _on_call=on_call)
     with _lock:
         _state.contexts.append(report)
         try:
