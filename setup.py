@@ -18,6 +18,8 @@ Environment:
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import glob
 import json
 import os
@@ -26,6 +28,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -81,6 +84,19 @@ def cuda_option() -> str:
     if value not in options:
         raise SystemExit(f"cvkernels: CVKERNELS_BUILD_CUDA must be auto, 1 or 0, got {value!r}")
     return options[value]
+
+
+@contextlib.contextmanager
+def exclusive_build() -> Iterator[None]:
+    """Lets one build at a time into this tree: two at once corrupt ninja's records."""
+    (ROOT / "build").mkdir(exist_ok=True)
+    with open(ROOT / "build" / ".lock", "w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            print("cvkernels: waiting for another build in this tree to finish", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def build_kernels() -> dict[str, object]:
@@ -172,6 +188,10 @@ class BuildKernelsAndBindings(BuildExtension):
     def run(self) -> None:
         if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
             raise SystemExit(f"cvkernels: torch >= 2.10 is needed to build, found {torch.__version__}.")
+        with exclusive_build():
+            self.build_all()
+
+    def build_all(self) -> None:
         built = build_kernels()
         has_cuda, has_emulated = bool(built["cuda"]), bool(built["emulated"])
         wanted = {"_C": True, "_numpy": True, "_cuda": has_cuda, "_emulated": has_emulated}
@@ -180,12 +200,11 @@ class BuildKernelsAndBindings(BuildExtension):
             self.add_kernels(extension, built)
         super().run()
         archs = ", ".join(built["cuda_archs"])
-        self.announce(
-            f"cvkernels: built with CUDA {built['cuda_version']} kernels for {archs}."
-            if has_cuda
-            else f"cvkernels: this is a CPU-only build, without CUDA kernels: {built['cuda_note']}.",
-            level=5,
-        )
+        if has_cuda:
+            print(f"cvkernels: built with CUDA {built['cuda_version']} kernels for {archs}.")
+        else:
+            (ROOT / "cvkernels" / "_cuda.so").unlink(missing_ok=True)  # left by an earlier build
+            print(f"cvkernels: this is a CPU-only build, without CUDA kernels: {built['cuda_note']}.")
 
     def add_kernels(self, extension: Extension, built: dict) -> None:
         name = extension.name.rpartition(".")[2]
