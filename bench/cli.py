@@ -54,7 +54,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.acceptance:
         from bench import acceptance
 
-        return acceptance.run(quick=arguments.quick, path=arguments.json)
+        return acceptance.run(quick=arguments.quick, path=arguments.json, noise=arguments.noise)
     everything = [case for op in arguments.op or ops.names() for case in ops.cases(op)]
     chosen = select(everything, quick=arguments.quick, pattern=arguments.filter)
     if not chosen:

@@ -131,7 +131,7 @@ def run_case(
     result = Result(case.op, case.direction, case.dtype, case.workload, ours=context.libraries.ours)
     try:
         trial = case.build(context)
-        peers = _check(trial, result)
+        peers, result.message = check(trial)
         result.cost = trial.cost
         if trial.cost is not None and ceilings is not None:
             result.bound_s = ceilings.bound_s(trial.cost, case.dtype)
@@ -151,8 +151,12 @@ def run_case(
     return result
 
 
-def _check(trial: Trial, result: Result) -> dict[str, Callable[[], Any]]:
-    """Compares ours with the truth; returns the peers that can run this case at all."""
+def check(trial: Trial) -> tuple[dict[str, Callable[[], Any]], str]:
+    """Compares ours with the truth; a difference is a `Mismatch`.
+
+    Returns:
+        The peers that can run this case at all, and notes: who cannot, and which peer is off.
+    """
     notes = [trial.note] if trial.note else []
     peers: dict[str, Callable[[], Any]] = {}
     expected = trial.expected() if trial.expected else None
@@ -171,8 +175,7 @@ def _check(trial: Trial, result: Result) -> dict[str, Callable[[], Any]]:
         notes.append("result not checked: no peer")
     elif difference := compare(trial.ours(), expected, trial.match):
         raise Mismatch(difference)
-    result.message = "; ".join(notes)
-    return peers
+    return peers, "; ".join(notes)
 
 
 def compare(actual: Any, expected: Any, match: str) -> str:
@@ -210,11 +213,11 @@ def _nvtx(name: str, device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    torch.cuda.nvtx.range_push(name)
+    torch.cuda.nvtx.range_push(name)  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        torch.cuda.nvtx.range_pop()
+        torch.cuda.nvtx.range_pop()  # type: ignore[no-untyped-call]
 
 
 def backend(library: str, device: torch.device) -> str:

@@ -16,6 +16,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,7 @@ class Ceilings:
 
     Attributes:
         copy: (bytes moved, bytes per second) of a plain copy, by working set, smallest first. Small
-        sets
-            live in caches, so a bound taken from main memory alone would be too easy to beat.
+            sets live in caches, so a bound from main memory alone would be too easy to beat.
         flops: fp32 rate of the fastest dense product found, in FLOP/s; stands for the FMA rate.
         flops64: The same in fp64.
     """
@@ -88,9 +88,7 @@ def measure_ceilings(device: torch.device, *, seconds: float = 2.0) -> Ceilings:
     for size in sizes:
         source = torch.ones(size // 8, device=device)
         target = torch.empty_like(source)
-        copy.append(
-            (float(size), size / _best(lambda t=target, s=source: t.copy_(s), device, share))
-        )
+        copy.append((float(size), size / _best(partial(target.copy_, source), device, share)))
     n = 1536 if device.type == "cpu" else 8192
     return Ceilings(
         copy=tuple(copy),
@@ -115,7 +113,7 @@ def _conv_rate(device: torch.device, seconds: float) -> float:
 
 
 def _best(run: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """The fastest of repeated runs: a ceiling is what the machine can do, not what it usually does."""
+    """The fastest of repeated runs: a ceiling is what the machine can do at its best."""
     run()
     _finish(device)
     best, runs, end = math.inf, 0, time.perf_counter() + seconds
@@ -166,10 +164,10 @@ def cpu_model() -> str:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         text = ""
-    fields = dict(
-        (key.strip(), value.strip())
+    fields = {
+        key.strip(): value.strip()
         for key, _, value in (line.partition(":") for line in text.split("\n\n")[0].splitlines())
-    )
+    }
     name = fields.get("model name") or platform.processor() or platform.machine()
     if "cpu family" in fields and "model" in fields:
         name += f" (family {fields['cpu family']} model {fields['model']})"

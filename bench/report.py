@@ -21,7 +21,7 @@ def header() -> str:
 
 
 def line(result: Result) -> str:
-    """One workload: our time, the first peer's, their ratio with its spread, and how near the bound."""
+    """One workload: our time, the first peer's, their ratio and its spread, and the bound."""
     start = f"{result.op:<10} {result.direction:<8} {result.dtype:<9} {result.workload:<26} "
     if result.status != "ok":
         return f"{start}{result.status.upper()}: {result.message}"
@@ -64,8 +64,8 @@ def machine_lines(report: Report) -> list[str]:
     ]
     if m["device"] == "cpu" and m["load_average"] > 0.5:
         lines.append(
-            f"WARNING: load average {m['load_average']} on {m['cpus']} CPUs before the first timing: "
-            "other work shares this machine, read the spread before the ratio"
+            f"WARNING: load average {m['load_average']} on {m['cpus']} CPUs before the start:"
+            " other work shares this machine, read the spread before the ratio"
         )
     return lines
 
@@ -126,7 +126,8 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem;
        color: #1c1e21; background: #fff }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
-th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #e3e5e8; white-space: nowrap }
+th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #e3e5e8;
+         white-space: nowrap }
 td.n, th.n { text-align: right }
 td.bar { width: 30%; min-width: 10rem }
 td.bar div { height: .8rem; background: #3b7dd8; border-radius: 2px }
@@ -155,12 +156,13 @@ def page(report: Report) -> str:
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>cvkernels bench: {html.escape(str(device))}</title><style>{_STYLE}</style></head><body>
 <h1>cvkernels bench</h1>
-<p>{html.escape(str(device))}. Ours and the peer timed interleaved in one process; medians, p10 and p90 in brackets.
-Bars are the ratio on a logarithmic scale; the bound is the larger of traffic over copy bandwidth and arithmetic over
-the multiply-add rate, both measured in the same process.</p>
-<table><thead><tr><th>operator</th><th>pass</th><th>dtype</th><th>workload</th><th class="n">ours</th>
-<th class="n">peer</th><th></th><th class="n">ratio</th><th>times faster</th><th class="n">% of bound</th><th>note</th>
-</tr></thead><tbody>{rows}</tbody></table>
+<p>{html.escape(str(device))}. Ours and the peer timed interleaved in one process; medians, with
+p10 and p90 under the pointer. Bars are the ratio on a logarithmic scale. The bound is the larger of
+traffic over copy bandwidth and arithmetic over the multiply-add rate, both measured in the same
+process.</p>
+<table><thead><tr><th>operator</th><th>pass</th><th>dtype</th><th>workload</th>
+<th class="n">ours</th><th class="n">peer</th><th></th><th class="n">ratio</th><th>times faster</th>
+<th class="n">% of bound</th><th>note</th></tr></thead><tbody>{rows}</tbody></table>
 <h2>Machine</h2><dl>{listing}</dl></body></html>
 """
 

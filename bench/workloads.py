@@ -58,7 +58,7 @@ class RoiInput:
     aligned: bool
 
 
-# --- NMS -------------------------------------------------------------------------------------------
+# --- NMS ---
 
 
 def uniform(n: int, *, classes: int | None = None, seed: int = 0) -> NmsInput:
@@ -68,22 +68,33 @@ def uniform(n: int, *, classes: int | None = None, seed: int = 0) -> NmsInput:
 
 
 def constant_density(n: int, *, seed: int = 0) -> NmsInput:
-    """Like `uniform` with 1,000 boxes, but on a canvas that grows with n, so that density does not."""
+    """As dense as 1,000 boxes of `uniform`, on a canvas that grows with n."""
     g = _generator(seed)
     return _nms_input(_spread(n, _CANVAS * math.sqrt(n / 1000), g), g, None, 0.5)
 
 
 def crowded(n: int, *, clusters: int = 500, seed: int = 0) -> NmsInput:
-    """Boxes that differ by a few pixels from one of 500 objects: what a detector gives before NMS."""
+    """Boxes a few pixels off one of 500 objects: what a detector gives before NMS."""
     g = _generator(seed)
     objects = _spread(clusters, _CANVAS, g)
     chosen = objects[torch.randint(clusters, (n,), generator=g)]
     return _nms_input(chosen + 3 * torch.randn(n, 4, generator=g), g, None, 0.5)
 
 
+def aerial(n: int = 1000, *, seed: int = 0) -> NmsInput:
+    """Small objects on an 8,000 x 8,000 image: shifting 80 classes apart costs them digits."""
+    g = _generator(seed)
+    corner = 8000 * torch.rand(n // 4, 2, generator=g)
+    objects = torch.cat([corner, corner + 4 + 12 * torch.rand(n // 4, 2, generator=g)], 1)
+    chosen = torch.randint(len(objects), (n,), generator=g)
+    boxes = objects[chosen] + 6 * torch.rand(n, 4, generator=g)
+    boxes[:, 2:] = torch.maximum(boxes[:, 2:], boxes[:, :2] + 1)
+    found = _nms_input(boxes, g, None, 0.5)
+    return NmsInput(found.boxes, found.scores, chosen % 80, found.threshold)
+
+
 def rpn(per_level: int = 1000, *, seed: int = 0) -> NmsInput:
-    """Proposals of a five-level FPN on one 800 x 1333 image, before NMS at 0.7, the level as the
-    class.
+    """Proposals of a five-level FPN on one 800 x 1333 image, before NMS at 0.7, by level.
 
     The best `per_level` of each level: 1,000 at inference, 2,000 in training, fewer where the level
     is small.
@@ -116,7 +127,7 @@ def retinanet(*, seed: int = 0) -> NmsInput:
 
 
 def yolo(*, seed: int = 0) -> NmsInput:
-    """All 8,400 boxes of a 640 x 640 YOLO, 80 classes, threshold 0.7, as in evaluation at low confidence."""
+    """All 8,400 boxes of a 640 x 640 YOLO, 80 classes, threshold 0.7: evaluation without a cut."""
     g = _generator(seed)
     objects, labels = _objects(25, 80, g, (640, 640))
     anchors = torch.cat([_anchors((640, 640), s, (5 * s,), (1.0,)) for s in (8, 16, 32)])
@@ -126,11 +137,11 @@ def yolo(*, seed: int = 0) -> NmsInput:
     return NmsInput(boxes, _untie(logits), ids, 0.7)
 
 
-# --- RoI Align ---------------------------------------------------------------------------------------
+# --- RoI Align ---
 
 
 def c4(boxes: int = 512) -> RoiInput:
-    """The acceptance workload: 2x256x50x84, 512 boxes of 20..320 px, 1/16, 7x7, two samples, aligned."""
+    """The acceptance workload: 2x256x50x84, 512 boxes of 20..320 px, 1/16, 7x7, aligned."""
     g = _generator(0)
     side = 20 + 300 * torch.rand(boxes, 2, generator=g)
     corner = torch.rand(boxes, 2, generator=g) * (torch.tensor([1344.0, 800.0]) - side)
@@ -140,7 +151,7 @@ def c4(boxes: int = 512) -> RoiInput:
 
 
 def fpn(boxes: int, output: int, *, images: int = 1, seed: int = 0) -> RoiInput:
-    """Mask R-CNN at 800 x 1333: boxes dealt to four levels by size, each pooled from 256 channels."""
+    """Mask R-CNN at 800 x 1333: boxes dealt to four levels by size, 256 channels each."""
     g = _generator(seed)
     height, width = _IMAGE
     side = 16 * torch.exp2(5 * torch.rand(boxes, 1, generator=g) ** 1.3)  # 16..512, more small ones
@@ -161,7 +172,7 @@ def fpn(boxes: int, output: int, *, images: int = 1, seed: int = 0) -> RoiInput:
 
 
 def large() -> RoiInput:
-    """Eight boxes over most of a stride-4 map with the adaptive grid: few bins, thousands of samples."""
+    """Eight boxes over most of a stride-4 map, adaptive grid: few bins, thousands of samples."""
     g = _generator(0)
     corner = 100 * torch.rand(8, 2, generator=g)
     far = torch.tensor([1344.0, 800.0]) - 100 * torch.rand(8, 2, generator=g)
@@ -177,7 +188,7 @@ def tiny() -> RoiInput:
     return RoiInput((RoiLevel((1, 4, 16, 16), rois, 1.0),), (2, 2), 2, True)
 
 
-# --- helpers -----------------------------------------------------------------------------------------
+# --- helpers ---
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -237,7 +248,7 @@ def _detect(
     pull: float,
     labels: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes and logits of a plausible detector: anchors near an object are drawn to it and score high."""
+    """What a plausible detector gives: anchors near an object are drawn to it and score high."""
     centre = (anchors[:, None, :2] + anchors[:, None, 2:]) / 2
     target = (objects[None, :, :2] + objects[None, :, 2:]) / 2
     size = (anchors[:, 2:] - anchors[:, :2]).prod(1).sqrt()

@@ -33,6 +33,7 @@ def cases() -> list[Case]:
     for n in (10, 100, 1000, 10_000, 100_000):
         make = partial(workloads.uniform, n, classes=80)
         found.append(_case(f"batched_80_uniform_{n}", make, quick=n in (10, 1000)))
+    found.append(_case("batched_aerial_1000", workloads.aerial))
     found.append(_case("batched_rpn_1000", workloads.rpn, quick=True))
     found.append(_case("batched_rpn_2000", partial(workloads.rpn, 2000)))
     found.append(_case("batched_retinanet", workloads.retinanet))
@@ -48,9 +49,14 @@ def _case(workload: str, make: Callable[[], NmsInput], *, quick: bool = False) -
 
 
 def trial(context: Context, data: NmsInput) -> Trial:
-    """Calls for one workload. Classes make it batched_nms, whose truth is torchvision's loop over
-    classes: its coordinate trick rounds.""" n = len(data.boxes) batched = data.idxs is not None
-    function = "batched_nms" if batched else "nms" peers = context.libraries.find("nms", function)
+    """Calls for one workload; classes make it batched_nms.
+
+    The truth of batched_nms is a loop over classes: torchvision's coordinate trick rounds.
+    """
+    n = len(data.boxes)
+    batched = data.idxs is not None
+    function = "batched_nms" if batched else "nms"
+    peers = context.libraries.find("nms", function)
     if n > _REFERENCE_BOXES:
         peers.pop("reference", None)
     if n > _TORCHVISION_BOXES:
@@ -80,7 +86,7 @@ def _per_class(
     from torchvision.ops import nms
 
     kept = []
-    for label in idxs.unique():
+    for label in torch.unique(idxs):
         members = (idxs == label).nonzero()[:, 0]
         kept.append(members[nms(boxes[members], scores[members], threshold)])
     keep = torch.cat(kept)
@@ -94,8 +100,7 @@ def _strategy(n: int, device: torch.device) -> str:
 
 
 def cost(n: int) -> Cost:
-    """Least work of an exact NMS on boxes that hardly touch: it is far below what crowded boxes
-    need.
+    """Least work of an exact NMS on boxes that hardly touch; crowded boxes need far more.
 
     Read the boxes and scores, order them (n log2 n comparisons), test each box once (13
     operations), and write the kept indices.

@@ -87,8 +87,7 @@ def trial(
 class Calls:
     """The tensors of one workload, and calls on them.
 
-    A forward call gives the pooled features of every level; "fwd+bwd" gives the gradients of the
-    maps.
+    A forward call gives the pooled features of every level, "fwd+bwd" the gradients of the maps.
     """
 
     def __init__(
@@ -113,7 +112,7 @@ class Calls:
             self.grads.append(grad.to(device, dtype).contiguous(memory_format=layout))
 
     def widened(self) -> Calls:
-        """The same numbers in float32: already rounded to the narrow dtype, computed in the wide one."""
+        """The same numbers, rounded to the narrow dtype as they are, in float32."""
         wide = object.__new__(Calls)
         wide.data, wide.dtype, wide.backward = self.data, torch.float32, self.backward
         wide.inputs = [x.detach().float().requires_grad_(self.backward) for x in self.inputs]
@@ -139,11 +138,9 @@ class Calls:
 
 
 def cost(data: RoiInput, direction: str, itemsize: int) -> Cost:
-    """Least work: each touched pixel read once, each output written once, four multiply-adds a
-    sample.
+    """Least work: touched pixels read once, outputs written once, four multiply-adds a sample.
 
-    The gradient reads the output's gradient and writes the whole map; its arithmetic is the same
-    again.
+    The gradient reads the output's gradient and writes the whole map, with as much arithmetic.
     """
     total = Cost(0, 0)
     for level in data.levels:

@@ -1,0 +1,317 @@
+"""The promises of the first release about speed, each measured by one command.
+
+    python -m bench.acceptance [--quick] [--json FILE]
+
+Every line compares candidates interleaved in one process with two CPU threads, after their results
+were checked. A full run takes some minutes, most of them torchvision's on 100,000 boxes; `--quick`
+leaves those out and writes no file unless asked. The status is 0 if every line holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import cli, workloads
+from bench.harness import SCHEMA, Context, Trial, check, first_line, write_json
+from bench.libraries import TORCHVISION, Libraries
+from bench.machine import describe
+from bench.ops import nms, roi_align
+from bench.report import seconds
+from bench.timing import Candidate, Ratio, Samples, Stats, WallClock, interleave
+
+THREADS = 2
+
+
+@dataclass(frozen=True)
+class Row:
+    """One promise and what became of it.
+
+    Attributes:
+        line: Number of the acceptance line in the plan.
+        what: What was measured.
+        target: The promise, for example `>= 12x`.
+        measured: The figure in the target's unit; None where the measurement failed.
+        passed: Whether it holds.
+        detail: Spread and times, or why the measurement failed.
+        times: The samples' statistics by candidate.
+    """
+
+    line: int
+    what: str
+    target: str
+    measured: float | None
+    passed: bool
+    detail: str
+    times: dict[str, Stats]
+
+    def __str__(self) -> str:
+        measured = "-" if self.measured is None else f"{self.measured:.2f}"
+        verdict = "pass" if self.passed else "FAIL"
+        start = f"{self.line:<5} {self.what:<47} {self.target:>8} {measured:>9}"
+        return f"{start} {verdict:<5} {self.detail}"
+
+
+def rows(context: Context, *, quick: bool = False) -> Iterator[Row]:
+    """Measures every promise, in the plan's order."""
+    yield from roi_align_rows(context, budget_s=2 if quick else 10)
+    yield from nms_rows(context, quick=quick)
+    yield from tiny_rows(context)
+
+
+# --- line 2: RoI Align ---
+
+
+def roi_align_rows(context: Context, *, budget_s: float) -> Iterator[Row]:
+    """Both directions on the C4 workload: against torchvision, by layout, dtype and threads."""
+    data = workloads.c4()
+    for direction, target in (("fwd", 12.0), ("fwd+bwd", 20.0)):
+        what = f"roi_align {direction}"
+        build = partial(roi_align.trial, context, data, direction)
+        trials = {
+            "nchw": partial(build, "float32"),
+            "channels_last": partial(build, "float32", channels_last=True),
+            "bf16": partial(build, "bfloat16"),
+        }
+        candidates, failed, _ = _checked(trials)
+        if "nchw" in candidates:
+            single = Candidate("1 thread", candidates["nchw"].run, threads=1)
+            candidates["1 thread"] = single
+        found = _time(candidates, budget_s)
+        # (fast, slow) by row: the ratio says how many times faster the first is.
+        for name, fast, slow, least in (
+            (f"{what}, torchvision / ours", "nchw", "torchvision", target),
+            (f"{what}, NCHW / channels_last", "channels_last", "nchw", 1.0),
+            (f"{what}, fp32 / bf16", "bf16", "nchw", 1.0),
+            (f"{what}, 1 thread / {THREADS} threads", "nchw", "1 thread", 1.7),
+        ):
+            yield _at_least(2, name, found, fast, slow, least, failed)
+
+
+# --- line 3: NMS ---
+
+
+def nms_rows(context: Context, *, quick: bool) -> Iterator[Row]:
+    """Spread, growing, crowded and classed boxes."""
+    budget = 0.5 if quick else 3.0
+    for n, target in ((1000, 5.0), (4000, 25.0), (12_000, 60.0), (100_000, 60.0)):
+        if quick and n > 12_000:
+            continue
+        data = workloads.uniform(n)
+        yield _against_torchvision(context, data, 3, f"nms spread N={n:,}", target, budget)
+    sizes = (1000, 10_000, 100_000) if quick else (10_000, 100_000, 1_000_000)
+    if context.libraries.ours == TORCHVISION:  # quadratic: the larger ones would take minutes
+        sizes = (300, 1000, 3000)
+    yield _growth(context, sizes)
+    for n in (10, 30, 100, 1000, 10_000) if quick else (10, 20, 30, 100, 300, 1000, 3000, 10_000):
+        data = workloads.crowded(n)
+        yield _against_torchvision(context, data, 3, f"nms crowded N={n:,}", 1.0, budget)
+    if not quick:
+        data = workloads.crowded(100_000)
+        yield _against_torchvision(context, data, 3, "nms crowded N=100,000", 1.0, budget)
+    batched = (10, 100, 1000, 10_000) if quick else (10, 30, 100, 300, 1000, 4000, 12_000, 100_000)
+    for n in batched:
+        data = workloads.uniform(n, classes=80)
+        what = f"batched_nms 80 classes N={n:,}"
+        yield _against_torchvision(context, data, 3, what, 1.0, budget)
+    yield _exact(context)
+
+
+def _growth(context: Context, sizes: Sequence[int]) -> Row:
+    """The power of N in the cost at constant density; N log N alone gives about 1.1 here."""
+    what = "nms cost ~ N^x at constant density, x"
+    try:
+        function = context.libraries.our("nms", "nms")
+        candidates = {}
+        for n in sizes:
+            data = workloads.constant_density(n)
+            run = partial(function, data.boxes, data.scores, data.threshold)
+            candidates[f"{n:,}"] = Candidate(f"{n:,}", run)
+        found = _time(candidates, 5.0)
+    except Exception as error:
+        return Row(3, what, "<= 1.20", None, False, first_line(error), {})
+    times = {name: samples.stats for name, samples in found.items()}
+    power = growth(sizes, [stats.median for stats in times.values()])
+    detail = ", ".join(f"N={name}: {seconds(stats.median)}" for name, stats in times.items())
+    return Row(3, what, "<= 1.20", power, power <= 1.2, detail, times)
+
+
+def growth(sizes: Sequence[float], times: Sequence[float]) -> float:
+    """The exponent x of the least-squares fit of times ~ sizes^x."""
+    x = [math.log(size) for size in sizes]
+    y = [math.log(time) for time in times]
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    products = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
+    return products / sum((a - mean_x) ** 2 for a in x)
+
+
+def _exact(context: Context) -> Row:
+    """Small boxes on a large image: how many of our indices a loop over classes does not give."""
+    what, target = "batched_nms exact on an aerial image", "0 wrong"
+    try:
+        _, note = check(nms.trial(context, workloads.aerial()))
+    except Exception as error:
+        return Row(3, what, target, None, False, first_line(error), {})
+    return Row(3, what, target, 0.0, True, note, {})
+
+
+# --- line 4: tiny calls ---
+
+
+def tiny_rows(context: Context) -> Iterator[Row]:
+    """Ten boxes: the price of a call as a multiple of torchvision's, at most 1.5."""
+    trials: dict[str, Callable[[], Trial]] = {
+        "nms": lambda: nms.trial(context, workloads.uniform(10)),
+        "batched_nms": lambda: nms.trial(context, workloads.uniform(10, classes=3)),
+        "roi_align": lambda: roi_align.trial(context, workloads.tiny(), "fwd", "float32"),
+        "roi_align fwd+bwd": lambda: roi_align.trial(
+            context, workloads.tiny(), "fwd+bwd", "float32"
+        ),
+    }
+    for name, build in trials.items():
+        candidates, failed, _ = _checked({"ours": build})
+        what = f"{name} of 10 boxes, ours / torchvision"
+        found = _time(candidates, 2.0)
+        row = _at_least(4, what, found, "torchvision", "ours", 0.0, failed)
+        measured = row.measured
+        passed = measured is not None and measured <= 1.5
+        yield Row(4, what, "<= 1.5x", measured, passed, row.detail, row.times)
+
+
+# --- measuring ---
+
+
+def _against_torchvision(
+    context: Context,
+    data: workloads.NmsInput,
+    line: int,
+    what: str,
+    target: float,
+    budget_s: float,
+) -> Row:
+    candidates, failed, note = _checked({"ours": lambda: nms.trial(context, data)})
+    # Where torchvision takes seconds, two rounds must do.
+    slow = len(data.boxes) >= 100_000
+    found = _time(candidates, budget_s, min_rounds=2 if slow else 5)
+    return _at_least(line, what, found, "ours", "torchvision", target, failed, note)
+
+
+def _checked(
+    trials: Mapping[str, Callable[[], Trial]],
+) -> tuple[dict[str, Candidate], dict[str, str], str]:
+    """Ours by trial and torchvision of the first trial, those only whose results are right.
+
+    Returns:
+        The candidates by name, what went wrong by name, and the notes of the check.
+    """
+    candidates: dict[str, Candidate] = {}
+    failed: dict[str, str] = {}
+    notes = []
+    for name, build in trials.items():
+        try:
+            trial = build()
+            peers, note = check(trial)
+        except Exception as error:
+            failed[name] = f"{type(error).__name__}: {first_line(error)}"
+            continue
+        candidates[name] = Candidate(name, trial.ours)
+        notes.append(note)
+        if TORCHVISION in peers and name == next(iter(trials)):
+            candidates[TORCHVISION] = Candidate(TORCHVISION, peers[TORCHVISION])
+    return candidates, failed, "; ".join(note for note in notes if note)
+
+
+def _time(
+    candidates: dict[str, Candidate], budget_s: float, min_rounds: int = 5
+) -> dict[str, Samples]:
+    if not candidates:
+        return {}
+    cli.progress("timing " + ", ".join(candidates))
+    clock = WallClock(torch.device("cpu"))
+    found = interleave(list(candidates.values()), clock, budget_s=budget_s, min_rounds=min_rounds)
+    cli.progress("")
+    return found
+
+
+def _at_least(
+    line: int,
+    what: str,
+    found: dict[str, Samples],
+    fast: str,
+    slow: str,
+    least: float,
+    failed: dict[str, str],
+    note: str = "",
+) -> Row:
+    """A row that passes if `fast` is at least `least` times faster than `slow`."""
+    target = f">= {least:g}x"
+    missing = [name for name in (fast, slow) if name not in found]
+    if missing:
+        detail = "; ".join(f"{name}: {failed.get(name, 'not measured')}" for name in missing)
+        return Row(line, what, target, None, False, detail, {})
+    ratio = Ratio.of(found[fast], found[slow])
+    times = {name: found[name].stats for name in (fast, slow)}
+    detail = f"({ratio.p10:.3g}..{ratio.p90:.3g}) " + ", ".join(
+        f"{name} {seconds(stats.median)}" for name, stats in times.items()
+    )
+    passed = ratio.median >= least
+    return Row(line, what, target, ratio.median, passed, f"{detail}  {note}".rstrip(), times)
+
+
+def run(*, quick: bool = False, path: Path | None = None, noise: bool = False) -> int:
+    """Measures, prints and writes; 0 if every promise holds."""
+    libraries = Libraries(TORCHVISION, (TORCHVISION,)) if noise else Libraries()
+    before = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    try:
+        machine = describe(torch.device("cpu"))
+        libraries.our("nms", "nms")
+        libraries.our("roi_align", "roi_align")
+        print(
+            f"{machine['cpu']}, {THREADS} threads, load average {machine['load_average']}, "
+            f"torch {machine['torch']}, torchvision {machine['torchvision']}, "
+            f"revision {machine['revision']}"
+        )
+        print(f"\n{'line':<5} {'what':<47} {'target':>8} {'measured':>9}")
+        found = []
+        for row in rows(Context(torch.device("cpu"), libraries), quick=quick):
+            print(row, flush=True)
+            found.append(row)
+    finally:
+        torch.set_num_threads(before)
+    held = sum(row.passed for row in found)
+    print(f"\n{held} of {len(found)} hold")
+    if path is None and not (quick or noise):
+        path = cli.results_folder(machine) / "acceptance.json"
+    if path is not None:
+        values: dict[str, Any] = {"schema": SCHEMA, "machine": machine}
+        write_json(path, values | {"rows": [asdict(row) for row in found]})
+        print(f"written: {path}")
+    return 0 if held == len(found) else 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line of this module."""
+    p = argparse.ArgumentParser(prog="python -m bench.acceptance", description=__doc__)
+    p.formatter_class = argparse.RawDescriptionHelpFormatter
+    p.add_argument("--quick", action="store_true", help="shorter, without 100,000 boxes")
+    p.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
+    p.add_argument("--noise", action="store_true", help="torchvision against itself")
+    arguments = p.parse_args(argv)
+    try:
+        return run(quick=arguments.quick, path=arguments.json, noise=arguments.noise)
+    except (RuntimeError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
