@@ -175,6 +175,15 @@ def _nms(op: str, boxes: Tensor, scores: Tensor, idxs: Tensor | None, threshold:
         _fail(op, "iou_threshold to be finite", f"{float(threshold):g}")
 
 
+def limit(op: str, max_output: int | None) -> None:
+    """Checks ``max_output`` where None stands for no limit."""
+    if max_output is None:
+        return
+    _integer(op, "max_output", max_output)
+    if max_output < 0:
+        _fail(op, "max_output to be None or at least 0", max_output)
+
+
 def nms(
     boxes: Tensor,
     scores: Tensor,
@@ -188,10 +197,7 @@ def nms(
     if op == "batched_nms" and idxs is None:
         _fail_type(op, "idxs to be a tensor", idxs)
     _nms(op, boxes, scores, idxs, iou_threshold)
-    if max_output is not None:
-        _integer(op, "max_output", max_output)
-        if max_output < 0:
-            _fail(op, "max_output to be None or at least 0", max_output)
+    limit(op, max_output)
 
 
 def nms_padded(

@@ -11,6 +11,7 @@
 #include "bindings/torch/checks.h"
 #include "common/cuda_types.h"
 #include "common/isa.h"
+#include "common/parallel.h"
 
 #if defined(CVK_BACKEND_CUDA)
 #include <cuda_runtime_api.h>
@@ -44,6 +45,16 @@ struct Work {
 template <class F>
 auto once(F&& f) {
   return with_cpu_isa(f);
+}
+
+// Torch's thread pool for a CPU kernel of several phases (common/parallel.h).
+inline Parallel torch_parallel() {
+  Parallel parallel;
+  parallel.threads = static_cast<int>(torch::stable::get_num_threads());
+  parallel.start = [](void*, int64_t items, int64_t grain, Parallel::Body body, void* argument) {
+    torch::stable::parallel_for(0, items, grain, [&](int64_t first, int64_t last) { body(argument, first, last); });
+  };
+  return parallel;
 }
 
 // cpu_slice(isa, first, last) over [0, work.items) on the CPU backend, else cuda_launch(stream).

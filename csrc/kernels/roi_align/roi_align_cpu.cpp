@@ -1,8 +1,7 @@
 // RoI Align on the CPU: loops over a slice of boxes or work items. Contract and method: roi_align.h.
 #include "kernels/roi_align/roi_align.h"
 
-#include <new>
-
+#include "common/scratch.h"
 #include "common/simd.h"
 #include "kernels/roi_align/roi_align_math.h"
 
@@ -173,24 +172,6 @@ struct View {
   CVK_HD const E* pixel(int y, int x) const {
     return data + (y - y_first) * row_stride + (x - x_first) * pixel_stride;
   }
-};
-
-class Scratch {
- public:
-  CVK_HD explicit Scratch(int64_t bytes)
-      : data_(bytes > 0 ? ::operator new(static_cast<size_t>(bytes), std::align_val_t(64)) : nullptr) {}
-  CVK_HD ~Scratch() {
-    if (data_ != nullptr) ::operator delete(data_, std::align_val_t(64));
-  }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  template <class U>
-  CVK_HD U* as() const {
-    return static_cast<U*>(data_);
-  }
-
- private:
-  void* data_;
 };
 
 // Copies channels [c, c + channels) of a rectangle of a contiguous image into a scratch, channels last.

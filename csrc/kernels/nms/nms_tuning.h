@@ -1,0 +1,35 @@
+// Launch and blocking policy of NMS. Each number with its reason; figures say on what they were measured.
+#pragma once
+
+#include <cstdint>
+
+namespace cvk {
+
+// ---- CPU
+
+// Segments (boxes of one class) up to this size are scanned against their kept boxes on the stack.
+constexpr int kNmsSmallSegment = 64;
+
+// Segments from this size on use the grid; below it the plain scan is as quick.
+constexpr int64_t kNmsGridSegment = 512;
+
+// Candidates tested against the grid between two commits. Larger: fewer joins of the threads; smaller: fewer pairs
+// tested within the block.
+constexpr int64_t kNmsBlock = 1024;
+
+// Candidates that a thread should get at least; about 30 us of work.
+constexpr int64_t kNmsGrain = 256;
+
+// Cells of a grid level relative to its largest box side, and at most this many cells per box.
+constexpr double kNmsCellSize = 0.5;
+constexpr int64_t kNmsCellsPerBox = 4;
+
+// ---- CUDA (chosen from the H200's description, not yet measured)
+
+// Boxes decided by one block between two launches; one thread each.
+constexpr int kNmsChunk = 1024;
+
+// Threads of the kernel that applies a chunk's kept boxes to all later boxes, one thread per box.
+constexpr int kNmsSuppressThreads = 256;
+
+}  // namespace cvk
