@@ -1,16 +1,17 @@
-"""Builds cvkernels: the torch-free kernels through CMake first, then the Python bindings through torch.utils.cpp_extension.
+"""Builds cvkernels: torch-free kernels through CMake, then bindings through torch's tools.
 
 Libraries, all inside the package directory:
 
 * ``_C.so``         operator schemas and CPU implementations, LibTorch stable ABI
 * ``_cuda.so``      CUDA implementations; built where nvcc is found
-* ``_emulated.so``  the CUDA kernels executed on the CPU, for tests; built when CVKERNELS_BUILD_EMULATED=1
+* ``_emulated.so``  the CUDA kernels executed on the CPU, for tests; built when
+CVKERNELS_BUILD_EMULATED=1
 * ``_numpy.*.so``   pybind11 module for NumPy arrays and build information; links no torch
 
 Environment:
     MAX_JOBS                  parallel compilations (default: number of CPUs)
-    CVKERNELS_BUILD_CUDA      auto (default: build CUDA when nvcc is found), 1 (nvcc is required) or 0
-    CVKERNELS_BUILD_EMULATED  1 builds ``_emulated.so`` too
+    CVKERNELS_BUILD_CUDA      auto (default: build CUDA when nvcc is found), 1 (nvcc is required)
+    or 0 CVKERNELS_BUILD_EMULATED  1 builds ``_emulated.so`` too
     CVKERNELS_CUDA_ARCHS      CMake architecture list (default: 80-real;90a-real;90-virtual)
     CVKERNELS_BUILD_DIR       where CMake builds the kernels (default: build/kernels)
     CMAKE_ARGS                further arguments for CMake
@@ -54,7 +55,7 @@ def package_version() -> str:
     text = (ROOT / "cvkernels" / "__init__.py").read_text(encoding="utf-8")
     match = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
     if match is None:
-        raise SystemExit("cvkernels: cvkernels/__init__.py has no line __version__ = \"...\"")
+        raise SystemExit('cvkernels: cvkernels/__init__.py has no line __version__ = "..."')
     return match.group(1)
 
 
@@ -137,13 +138,13 @@ HEADERS = sorted(
     + glob.glob("csrc/**/*.cuh", root_dir=ROOT, recursive=True)
 )
 COMPILE_ARGS = ["-O2", "-g0", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-Wall"]
-# --exclude-libs keeps the static libraries' symbols private. For cudart this matters: torch's own copy
-# is in the global symbol scope and would otherwise take over half of the calls.
+# --exclude-libs keeps the static libraries' symbols private. For cudart this matters: torch's own
+# copy is in the global symbol scope and would otherwise take over half of the calls.
 LINK_ARGS = ["-Wl,--exclude-libs,ALL", "-Wl,--strip-debug"]
 
 
 def operator_library(name: str, backend: str, *defines: str) -> Extension:
-    """One of the libraries that torch.ops.load_library loads; the binding sources are the same for all."""
+    """One of the libraries that torch.ops.load_library loads, all from the same sources."""
     return CppExtension(
         f"cvkernels.{name}",
         BINDING_SOURCES,
@@ -155,8 +156,9 @@ def operator_library(name: str, backend: str, *defines: str) -> Extension:
             f"-DCVK_BACKEND_{backend}",
             *defines,
         ],
-        # torch's symbols are found through libtorch, which on CUDA builds of torch brings libtorch_cuda;
-        # a CPU-only torch has none of the latter, and a library built against it must still name libtorch.
+        # torch's symbols are found through libtorch, which on CUDA builds of torch brings
+        # libtorch_cuda; a CPU-only torch has none of the latter, and a library built against it
+        # must still name libtorch.
         extra_link_args=[*LINK_ARGS, "-Wl,--no-as-needed"],
         py_limited_api=True,  # links no libtorch_python; the libraries hold no Python at all
     )
@@ -187,7 +189,9 @@ class BuildKernelsAndBindings(BuildExtension):
 
     def run(self) -> None:
         if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
-            raise SystemExit(f"cvkernels: torch >= 2.10 is needed to build, found {torch.__version__}.")
+            raise SystemExit(
+                f"cvkernels: torch >= 2.10 is needed to build, found {torch.__version__}."
+            )
         with exclusive_build():
             self.build_all()
 
@@ -204,7 +208,9 @@ class BuildKernelsAndBindings(BuildExtension):
             print(f"cvkernels: built with CUDA {built['cuda_version']} kernels for {archs}.")
         else:
             (ROOT / "cvkernels" / "_cuda.so").unlink(missing_ok=True)  # left by an earlier build
-            print(f"cvkernels: this is a CPU-only build, without CUDA kernels: {built['cuda_note']}.")
+            print(
+                f"cvkernels: this is a CPU-only build, without CUDA kernels: {built['cuda_note']}."
+            )
 
     def add_kernels(self, extension: Extension, built: dict) -> None:
         name = extension.name.rpartition(".")[2]
@@ -215,15 +221,16 @@ class BuildKernelsAndBindings(BuildExtension):
         if name == "_numpy":
             extension.include_dirs.append(built["generated_include_dir"])
         if name == "_cuda":
-            # The static CUDA runtime: the one binary then asks for no libcudart of a certain major version
-            # and loads beside any torch. Both runtimes share the driver's primary context, and streams
-            # are driver handles, so torch's streams and tensors are ours too.
+            # The static CUDA runtime: the one binary then asks for no libcudart of a certain major
+            # version and loads beside any torch. Both runtimes share the driver's primary context,
+            # and streams are driver handles, so torch's streams and tensors are ours too.
             extension.include_dirs += built["cuda_include_dirs"]
             extension.library_dirs.append(built["cuda_library_dir"])
             extension.libraries += ["cudart_static", "rt", "dl", "pthread"]
 
     def build_extension(self, ext: Extension) -> None:
-        # The same sources are compiled for several libraries: each gets its own directory of objects.
+        # The same sources are compiled for several libraries: each gets its own directory of
+        # objects.
         shared, self.build_temp = self.build_temp, os.path.join(self.build_temp, ext.name)
         os.makedirs(self.build_temp, exist_ok=True)
         try:

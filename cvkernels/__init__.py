@@ -1,9 +1,9 @@
 """cvkernels: fast, exact vision operators for PyTorch and NumPy.
 
-Importing the package is light: torch is imported when an operator module is first used. Each operator
-family is one module (``cvkernels.roi_align``, ``cvkernels.nms``); ``cvkernels.ops`` is the flat namespace,
-``cvkernels.reference`` the pure-PyTorch definition, ``cvkernels.compat`` the drop-in for other libraries and
-``cvkernels.numpy`` the torch-free front for NumPy arrays.
+Importing the package is light: torch is imported when an operator module is first used. Each
+operator family is one module (``cvkernels.roi_align``, ``cvkernels.nms``); ``cvkernels.ops`` is
+the flat namespace, ``cvkernels.reference`` the pure-PyTorch definition, ``cvkernels.compat`` the
+drop-in for other libraries and ``cvkernels.numpy`` the torch-free front for NumPy arrays.
 """
 
 from __future__ import annotations

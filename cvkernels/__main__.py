@@ -66,7 +66,10 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("cvkernels", f"{report['cvkernels']} in {report['package']}"),
         ("python", f"{report['python']}, {report['platform']}"),
-        ("torch", f"{report['torch'] or 'not usable'} (CUDA {report['torch_cuda'] or 'none: CPU-only'})"),
+        (
+            "torch",
+            f"{report['torch'] or 'not usable'} (CUDA {report['torch_cuda'] or 'none: CPU-only'})",
+        ),
         ("torchvision", report["torchvision"] or "not installed"),
         ("numpy", report["numpy"] or "not installed"),
         ("compiled by", build.get("compiler", "unknown")),

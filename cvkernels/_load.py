@@ -1,7 +1,8 @@
 """Finds and loads the compiled operator libraries.
 
-``load()`` is called by every operator module; it registers the operators with torch once per process.
-Nothing here fails quietly: every error says what was looked for, what was found, and what to do.
+``load()`` is called by every operator module; it registers the operators with torch once per
+process. Nothing here fails quietly: every error says what was looked for, what was found, and what
+to do.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import cvkernels
 OLDEST_TORCH = (2, 10)
 _PACKAGE_DIR = Path(__file__).resolve().parent
 _REBUILD = (
-    "Build it with `pip install .` (or `pip install -e . --no-build-isolation`) in the source tree, "
-    "or install a wheel."
+    "Build it with `pip install .` (or `pip install -e . --no-build-isolation`) in the source "
+    "tree, or install a wheel."
 )
 
 _lock = threading.Lock()
@@ -47,7 +48,8 @@ def load() -> None:
     """Loads the operator libraries into torch; does nothing when they are loaded already.
 
     Raises:
-        ImportError: torch is missing or older than 2.10, a library is missing, or it cannot be loaded.
+        ImportError: torch is missing or older than 2.10, a library is missing, or it cannot be
+            loaded.
     """
     global _loaded
     if _loaded:
@@ -113,8 +115,9 @@ def _explain_missing_cuda(torch: Any) -> None:
 
     def no_cuda_kernels(*_: Any, **__: Any) -> Any:
         raise RuntimeError(
-            f"cvkernels: this build has no CUDA kernels ({library_path('_cuda')} does not exist), so its "
-            "operators cannot take CUDA tensors. Rebuild where nvcc is on PATH, or pass CPU tensors."
+            f"cvkernels: this build has no CUDA kernels ({library_path('_cuda')} does not exist), "
+            "so its operators cannot take CUDA tensors. Rebuild where nvcc is on PATH, or pass CPU "
+            "tensors."
         )
 
     _missing_cuda = torch.library.Library("cvkernels", "IMPL", "CUDA")
@@ -124,12 +127,12 @@ def _explain_missing_cuda(torch: Any) -> None:
 
 
 def info() -> dict[str, Any]:
-    """What is installed, built and found; it loads the libraries and reports an error instead of raising.
+    """What is installed, built and found; reports an error instead of raising it.
 
     Returns:
         A dict of plain values: versions, the backend, each library's path or None, what was built
-        (compiler, CPU instruction sets, CUDA architectures), the instruction set in use, thread count
-        and the GPUs that torch sees.
+        (compiler, CPU instruction sets, CUDA architectures), the instruction set in use, thread
+        count and the GPUs that torch sees.
     """
     from cvkernels.numpy import build_info
 
@@ -139,7 +142,9 @@ def info() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "package": str(_PACKAGE_DIR),
-        "libraries": {name: str(path) if path.exists() else None for name, path in libraries.items()},
+        "libraries": {
+            name: str(path) if path.exists() else None for name, path in libraries.items()
+        },
         "torch": None,
         "torch_cuda": None,
         "torchvision": _version("torchvision"),
@@ -160,10 +165,9 @@ def info() -> dict[str, Any]:
         report["torch_cuda"] = torch.version.cuda
         report["threads"] = torch.get_num_threads()
         if torch.cuda.is_available():
-            report["gpus"] = [
-                f"{torch.cuda.get_device_name(i)}, sm_{''.join(map(str, torch.cuda.get_device_capability(i)))}"
-                for i in range(torch.cuda.device_count())
-            ]
+            for index in range(torch.cuda.device_count()):
+                major, minor = torch.cuda.get_device_capability(index)
+                report["gpus"].append(f"{torch.cuda.get_device_name(index)}, sm_{major}{minor}")
         load()
     except ImportError as error:
         report["error"] = str(error)

@@ -1,9 +1,12 @@
-"""Checks that the operator libraries use the LibTorch stable ABI only, so that one build serves every torch >= 2.10.
+"""Checks that the operator libraries use the LibTorch stable ABI only.
+
+One build then serves every torch >= 2.10.
 
     python scripts/check_abi.py [PACKAGE_DIR]
 
-For each of _C.so, _cuda.so and _emulated.so: no undefined C++ symbol of torch, ATen or c10 (the stable ABI is made of C
-functions), no link to libtorch_python, libpython or a particular libcudart, and nothing exported but what C++ must.
+For each of _C.so, _cuda.so and _emulated.so: no undefined C++ symbol of torch, ATen or c10 (the
+stable ABI is made of C functions), no link to libtorch_python, libpython or a particular
+libcudart, and nothing exported but what C++ must.
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ def run(*command: str) -> list[str]:
 
 def check_library(path: Path) -> list[str]:
     findings = []
-    undefined = [line.split(maxsplit=1)[-1] for line in run("nm", "-DC", "--undefined-only", str(path))]
+    undefined = [
+        line.split(maxsplit=1)[-1] for line in run("nm", "-DC", "--undefined-only", str(path))
+    ]
     findings += [f"uses the unstable symbol {name}" for name in undefined if UNSTABLE.match(name)]
     for line in run("readelf", "--dynamic", "--wide", str(path)):
         match = re.search(r"\(NEEDED\).*\[(.+)\]", line)
@@ -40,8 +45,14 @@ def check_library(path: Path) -> list[str]:
 
 
 def main() -> int:
-    package = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parent.parent / "cvkernels"
-    libraries = [path for name in ("_C", "_cuda", "_emulated") if (path := package / f"{name}.so").exists()]
+    package = (
+        Path(sys.argv[1])
+        if len(sys.argv) > 1
+        else Path(__file__).resolve().parent.parent / "cvkernels"
+    )
+    libraries = [
+        path for name in ("_C", "_cuda", "_emulated") if (path := package / f"{name}.so").exists()
+    ]
     if not libraries:
         print(f"check_abi: no operator library in {package}; build first")
         return 1

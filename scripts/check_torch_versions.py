@@ -1,9 +1,10 @@
-"""Loads the libraries that are built in place under several versions of torch and runs a smoke test with each.
+"""Loads the libraries that are built in place under several versions of torch, and runs them.
 
     python scripts/check_torch_versions.py 2.10.0 2.13.0+cpu newest
 
-Each version is installed into a throw-away environment, which is removed afterwards (a CUDA build of torch takes 5 GB).
-Nothing is rebuilt: that the same files work everywhere is the point. Prints one line per version.
+Each version is installed into a throw-away environment, which is removed afterwards (a CUDA build
+of torch takes 5 GB). Nothing is rebuilt: that the same files work everywhere is the point. Prints
+one line per version.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from cvkernels import _load, ops, reference
 torch.manual_seed(0)
 _load.load()
 cuda_build = torch.version.cuda is not None
-assert ("_cuda" in _load.info()["loaded"]) == (cuda_build and _load.library_path("_cuda").exists()), _load.info()
-for device in ["cpu"] + (["cuda"] if torch.cuda.is_available() else []):
+assert ("_cuda" in _load.info()["loaded"]) == (cuda_build and
+_load.library_path("_cuda").exists()), _load.info() for device in ["cpu"] + (["cuda"] if
+torch.cuda.is_available() else []):
     corner = torch.rand(200, 2) * 60
     boxes = torch.cat([corner, corner + 4 + torch.rand(200, 2) * 20], 1)
     scores = torch.rand(200)
@@ -46,7 +48,8 @@ for device in ["cpu"] + (["cuda"] if torch.cuda.is_available() else []):
     torch.testing.assert_close(x_device.grad.cpu(), x.grad)
 loaded = " + ".join(_load.info()["loaded"])
 gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU"
-print(f"ok: torch {torch.__version__}, CUDA {torch.version.cuda}, loaded {loaded}, ran on CPU, {gpu}")
+print(f"ok: torch {torch.__version__}, CUDA {torch.version.cuda}, loaded {loaded}, ran on CPU,
+{gpu}")
 """
 
 
@@ -57,14 +60,24 @@ def check(version: str, extra: list[str]) -> bool:
     with tempfile.TemporaryDirectory(prefix="cvkernels-torch-") as directory:
         venv.create(directory, with_pip=True)
         python = str(Path(directory) / "bin" / "python")
-        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-cache-dir"]
+        install = [
+            python,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-cache-dir",
+        ]
         steps = ([*install, requirement, "numpy", *extra], [python, "-c", SMOKE_TEST])
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         for command in steps:
             # Away from the source tree: PYTHONPATH alone decides which package is imported.
-            done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True)
+            done = subprocess.run(
+                command, cwd=directory, env=environment, capture_output=True, text=True
+            )
             if done.returncode != 0:
-                print(f"{requirement}: FAILED ({' '.join(command[:4])} ...)\n{done.stdout}{done.stderr}")
+                print(f"{requirement}: FAILED in {command[1:4]}\n{done.stdout}{done.stderr}")
                 return False
     print(f"{requirement}: {done.stdout.strip()} ({time.monotonic() - started:.0f} s)", flush=True)
     return True

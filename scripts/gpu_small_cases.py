@@ -2,8 +2,9 @@
 
     python scripts/gpu_small_cases.py [--large] [--list]
 
---large uses detector-sized inputs (for profiles); the default is small, because the sanitizers slow kernels a hundredfold.
-Each case is checked against the CPU and wrapped in an NVTX range with its name.
+--large uses detector-sized inputs (for profiles); the default is small, because the sanitizers
+slow kernels a hundredfold. Each case is checked against the CPU and wrapped in an NVTX range with
+its name.
 """
 
 from __future__ import annotations
@@ -38,7 +39,12 @@ def roi_align_cases(*, large: bool) -> Iterator[Case]:
         for layout in (torch.contiguous_format, torch.channels_last):
             for mode in ("avg", "max"):
                 features = torch.randn(
-                    2, channels, height, width, generator=torch.Generator().manual_seed(3), dtype=torch.float64
+                    2,
+                    channels,
+                    height,
+                    width,
+                    generator=torch.Generator().manual_seed(3),
+                    dtype=torch.float64,
                 ).to(dtype)
 
                 def run(
@@ -48,7 +54,9 @@ def roi_align_cases(*, large: bool) -> Iterator[Case]:
                     mode: str = mode,
                 ) -> list[Tensor]:
                     x = features.to(device).contiguous(memory_format=layout).requires_grad_()
-                    box = rois.to(device, torch.float64 if x.dtype == torch.float64 else torch.float32)
+                    box = rois.to(
+                        device, torch.float64 if x.dtype == torch.float64 else torch.float32
+                    )
                     out = ops.roi_align(x, box, (7, 7), 1 / 16, 2, True, mode=mode)
                     out.backward(torch.ones_like(out))
                     assert x.grad is not None
@@ -61,25 +69,28 @@ def roi_align_cases(*, large: bool) -> Iterator[Case]:
 def nms_cases(*, large: bool) -> Iterator[Case]:
     counts = (1000, 12000) if large else (10, 70, 1500)
     for count in counts:
-        boxes = random_boxes(count, 100.0, 800.0)
+        float32_boxes = random_boxes(count, 100.0, 800.0)
         scores = torch.rand(count, generator=torch.Generator().manual_seed(4))
         classes = torch.arange(count).remainder(5)
         for dtype in DTYPES[:2] if large else DTYPES:
+            boxes = float32_boxes.to(dtype)
 
-            def single(device: str, boxes: Tensor = boxes.to(dtype), scores: Tensor = scores) -> list[Tensor]:
+            def single(device: str, boxes: Tensor = boxes, scores: Tensor = scores) -> list[Tensor]:
                 return [ops.nms(boxes.to(device), scores.to(device), 0.5)]
 
             def batched(
                 device: str,
-                boxes: Tensor = boxes.to(dtype),
+                boxes: Tensor = boxes,
                 scores: Tensor = scores,
                 classes: Tensor = classes,
             ) -> list[Tensor]:
-                return [ops.batched_nms(boxes.to(device), scores.to(device), classes.to(device), 0.5)]
+                return [
+                    ops.batched_nms(boxes.to(device), scores.to(device), classes.to(device), 0.5)
+                ]
 
             def padded(
                 device: str,
-                boxes: Tensor = boxes.to(dtype),
+                boxes: Tensor = boxes,
                 scores: Tensor = scores,
                 classes: Tensor = classes,
             ) -> list[Tensor]:
@@ -94,7 +105,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--large", action="store_true", help="detector-sized inputs")
     parser.add_argument("--list", action="store_true", help="print the cases and stop")
-    parser.add_argument("--device", default="cuda", help="cuda (default) or cpu, to try this script out")
+    parser.add_argument(
+        "--device", default="cuda", help="cuda (default) or cpu, to try this script out"
+    )
     parser.add_argument("--repeat", type=int, default=1)
     arguments = parser.parse_args()
     cases = [*roi_align_cases(large=arguments.large), *nms_cases(large=arguments.large)]
