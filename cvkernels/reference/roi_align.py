@@ -11,16 +11,13 @@ from cvkernels import _checks
 from cvkernels.reference._precision import compute_dtype
 
 _CHUNK_ELEMENTS = 1 << 22  # sampled values held at once; bounds memory, changes no result
-# An adaptive grid has at most this many samples per bin and axis, so that a huge or infinite box
-# costs a bounded time. Only boxes more than MAX_GRID times output_size wide are affected.
-MAX_GRID = 4096
 
 
 def _grid_size(extent: Tensor, bins: int, sampling_ratio: int) -> Tensor:
     """Samples per bin along one axis, [K] int64."""
     if sampling_ratio > 0:
         return torch.full_like(extent, sampling_ratio, dtype=torch.int64)
-    return (extent / bins).ceil().nan_to_num(nan=0.0).clamp(0, MAX_GRID).to(torch.int64)
+    return (extent / bins).ceil().nan_to_num(nan=0.0).clamp(0, _checks.ROI_ALIGN_MAX_GRID).to(torch.int64)
 
 
 def _axis(
@@ -117,7 +114,7 @@ def roi_align(
         output_size: (height, width) of the result in bins, or one integer for both.
         spatial_scale: factor from box units to pixels of ``input``.
         sampling_ratio: samples per bin along each axis; 0 or less takes
-            ceil(box size / output size), at most ``MAX_GRID``.
+            ceil(box size / output size), at most 32768, so that an absurd box ends.
         aligned: shift by half a pixel, so that integer coordinates are pixel edges; otherwise
             integer coordinates are pixel centres and a box is at least 1 pixel wide and high.
         mode: "avg" or "max". A sample further than one pixel outside the map counts as 0.
@@ -161,7 +158,7 @@ def roi_align(
     grid_x = _grid_size(width, bins[1], sampling_ratio)
 
     outputs = []
-    first = 0
+    first = 0 if features.shape[2:].numel() > 0 else len(b)  # no pixel: every bin is 0
     while first < len(b):
         last, most_y, most_x = first, 1, 1
         while last < len(b):
@@ -186,8 +183,8 @@ def roi_align(
         first = last
     if outputs:
         out = torch.cat(outputs)
-    else:  # keeps the autograd graph, so that K = 0 has a zero gradient
-        out = features.new_zeros((0, channels, *bins)) + features.sum() * 0
+    else:  # keeps the autograd graph, so that the gradient is zero
+        out = features.new_zeros((len(b), channels, *bins)) + features.sum() * 0
     out = out.to(input.dtype)
     channels_last = input.is_contiguous(memory_format=torch.channels_last)
     if channels_last and not input.is_contiguous():

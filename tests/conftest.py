@@ -1,0 +1,45 @@
+"""Markers, the parameters of the generic operator tests and the Hypothesis profile."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+pytest.register_assert_rewrite("harness")
+
+import harness  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+settings.register_profile(
+    "cvkernels",
+    derandomize=True,  # the same examples on every machine and run
+    deadline=None,
+    max_examples=20 if harness.EMULATED else 100,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("cvkernels")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: needs tens of seconds or gigabytes")
+    config.addinivalue_line("markers", "native: says nothing about emulated CUDA kernels")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if harness.EMULATED and item.get_closest_marker("native"):
+            item.add_marker(pytest.mark.skip(reason="not about the emulated kernels"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    spec = getattr(metafunc.cls, "spec", None)
+    if spec is not None:
+        harness.parametrize(metafunc, spec)
+
+
+@pytest.fixture(params=harness.DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    return request.param

@@ -1,0 +1,518 @@
+"""One description per operator, one matrix of tests for all of them.
+
+A test module declares an :class:`OpSpec` and subclasses :class:`OpTests` (or
+:class:`DifferentiableOpTests`); every test below then runs for every case, dtype, layout and device.
+``conftest.py`` turns the test functions' argument names into parameters through
+:func:`parametrize`. With ``CVKERNELS_BACKEND=emulated`` the same tests reach the CUDA kernels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+EMULATED = os.environ.get("CVKERNELS_BACKEND") == "emulated"
+DEVICES = ["cpu"]
+if torch.cuda.is_available() and not EMULATED:
+    DEVICES.append("cuda")
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+LAYOUTS = ["contiguous", "channels_last", "sliced", "unaligned"]
+
+Args = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a result may lie from the float64 reference evaluated on the same, rounded inputs."""
+
+    rtol: float  # of the element itself: the rounding of the result
+    atol: float  # of the largest element: cancellation, coordinates rounded in the kernel
+    l2: float  # of the whole tensor as a vector
+    cosine: float  # 1 - cosine of the angle between the two vectors
+
+
+# The only tolerances in the test suite. Half formats: results are rounded once, so 1 ulp covers them.
+TOLERANCES = {
+    torch.float16: Tolerance(rtol=2**-10, atol=2e-5, l2=2**-11, cosine=1e-6),
+    torch.bfloat16: Tolerance(rtol=2**-7, atol=2e-5, l2=2**-8, cosine=1e-5),
+    torch.float32: Tolerance(rtol=1e-5, atol=1e-5, l2=5e-6, cosine=1e-9),
+    torch.float64: Tolerance(rtol=1e-12, atol=1e-12, l2=1e-12, cosine=1e-13),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One set of arguments. ``make`` returns them by name, floating tensors in float64 on the CPU."""
+
+    name: str
+    make: Callable[[], Args]
+    keeps: tuple[str, ...] = ()  # tensors that keep the dtype `make` gave them
+    gradient_dtypes: Sequence[torch.dtype] = tuple(DTYPES)  # where the gradient is well defined
+    small: bool = False  # used by the slow tests: gradcheck, compile, second order
+    emulated: bool = True  # cheap enough for emulated kernels
+
+
+@dataclass(frozen=True)
+class ErrorCase:
+    """Arguments that must be refused with exactly this message by operator, fake and reference."""
+
+    name: str
+    make: Callable[[], Args]
+    message: str
+    type: type[Exception] = ValueError
+    reads_data: bool = False  # decided by values, which a fake tensor does not have
+    fake: bool = True  # the public function reaches the same check with fake tensors
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Arguments of one dispatcher operator, for torch.library.opcheck."""
+
+    operator: str  # name in torch.ops.cvkernels
+    name: str
+    make: Callable[[torch.dtype], tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class VmapCase:
+    """``function`` over the leading dimension of ``make()`` equals a Python loop over it."""
+
+    name: str
+    function: Callable[..., Any]
+    make: Callable[[], tuple[Tensor, ...]]
+    in_dims: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """Everything the matrix needs to know about one public function."""
+
+    name: str
+    op: Callable[..., Any]
+    reference: Callable[..., Any]
+    cases: Sequence[Case]
+    exact: bool = False  # results are equal, not close; the reference runs in the case's dtype
+    dtypes: Sequence[torch.dtype] = tuple(DTYPES)
+    differentiable: tuple[str, ...] = ()  # names of the tensors that receive a gradient
+    memory_format_of: str | None = None  # the output keeps the memory format of this argument
+    second_order: Callable[[Args], bool] = field(default=lambda args: False)
+    errors: Sequence[ErrorCase] = ()
+    samples: Sequence[Sample] = ()
+    vmaps: Sequence[VmapCase] = ()
+
+    def select(self, **wanted: bool) -> list[Case]:
+        cases = [case for case in self.cases if case.emulated or not EMULATED]
+        return [c for c in cases if all(getattr(c, key) == value for key, value in wanted.items())]
+
+
+def parametrize(metafunc: Any, spec: OpSpec) -> None:
+    """Gives the arguments of a generic test their values."""
+
+    def use(name: str, values: Sequence[Any], ids: Callable[[Any], str]) -> None:
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, values, ids=ids)
+
+    def by_name(value: Any) -> str:
+        return value.name
+
+    use("case", spec.select(), by_name)
+    use("small_case", spec.select(small=True), by_name)
+    use("dtype", spec.dtypes, lambda d: str(d).removeprefix("torch."))
+    use("layout", LAYOUTS, str)
+    use("error", spec.errors, by_name)
+    use("sample", spec.samples, lambda s: f"{s.operator}-{s.name}")
+    use("vmap_case", spec.vmaps, by_name)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Building arguments
+
+
+def lay_out(tensor: Tensor, layout: str) -> Tensor:
+    """The same values behind other strides."""
+    if layout == "contiguous" or tensor.dim() == 0:
+        return tensor.contiguous()
+    if layout == "channels_last":  # and column-major for fewer dimensions
+        if tensor.dim() == 4:
+            return tensor.contiguous(memory_format=torch.channels_last)
+        return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+    if layout == "unaligned":  # contiguous, one element off the allocation's alignment
+        storage = tensor.new_empty(tensor.numel() + 1)
+        view = storage[1:].view(tensor.shape)
+        return view.copy_(tensor)
+    assert layout == "sliced"
+    bigger = tensor.new_full([2 * size + 3 for size in tensor.shape], 7)
+    view = bigger[tuple(slice(2, 2 + 2 * size, 2) for size in tensor.shape)]
+    return view.copy_(tensor)
+
+
+def map_tensors(args: Args, change: Callable[[str, Tensor], Tensor]) -> Args:
+    def visit(name: str, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return change(name, value)
+        if isinstance(value, list) and value and isinstance(value[0], Tensor):
+            return [change(name, item) for item in value]
+        return value
+
+    return {name: visit(name, value) for name, value in args.items()}
+
+
+def build(
+    case: Case, dtype: torch.dtype = torch.float64, layout: str = "contiguous", device: str = "cpu"
+) -> Args:
+    """The case's arguments in one dtype, layout and device."""
+
+    def change(name: str, tensor: Tensor) -> Tensor:
+        if tensor.is_floating_point() and name not in case.keeps:
+            tensor = tensor.to(dtype)
+        return lay_out(tensor.to(device), layout)
+
+    return map_tensors(case.make(), change)
+
+
+def widen(args: Args) -> Args:
+    """The same numbers in float64 on the CPU, detached."""
+    return map_tensors(
+        args,
+        lambda name, t: (t.detach().cpu().double() if t.is_floating_point() else t.cpu()),
+    )
+
+
+def as_tuple(result: Any) -> tuple[Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Comparing
+
+
+def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype, what: str = "") -> None:
+    """Elementwise, then as a vector, within the table's tolerance for ``dtype``."""
+    tolerance = TOLERANCES[dtype]
+    assert actual.shape == expected.shape, what
+    a, e = actual.detach().cpu().double(), expected.detach().cpu().double()
+    if e.numel() == 0:
+        return
+    assert torch.equal(a.isnan(), e.isnan()), f"{what}: NaN in different places"
+    a, e = a.nan_to_num(nan=0.0), e.nan_to_num(nan=0.0)
+    scale = e.abs().max()
+    excess = (a - e).abs() - (tolerance.rtol * e.abs() + tolerance.atol * scale)
+    worst = excess.argmax()
+    assert excess.max() <= 0, (
+        f"{what}: {int((excess > 0).sum())} of {e.numel()} elements differ; worst "
+        f"{a.flatten()[worst]} expected {e.flatten()[worst]} at flat index {int(worst)}"
+    )
+    if scale > 0:
+        norm = e.norm()
+        assert (a - e).norm() <= tolerance.l2 * norm, f"{what}: relative L2 {(a - e).norm() / norm}"
+        angle = 1 - (a.flatten() @ e.flatten()) / (a.norm() * norm)
+        assert angle <= tolerance.cosine, f"{what}: 1 - cosine = {angle}"
+
+
+def assert_same(actual: Tensor, expected: Tensor, what: str = "") -> None:
+    """Bit for bit, NaN included."""
+    assert actual.dtype == expected.dtype, f"{what}: {actual.dtype} != {expected.dtype}"
+    assert actual.shape == expected.shape, f"{what}: {actual.shape} != {expected.shape}"
+    a, e = actual.detach().cpu(), expected.detach().cpu()
+    if a.is_floating_point():
+        bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+        a, e = a.view(bits), e.view(bits)
+    assert torch.equal(a, e), f"{what}: {int((a != e).sum())} of {a.numel()} differ: {a} {e}"
+
+
+def assert_matches(spec: OpSpec, actual: Any, expected: Any, dtype: torch.dtype, what: str) -> None:
+    actual, expected = as_tuple(actual), as_tuple(expected)
+    assert len(actual) == len(expected), what
+    for a, e in zip(actual, expected, strict=True):
+        if spec.exact:
+            assert_same(a, e, what)
+        else:
+            assert_close(a, e, dtype, what)
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def gradients(spec: OpSpec, function: Callable[..., Any], args: Args, seed: int = 0) -> Any:
+    """Result, gradients of the differentiable tensors, and the seeded output gradient used."""
+    leaves = []
+
+    def leaf(name: str, tensor: Tensor) -> Tensor:
+        if name in spec.differentiable:
+            tensor = tensor.detach()  # keeps the layout
+            tensor.requires_grad_()
+            leaves.append(tensor)
+        return tensor
+
+    args = map_tensors(args, leaf)
+    result = as_tuple(function(**args))
+    generator = torch.Generator().manual_seed(seed)
+    upstream = [
+        torch.randn(r.shape, generator=generator, dtype=torch.float64).to(r.device, r.dtype)
+        for r in result
+    ]
+    return result, torch.autograd.grad(result, leaves, upstream), upstream
+
+
+def reference_gradients(spec: OpSpec, args: Args, upstream: Sequence[Tensor]) -> Any:
+    """Gradients of the float64 reference for the given output gradients."""
+    leaves = []
+
+    def leaf(name: str, tensor: Tensor) -> Tensor:
+        if name in spec.differentiable:
+            tensor = tensor.clone().requires_grad_()
+            leaves.append(tensor)
+        return tensor
+
+    args = map_tensors(widen(args), leaf)
+    result = as_tuple(spec.reference(**args))
+    return torch.autograd.grad(result, leaves, [u.cpu().double() for u in upstream])
+
+
+def expected_of(spec: OpSpec, args: Args) -> Any:
+    if spec.exact:
+        return spec.reference(**map_tensors(args, lambda name, t: t.detach().cpu()))
+    return spec.reference(**widen(args))
+
+
+# ---------------------------------------------------------------------------------------------------
+# The matrix
+
+
+class OpTests:
+    """Tests of any operator."""
+
+    spec: OpSpec
+
+    def test_forward(
+        self, case: Case, dtype: torch.dtype, layout: str, device: str
+    ) -> None:
+        args = build(case, dtype, layout, device)
+        before = map_tensors(args, lambda name, t: t.clone())
+        actual = self.spec.op(**args)
+        assert_matches(self.spec, actual, expected_of(self.spec, args), dtype, case.name)
+        for name, value in args.items():
+            if isinstance(value, Tensor):
+                assert_same(value, before[name], f"{case.name}: argument {name} was modified")
+        for tensor in as_tuple(actual):
+            assert tensor.device.type == device
+            if not self.spec.exact:
+                assert tensor.dtype == dtype
+        if self.spec.memory_format_of:
+            source, out = args[self.spec.memory_format_of], as_tuple(actual)[0]
+            last = source.is_contiguous(memory_format=torch.channels_last)
+            if last and not source.is_contiguous():  # a tensor may be both
+                assert out.is_contiguous(memory_format=torch.channels_last), out.stride()
+            else:
+                assert out.is_contiguous(), out.stride()
+
+    def test_fake_describes_the_result(self, case: Case, layout: str, device: str) -> None:
+        if self.spec.exact:
+            pytest.skip("the size of the result depends on data")
+        args = build(case, torch.float32, layout, device)
+        real = as_tuple(self.spec.op(**args))
+        mode = FakeTensorMode()
+        fakes = as_tuple(self.spec.op(**map_tensors(args, lambda n, t: mode.from_tensor(t))))
+        for fake, tensor in zip(fakes, real, strict=True):
+            assert (fake.shape, fake.dtype, fake.device) == (tensor.shape, tensor.dtype, tensor.device)
+            if tensor.numel() > 0:
+                assert fake.stride() == tensor.stride()
+
+    def test_bitwise_repeatable(self, case: Case, dtype: torch.dtype, device: str) -> None:
+        args = build(case, dtype, device=device)
+
+        def run() -> Sequence[Tensor]:
+            if self.spec.differentiable:
+                result, grads, _ = gradients(self.spec, self.spec.op, args)
+                return [*result, *grads]
+            return as_tuple(self.spec.op(**args))
+
+        with threads(1):
+            first = run()
+        for count in (2, 1, 2):
+            with threads(count):
+                for a, b in zip(run(), first, strict=True):
+                    assert_same(a, b, f"{case.name}, {count} threads")
+
+    @pytest.mark.skipif("cuda" not in DEVICES, reason="no GPU")
+    def test_cpu_equals_cuda(self, case: Case, dtype: torch.dtype) -> None:
+        args = build(case, dtype)
+        on_cuda = map_tensors(args, lambda name, t: t.cuda())
+        assert_matches(
+            self.spec, self.spec.op(**on_cuda), self.spec.op(**args), dtype, case.name
+        )
+
+    @pytest.mark.skipif("cuda" not in DEVICES, reason="no GPU")
+    def test_side_stream(self, small_case: Case) -> None:
+        args = build(small_case, torch.float32, device="cuda")
+        expected = expected_of(self.spec, args)
+        stream = torch.cuda.Stream()
+        torch.cuda.synchronize()
+        with torch.cuda.stream(stream):  # the inputs are written on this stream, after a delay
+            torch.cuda._sleep(20_000_000)
+            late = map_tensors(args, lambda name, t: torch.zeros_like(t).copy_(t))
+            actual = self.spec.op(**late)
+        stream.synchronize()
+        assert_matches(self.spec, actual, expected, torch.float32, small_case.name)
+
+    def test_opcheck(self, sample: Sample, device: str) -> None:
+        for dtype in (torch.float32, torch.bfloat16):
+            args = tuple(
+                a.to(device) if isinstance(a, Tensor) else a for a in sample.make(dtype)
+            )
+            operator = getattr(torch.ops.cvkernels, sample.operator).default
+            torch.library.opcheck(operator, args)
+
+    @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+    def test_compile(self, small_case: Case, dynamic: bool, device: str) -> None:
+        args = build(small_case, torch.float32, device=device)
+        torch._dynamo.reset()
+        compiled = torch.compile(
+            lambda kwargs: self.spec.op(**kwargs),
+            backend="aot_eager",
+            fullgraph=True,
+            dynamic=dynamic,
+        )
+        for a, b in zip(as_tuple(compiled(args)), as_tuple(self.spec.op(**args)), strict=True):
+            assert_same(a, b, small_case.name)
+        if self.spec.differentiable:
+            eager = gradients(self.spec, self.spec.op, args)[1]
+            ours = gradients(self.spec, lambda **kwargs: compiled(kwargs), args)[1]
+            for a, b in zip(ours, eager, strict=True):
+                assert_same(a, b, f"gradient of {small_case.name}")
+
+    @pytest.mark.slow
+    @pytest.mark.native
+    def test_compile_inductor(self, device: str) -> None:
+        case = self.spec.select(small=True)[0]
+        args = build(case, torch.float32, device=device)
+        torch._dynamo.reset()
+        compiled = torch.compile(lambda kwargs: self.spec.op(**kwargs), fullgraph=True)
+        for a, b in zip(as_tuple(compiled(args)), as_tuple(self.spec.op(**args)), strict=True):
+            assert_same(a, b, case.name)
+
+    def test_vmap(self, vmap_case: VmapCase, device: str) -> None:
+        args = tuple(a.to(device) for a in vmap_case.make())
+        actual = as_tuple(torch.vmap(vmap_case.function, in_dims=vmap_case.in_dims)(*args))
+        size = next(
+            a.shape[d] for a, d in zip(args, vmap_case.in_dims, strict=True) if d is not None
+        )
+
+        def row(i: int) -> tuple[Tensor, ...]:
+            parts = zip(args, vmap_case.in_dims, strict=True)
+            return as_tuple(
+                vmap_case.function(*(a if d is None else a.select(d, i) for a, d in parts))
+            )
+
+        rows = [row(i) for i in range(size)]
+        for position, tensor in enumerate(actual):
+            expected = torch.stack([r[position] for r in rows])
+            if self.spec.exact:
+                assert_same(tensor, expected, vmap_case.name)
+            else:
+                assert_close(tensor, expected, tensor.dtype, vmap_case.name)
+
+    @pytest.mark.parametrize("autocast_dtype", [torch.bfloat16, torch.float16], ids=str)
+    def test_autocast(
+        self, small_case: Case, dtype: torch.dtype, autocast_dtype: torch.dtype, device: str
+    ) -> None:
+        """Autocast changes neither dtype nor value: half inputs are native and need no cast."""
+        args = build(small_case, dtype, device=device)
+        expected = as_tuple(self.spec.op(**args))
+        with torch.autocast(device, autocast_dtype):
+            actual = as_tuple(self.spec.op(**args))
+        for a, e in zip(actual, expected, strict=True):
+            assert_same(a, e, small_case.name)
+
+    @pytest.mark.parametrize("path", ["op", "fake", "reference"])
+    def test_error(self, error: ErrorCase, path: str) -> None:
+        if path == "fake":
+            if error.reads_data or not error.fake:
+                pytest.skip("decided by data, or before any tensor is looked at")
+            context: Any = FakeTensorMode()
+        else:
+            if path == "op" and EMULATED and error.reads_data:
+                pytest.skip("device kernels cannot raise on data")
+            context = contextlib.nullcontext()
+        function = self.spec.reference if path == "reference" else self.spec.op
+        with context, pytest.raises(error.type) as caught:
+            function(**error.make())
+        assert type(caught.value) is error.type
+        message = str(caught.value)
+        assert message == error.message
+
+
+class DifferentiableOpTests(OpTests):
+    """Tests of an operator with a gradient."""
+
+    def test_gradient(self, case: Case, dtype: torch.dtype, layout: str, device: str) -> None:
+        if dtype not in case.gradient_dtypes:
+            pytest.skip("the gradient jumps within one rounding")
+        args = build(case, dtype, layout, device)
+        _, actual, upstream = gradients(self.spec, self.spec.op, args)
+        expected = reference_gradients(self.spec, args, upstream)
+        for a, e in zip(actual, expected, strict=True):
+            assert a.dtype == dtype
+            assert_close(a, e, dtype, f"gradient of {case.name}")
+
+    def test_gradient_of_strided_upstream(
+        self, small_case: Case, layout: str, device: str
+    ) -> None:
+        """The output gradient may have any strides, expanded ones (from .sum()) included."""
+        args = build(small_case, torch.float64, device=device)
+        leaves = [args[name].requires_grad_() for name in self.spec.differentiable]
+        result = as_tuple(self.spec.op(**args))[0]
+        generator = torch.Generator().manual_seed(1)
+        upstream = torch.randn(result.shape, generator=generator, dtype=result.dtype).to(device)
+        plain = torch.autograd.grad(result, leaves, upstream, retain_graph=True)
+        laid_out = torch.autograd.grad(
+            result, leaves, lay_out(upstream, layout), retain_graph=True
+        )
+        for a, e in zip(laid_out, plain, strict=True):
+            assert_same(a, e, small_case.name)
+        ones = torch.autograd.grad(result, leaves, torch.ones_like(result), retain_graph=True)
+        for a, e in zip(torch.autograd.grad(result.sum(), leaves), ones, strict=True):
+            assert_same(a, e, f"{small_case.name}: expanded")
+
+    def test_gradcheck(self, small_case: Case, device: str) -> None:
+        args = build(small_case, device=device)
+        names = self.spec.differentiable
+        tensors = tuple(args[name].requires_grad_() for name in names)
+        assert torch.autograd.gradcheck(
+            lambda *values: self.spec.op(**{**args, **dict(zip(names, values, strict=True))}),
+            tensors,
+            fast_mode=EMULATED,
+        )
+
+    def test_gradgradcheck(self, small_case: Case, device: str) -> None:
+        args = build(small_case, device=device)
+        names = self.spec.differentiable
+        tensors = tuple(args[name].requires_grad_() for name in names)
+
+        def function(*values: Tensor) -> Any:
+            return self.spec.op(**{**args, **dict(zip(names, values, strict=True))})
+
+        if self.spec.second_order(args):
+            assert torch.autograd.gradgradcheck(function, tensors, fast_mode=EMULATED)
+            return
+        result = as_tuple(function(*tensors))[0]
+        first = torch.autograd.grad(
+            result, tensors, torch.ones_like(result).requires_grad_(), create_graph=True
+        )
+        with pytest.raises((RuntimeError, NotImplementedError), match=self.spec.name):
+            torch.autograd.grad([f.sum() for f in first], tensors)

@@ -1,0 +1,715 @@
+"""nms, batched_nms and nms_padded: the generic matrix, then what is particular to them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import harness
+import pytest
+import torch
+from harness import (
+    DTYPES,
+    EMULATED,
+    Args,
+    Case,
+    ErrorCase,
+    OpSpec,
+    OpTests,
+    Sample,
+    VmapCase,
+    assert_same,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cvkernels import reference
+from cvkernels.nms import batched_nms, nms, nms_padded
+
+NAN, INF = float("nan"), float("inf")
+THRESHOLDS = [-0.5, 0.0, 0.1, 0.3, 0.5, 0.7, 0.999, 1.0, 1.5]
+
+
+def spread(count: int, seed: int = 0, side: float | None = None) -> Tensor:
+    """Boxes with sides 5..105 spread evenly at constant density (or over ``side``)."""
+    generator = torch.Generator().manual_seed(seed)
+    side = side or 25 * math.sqrt(max(count, 1))
+    corner = side * torch.rand(count, 2, generator=generator, dtype=torch.float64)
+    size = 5 + 100 * torch.rand(count, 2, generator=generator, dtype=torch.float64)
+    return torch.cat([corner, corner + size], 1)
+
+
+def crowd(count: int, clusters: int, seed: int = 0, offset: float = 0.0) -> Tensor:
+    """Boxes that jitter around a few centres."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = spread(clusters, seed + 1, side=2000)
+    pick = torch.randint(0, clusters, (count,), generator=generator)
+    return centres[pick] + 4 * torch.randn(count, 4, generator=generator, dtype=torch.float64) + offset
+
+
+def grid_boxes(count: int, seed: int = 0) -> Tensor:
+    """Boxes with small whole coordinates: duplicates, nested and touching boxes, no area, inverted."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 9, (count, 4), generator=generator).double()
+
+
+def odd_boxes(count: int, seed: int = 0) -> Tensor:
+    """Whole-number boxes, a third of which hold a NaN, an infinity or a huge number."""
+    generator = torch.Generator().manual_seed(seed)
+    boxes = grid_boxes(count, seed)
+    strange = torch.tensor([NAN, INF, -INF, 6e4, -6e4, 1e-6])
+    rows = torch.rand(count, generator=generator) < 0.33
+    column = torch.randint(0, 4, (count,), generator=generator)
+    value = strange[torch.randint(0, len(strange), (count,), generator=generator)].double()
+    index = rows.nonzero().flatten()
+    boxes[index, column[index]] = value[index]
+    return boxes
+
+
+def random_scores(count: int, seed: int = 100, levels: int | None = None) -> Tensor:
+    """Scores in [0, 1); ``levels`` gives that many distinct ones, so ties."""
+    generator = torch.Generator().manual_seed(seed)
+    if levels is None:
+        return torch.rand(count, generator=generator, dtype=torch.float64)
+    return torch.randint(0, levels, (count,), generator=generator).double() / levels
+
+
+def classes(count: int, how_many: int, seed: int = 200, dtype: torch.dtype = torch.int64) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, how_many, (count,), generator=generator).to(dtype)
+
+
+SETS: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
+    "empty": lambda: (torch.zeros(0, 4, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)),
+    "one": lambda: (spread(1), random_scores(1)),
+    "two": lambda: (grid_boxes(2, 3), random_scores(2)),
+    "spread": lambda: (spread(130), random_scores(130)),
+    "crowd": lambda: (crowd(200, 7), random_scores(200)),
+    "grid": lambda: (grid_boxes(150), random_scores(150, levels=20)),
+    "odd": lambda: (odd_boxes(120), random_scores(120, levels=10)),
+    "one score": lambda: (spread(100), torch.ones(100, dtype=torch.float64)),
+    "one box": lambda: (spread(1).expand(70, 4).clone(), random_scores(70, levels=5)),
+    "no area": lambda: (spread(40)[:, [0, 1, 0, 1]], random_scores(40)),
+    "inverted": lambda: (spread(40, side=200)[:, [2, 3, 0, 1]], random_scores(40)),
+    "far": lambda: (crowd(80, 4, offset=-3e4), random_scores(80)),
+    "64": lambda: (crowd(64, 5), random_scores(64)),
+    "65": lambda: (crowd(65, 5), random_scores(65)),
+}
+
+
+def bad_scores(count: int) -> Tensor:
+    scores = random_scores(count, levels=8)
+    scores[::7] = NAN
+    scores[1::11] = INF
+    scores[2::13] = -INF
+    scores[3::5] = -0.0
+    scores[4::9] = 0.0
+    return scores
+
+
+def nms_cases(*, padded: bool = False, with_idxs: bool = False) -> list[Case]:
+    cases = []
+
+    def add(name: str, make: Callable[[], tuple[Tensor, Tensor]], threshold: float, **options: Any) -> None:
+        most = options.pop("max_output", None)
+
+        def arguments() -> Args:
+            boxes, scores = make()
+            args: Args = {"boxes": boxes, "scores": scores, "iou_threshold": threshold}
+            if with_idxs:
+                args["idxs"] = classes(len(boxes), 3)
+            if padded:
+                # Three images: these boxes, the same in reverse order, and all scores equal.
+                args["boxes"] = torch.stack([boxes, boxes.flip(0), boxes])
+                args["scores"] = torch.stack([scores, scores, torch.ones_like(scores)])
+                if with_idxs:
+                    args["idxs"] = torch.stack([classes(len(boxes), 3, seed=s) for s in range(3)])
+                args["max_output"] = 40 if most is None else most
+            elif most is not None:
+                args["max_output"] = most
+            return args
+
+        cases.append(Case(name, arguments, **options))
+
+    add("small", lambda: (spread(12, side=60), random_scores(12)), 0.3, small=True)
+    for name, make in SETS.items():
+        add(name, make, 0.5)
+    for threshold in THRESHOLDS:
+        add(f"threshold {threshold}", SETS["crowd"], threshold)
+        add(f"odd, threshold {threshold}", SETS["odd"], threshold)
+    for most in (0, 1, 5, 10_000):
+        add(f"max_output {most}", SETS["spread"], 0.5, max_output=most)
+    add("bad scores", lambda: (crowd(90, 5), bad_scores(90)), 0.5)
+    add("all scores NaN", lambda: (spread(9), torch.full((9,), NAN, dtype=torch.float64)), 0.5)
+    add("float64 scores", SETS["crowd"], 0.5, keeps=("scores",))
+    add("half scores", lambda: (crowd(200, 7), random_scores(200).half()), 0.5, keeps=("scores",))
+    add("float32 boxes", lambda: (crowd(200, 7).float(), random_scores(200)), 0.5, keeps=("boxes",))
+    return cases
+
+
+FLOATS = "float16, bfloat16, float32 or float64"
+INTEGERS = "uint8, int8, int16, int32 or int64"
+
+
+def make_errors(op: str) -> list[ErrorCase]:
+    lead = (2,) if op == "nms_padded" else ()
+    names = "(B, N, 4)" if lead else "(N, 4)"
+    rows = "(2, 10)" if lead else "(10,)"
+    bad_shape = (*lead, 10, 5)
+    flat = "(40,)"
+
+    def good(**changes: Any) -> Callable[[], Args]:
+        def make() -> Args:
+            args: Args = {
+                "boxes": torch.ones(*lead, 10, 4),
+                "scores": torch.ones(*lead, 10),
+                "iou_threshold": 0.5,
+            }
+            if op == "batched_nms":
+                args["idxs"] = torch.zeros(10, dtype=torch.int64)
+            if op == "nms_padded":
+                args["max_output"] = 3
+            args.update({k: v() if callable(v) else v for k, v in changes.items()})
+            return args
+
+        return make
+
+    errors = [
+        ("boxes columns", good(boxes=lambda: torch.ones(bad_shape)),
+         f"boxes of shape {names}, got {bad_shape}"),
+        ("boxes dims", good(boxes=lambda: torch.ones(40)), f"boxes of shape {names}, got {flat}"),
+        ("boxes dtype", good(boxes=lambda: torch.ones(*lead, 10, 4, dtype=torch.int64)),
+         f"boxes of dtype {FLOATS}, got int64"),
+        ("scores length", good(scores=lambda: torch.ones(*lead, 9)),
+         f"scores of shape {rows}, got {(*lead, 9)}"),
+        ("scores dims", good(scores=lambda: torch.ones(*lead, 10, 1)),
+         f"scores of shape {rows}, got {(*lead, 10, 1)}"),
+        ("scores dtype", good(scores=lambda: torch.ones(*lead, 10, dtype=torch.int32)),
+         f"scores of dtype {FLOATS}, got int32"),
+        ("scores device", good(scores=lambda: torch.ones(*lead, 10, device="meta")),
+         "scores on the device of boxes (cpu), got meta"),
+        ("threshold nan", good(iou_threshold=NAN), "iou_threshold to be finite, got nan"),
+        ("threshold inf", good(iou_threshold=INF), "iou_threshold to be finite, got inf"),
+        ("threshold -inf", good(iou_threshold=-INF), "iou_threshold to be finite, got -inf"),
+    ]
+    least = "at least 0" if op == "nms_padded" else "None or at least 0"
+    errors.append(("max_output", good(max_output=-1), f"max_output to be {least}, got -1"))
+    type_errors = [
+        ("boxes type", good(boxes=None), "boxes to be a tensor, got NoneType"),
+        ("scores type", good(scores=[0.5]), "scores to be a tensor, got list"),
+        ("threshold type", good(iou_threshold="0.5"), "iou_threshold to be a number, got str"),
+        ("max_output type", good(max_output=2.5), "max_output to be an integer, got float"),
+    ]
+    if op != "nms":
+        errors += [
+            ("idxs shape", good(idxs=lambda: torch.zeros(*lead, 9, dtype=torch.int64)),
+             f"idxs of shape {rows}, got {(*lead, 9)}"),
+            ("idxs dtype", good(idxs=lambda: torch.zeros(*lead, 10)),
+             f"idxs of dtype {INTEGERS}, got float32"),
+            ("idxs bool", good(idxs=lambda: torch.zeros(*lead, 10, dtype=torch.bool)),
+             f"idxs of dtype {INTEGERS}, got bool"),
+            ("idxs device", good(idxs=lambda: torch.zeros(*lead, 10, device="meta",
+                                                          dtype=torch.int64)),
+             "idxs on the device of boxes (cpu), got meta"),
+        ]
+        type_errors.append(("idxs type", good(idxs=3), "idxs to be a tensor, got int"))
+    if op == "batched_nms":
+        type_errors.append(("idxs none", good(idxs=None), "idxs to be a tensor, got NoneType"))
+    return [ErrorCase(n, make, f"{op}: expected {text}") for n, make, text in errors] + [
+        ErrorCase(n, make, f"{op}: expected {text}", TypeError) for n, make, text in type_errors
+    ]
+
+
+def nms_samples() -> list[Sample]:
+    def plain(dtype: torch.dtype) -> tuple[Any, ...]:
+        return crowd(40, 3).to(dtype), random_scores(40).to(dtype), None, 0.5, -1
+
+    def with_idxs(dtype: torch.dtype) -> tuple[Any, ...]:
+        return crowd(40, 3).to(dtype), random_scores(40).to(dtype), classes(40, 2), 0.5, 6
+
+    def empty(dtype: torch.dtype) -> tuple[Any, ...]:
+        return torch.zeros(0, 4, dtype=dtype), torch.zeros(0, dtype=dtype), None, 0.5, -1
+
+    return [
+        Sample("nms", "plain", plain),
+        Sample("nms", "idxs", with_idxs),
+        Sample("nms", "empty", empty),
+    ]
+
+
+def padded_samples() -> list[Sample]:
+    def plain(dtype: torch.dtype) -> tuple[Any, ...]:
+        return crowd(40, 3).to(dtype).view(2, 20, 4), random_scores(40).to(dtype).view(2, 20), None, 0.5, 6
+
+    def with_idxs(dtype: torch.dtype) -> tuple[Any, ...]:
+        boxes, scores, _, threshold, most = plain(dtype)
+        return boxes, scores, classes(40, 2).view(2, 20), threshold, most
+
+    return [Sample("nms_padded", "plain", plain), Sample("nms_padded", "idxs", with_idxs)]
+
+
+def padded_vmaps() -> list[VmapCase]:
+    def plain(boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        return nms_padded(boxes, scores, 0.4, 9)
+
+    def with_idxs(boxes: Tensor, scores: Tensor, idxs: Tensor) -> tuple[Tensor, Tensor]:
+        return nms_padded(boxes, scores, 0.4, 9, idxs=idxs)
+
+    def make() -> tuple[Tensor, Tensor]:
+        return crowd(120, 3).view(3, 2, 20, 4), random_scores(120).view(3, 2, 20)
+
+    def make_shared() -> tuple[Tensor, Tensor]:
+        return make()[0][0], make()[1]
+
+    def make_idxs() -> tuple[Tensor, Tensor, Tensor]:
+        return *make(), classes(120, 2).view(3, 2, 20)
+
+    def make_shared_idxs() -> tuple[Tensor, Tensor, Tensor]:
+        return *make(), classes(40, 2).view(2, 20)
+
+    def make_inner() -> tuple[Tensor, Tensor]:
+        return make()[0].movedim(0, 2), make()[1].movedim(0, 1)
+
+    return [
+        VmapCase("both", plain, make, (0, 0)),
+        VmapCase("scores only", plain, make_shared, (None, 0)),
+        VmapCase("idxs", with_idxs, make_idxs, (0, 0, 0)),
+        VmapCase("shared idxs", with_idxs, make_shared_idxs, (0, 0, None)),
+        VmapCase("inner dims", plain, make_inner, (2, 1)),
+    ]
+
+
+class TestNms(OpTests):
+    spec = OpSpec(
+        name="nms",
+        op=nms,
+        reference=reference.nms,
+        cases=nms_cases(),
+        exact=True,
+        errors=make_errors("nms"),
+        samples=nms_samples(),
+    )
+
+
+class TestBatchedNms(OpTests):
+    spec = OpSpec(
+        name="batched_nms",
+        op=batched_nms,
+        reference=reference.batched_nms,
+        cases=nms_cases(with_idxs=True),
+        exact=True,
+        errors=make_errors("batched_nms"),
+    )
+
+
+class TestNmsPadded(OpTests):
+    spec = OpSpec(
+        name="nms_padded",
+        op=nms_padded,
+        reference=reference.nms_padded,
+        cases=nms_cases(padded=True)
+        + [
+            Case(f"idxs {c.name}", c.make, keeps=c.keeps)
+            for c in nms_cases(padded=True, with_idxs=True)[1:12]
+        ],
+        exact=True,
+        errors=make_errors("nms_padded"),
+        samples=padded_samples(),
+        vmaps=padded_vmaps(),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------
+# Hand-worked numbers
+
+
+def test_hand_worked(device: str) -> None:
+    # A = 10x10 at the origin. B = A moved right by 5: inter 50, union 150, IoU 1/3.
+    # C = A moved right by 8: with A inter 20, union 180, IoU 1/9; with B inter 70, union 130, 7/13.
+    boxes = torch.tensor([[0.0, 0, 10, 10], [5, 0, 15, 10], [8, 0, 18, 10]], device=device)
+    scores = torch.tensor([0.9, 0.8, 0.7], device=device)
+    assert nms(boxes, scores, 0.5).tolist() == [0, 1]  # B survives A, and suppresses C
+    assert nms(boxes, scores, 0.3).tolist() == [0, 2]  # A suppresses B, which no longer suppresses C
+    assert nms(boxes, scores, 0.1).tolist() == [0]
+    assert nms(boxes, scores, 0.6).tolist() == [0, 1, 2]
+    assert nms(boxes, scores.flip(0), 0.5).tolist() == [2, 0]  # order by score: C, then A
+    idxs = torch.tensor([0, 1, 0], device=device)
+    assert batched_nms(boxes, scores, idxs, 0.1).tolist() == [0, 1]  # B is another class
+    keep, count = nms_padded(boxes[None], scores[None], 0.5, 4)
+    assert keep.tolist() == [[0, 1, -1, -1]] and count.tolist() == [2]
+
+
+def test_iou_equal_to_the_threshold_is_kept(device: str) -> None:
+    # 2x2 and its lower half: inter 2, union 4, IoU exactly 0.5.
+    boxes = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 1]], device=device)
+    scores = torch.tensor([1.0, 0.5], device=device)
+    assert nms(boxes, scores, 0.5).tolist() == [0, 1]
+    assert nms(boxes, scores, math.nextafter(0.5, 0)).tolist() == [0]
+    # Identical boxes have IoU 1, and touching ones 0, which is above a negative threshold only.
+    assert nms(boxes[:1].expand(2, 4), scores, 1.0).tolist() == [0, 1]
+    assert nms(boxes[:1].expand(2, 4), scores, math.nextafter(1.0, 0)).tolist() == [0]
+    touching = torch.tensor([[0.0, 0, 1, 1], [1, 0, 2, 1]], device=device)
+    assert nms(touching, scores, 0.0).tolist() == [0, 1]
+    assert nms(touching, scores, -1e-9).tolist() == [0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_threshold_is_compared_as_a_real_number(dtype: torch.dtype, device: str) -> None:
+    # inter 3, union 10: float32 rounds 3 / 10 to 0.300000012, which exceeds the float64 number 0.3;
+    # float64 arithmetic gives the float64 number 0.3 itself.
+    boxes = torch.tensor([[0.0, 0, 10, 1], [0, 0, 3, 1]], device=device, dtype=dtype)
+    scores = torch.tensor([1.0, 0.5], device=device, dtype=dtype)
+    kept = [0, 1] if dtype == torch.float64 else [0]
+    assert nms(boxes, scores, 0.3).tolist() == kept
+    # 7 / 10 rounds down to 0.699999988, below the float64 number 0.7.
+    boxes[1, 2] = 7
+    assert nms(boxes, scores, 0.7).tolist() == [0, 1]
+    assert nms(boxes, scores, 0.69999999).tolist() == ([0])
+    if dtype != torch.float64:
+        assert nms(boxes, scores, 0.699999989).tolist() == [0, 1]
+
+
+def test_ties_are_broken_by_index(device: str) -> None:
+    boxes = torch.tensor([[0.0, 0, 4, 4]], device=device).expand(300, 4)
+    scores = torch.full((300,), 0.25, device=device)
+    assert nms(boxes, scores, 0.5).tolist() == [0]
+    assert nms(boxes, scores, 1.0).tolist() == list(range(300))
+    scores = torch.tensor([0.0, -0.0] * 150, device=device)  # equal numbers
+    assert nms(boxes, scores, 1.0).tolist() == list(range(300))
+
+
+def test_nan_scores_are_never_kept(device: str) -> None:
+    boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 4], [9, 9, 12, 12]], device=device)
+    scores = torch.tensor([NAN, 0.1, NAN], device=device)
+    assert nms(boxes, scores, 0.5).tolist() == [1]
+    assert nms(boxes, torch.full_like(scores, NAN), 0.5).tolist() == []
+    keep, count = nms_padded(boxes[None], scores[None], 0.5, 3)
+    assert keep.tolist() == [[1, -1, -1]] and count.tolist() == [1]
+
+
+@pytest.mark.parametrize("column", range(4))
+def test_a_nan_box_overlaps_nothing(column: int, device: str) -> None:
+    boxes = torch.tensor([[0.0, 0, 4, 4]] * 3, device=device)
+    boxes[1, column] = NAN
+    for threshold in (-0.5, 0.0, 0.5):
+        scores = torch.tensor([0.9, 0.8, 0.7], device=device)
+        assert nms(boxes, scores, threshold).tolist() == [0, 1]
+        assert nms(boxes, scores.roll(1), threshold).tolist() == [1, 2]
+
+
+def test_infinite_scores_are_ordinary(device: str) -> None:
+    boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 4], [9, 9, 12, 12]], device=device)
+    scores = torch.tensor([0.5, INF, -INF], device=device)
+    assert nms(boxes, scores, 0.5).tolist() == [1, 2]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Properties
+
+
+@st.composite
+def problems(draw: st.DrawFn, most: int = 150) -> tuple[Tensor, Tensor, float]:
+    seed = draw(st.integers(0, 2**31))
+    count = draw(st.integers(0, 40 if EMULATED else most))
+    kind = draw(st.sampled_from([spread, grid_boxes, odd_boxes, lambda n, s: crowd(n, 5, s)]))
+    scores = random_scores(count, seed, draw(st.sampled_from([None, 1, 7, 50])))
+    return kind(count, seed).float(), scores.float(), draw(st.sampled_from(THRESHOLDS))
+
+
+@given(problems(), st.sampled_from(DTYPES), st.booleans())
+def test_any_problem_matches_the_reference(problem: Any, dtype: torch.dtype, half: bool) -> None:
+    boxes, scores, threshold = problem
+    boxes, scores = boxes.to(dtype), (scores.half() if half else scores)
+    expected = reference.nms(boxes, scores, threshold)
+    assert_same(nms(boxes, scores, threshold), expected)
+
+
+@given(problems())
+def test_permuting_boxes_permutes_the_result(problem: Any) -> None:
+    boxes, _, threshold = problem
+    count = len(boxes)
+    scores = torch.randperm(count, generator=torch.Generator().manual_seed(3)).float()  # no ties
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(4))
+    permuted = nms(boxes[order], scores[order], threshold)
+    assert_same(order[permuted], nms(boxes, scores, threshold))
+
+
+@given(problems(), st.sampled_from([-20, -3, 5, 30]))
+def test_scaling_by_a_power_of_two_changes_nothing(problem: Any, power: int) -> None:
+    boxes, scores, threshold = problem
+    boxes = boxes.double()
+    assert_same(nms(boxes * 2.0**power, scores, threshold), nms(boxes, scores, threshold))
+
+
+@given(st.integers(0, 2**31), st.sampled_from([-4096.0, -64.0, 1024.0]), st.sampled_from(THRESHOLDS))
+def test_shifting_whole_boxes_changes_nothing(seed: int, shift: float, threshold: float) -> None:
+    boxes, scores = grid_boxes(80, seed).float(), random_scores(80, seed, 9)
+    assert_same(nms(boxes + shift, scores, threshold), nms(boxes, scores, threshold))
+
+
+@given(problems(), st.integers(0, 160))
+def test_max_output_is_a_prefix(problem: Any, most: int) -> None:
+    boxes, scores, threshold = problem
+    every = nms(boxes, scores, threshold)
+    assert_same(nms(boxes, scores, threshold, max_output=most), every[:most])
+    idxs = classes(len(boxes), 4)
+    every = batched_nms(boxes, scores, idxs, threshold)
+    assert_same(batched_nms(boxes, scores, idxs, threshold, max_output=most), every[:most])
+
+
+@given(
+    problems(),
+    st.sampled_from([torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]),
+    st.integers(1, 100),
+)
+def test_classes_never_interact(problem: Any, dtype: torch.dtype, how_many: int) -> None:
+    boxes, scores, threshold = problem
+    idxs = classes(len(boxes), how_many, dtype=dtype)
+    kept = batched_nms(boxes, scores, idxs, threshold)
+    apart = [rows[nms(boxes[rows], scores[rows], threshold)] for rows in
+             [(idxs == c).nonzero().flatten() for c in idxs.unique()]]
+    expected = torch.cat(apart) if apart else kept.new_zeros(0)
+    assert sorted(kept.tolist()) == sorted(expected.tolist())
+    ranks = [(-float(scores[i]), i) for i in kept.tolist()]
+    assert ranks == sorted(ranks)
+
+
+@given(problems(), st.integers(0, 2**31))
+def test_class_ids_are_only_names(problem: Any, seed: int) -> None:
+    boxes, scores, threshold = problem
+    idxs = classes(len(boxes), 5, seed)
+    names = torch.tensor([-(2**63), 2**63 - 1, 2**32, 0, -1])  # equal in their low 32 bits, or not
+    assert_same(
+        batched_nms(boxes, scores, names[idxs], threshold),
+        batched_nms(boxes, scores, idxs, threshold),
+    )
+
+
+def test_class_ids_are_compared_in_all_their_bits(device: str) -> None:
+    boxes = torch.tensor([[0.0, 0, 4, 4]] * 6, device=device)
+    scores = torch.arange(6.0, device=device)
+    idxs = torch.tensor([0, 2**32, -(2**63), 2**53, 2**53 + 1, 1], device=device)
+    assert batched_nms(boxes, scores, idxs, 0.5).tolist() == [5, 4, 3, 2, 1, 0]
+    keep, count = nms_padded(boxes[None], scores[None], 0.5, 6, idxs=idxs[None])
+    assert keep.tolist() == [[5, 4, 3, 2, 1, 0]] and count.tolist() == [6]
+
+
+@given(problems(60), st.integers(1, 3), st.integers(0, 70), st.booleans())
+def test_padded_is_nms_of_every_image(problem: Any, images: int, most: int, with_idxs: bool) -> None:
+    boxes, scores, threshold = problem
+    count = len(boxes)
+    generator = torch.Generator().manual_seed(count)
+    orders = [torch.randperm(count, generator=generator) for _ in range(images)]
+    many_boxes = torch.stack([boxes[order] for order in orders])
+    many_scores = torch.stack([scores[order].roll(1) for order in orders])
+    idxs = torch.stack([classes(count, 3, s) for s in range(images)]) if with_idxs else None
+    keep, kept = nms_padded(many_boxes, many_scores, threshold, most, idxs=idxs)
+    assert keep.shape == (images, most) and kept.shape == (images,)
+    assert keep.dtype == kept.dtype == torch.int64
+    for i in range(images):
+        if idxs is None:
+            row = nms(many_boxes[i], many_scores[i], threshold, max_output=most)
+        else:
+            row = batched_nms(many_boxes[i], many_scores[i], idxs[i], threshold, max_output=most)
+        assert kept[i] == len(row)
+        assert keep[i].tolist() == row.tolist() + [-1] * (most - len(row))
+
+
+def test_padded_without_images_or_boxes(device: str) -> None:
+    keep, count = nms_padded(torch.ones(0, 5, 4, device=device), torch.ones(0, 5, device=device), 0.5, 3)
+    assert keep.shape == (0, 3) and count.shape == (0,)
+    keep, count = nms_padded(torch.ones(2, 0, 4, device=device), torch.ones(2, 0, device=device), 0.5, 3)
+    assert keep.tolist() == [[-1] * 3] * 2 and count.tolist() == [0, 0]
+    keep, count = nms_padded(torch.ones(2, 5, 4, device=device), torch.ones(2, 5, device=device), 0.5, 0)
+    assert keep.shape == (2, 0) and count.tolist() == [0, 0]
+
+
+@given(problems(60))
+def test_the_result_is_greedy(problem: Any) -> None:
+    """What defines the result: kept boxes do not overlap, and a kept better one covers each other."""
+    boxes, scores, threshold = problem
+    kept = nms(boxes, scores, threshold)
+    b = boxes.float()
+    width = torch.minimum(b[:, None, 2], b[None, :, 2]) - torch.maximum(b[:, None, 0], b[None, :, 0])
+    height = torch.minimum(b[:, None, 3], b[None, :, 3]) - torch.maximum(b[:, None, 1], b[None, :, 1])
+    inter = width.clamp(min=0) * height.clamp(min=0)
+    area = (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1])
+    over = (inter / (area[:, None] + area[None] - inter)).double() > threshold
+    inside = set(kept.tolist())
+    rank = {i: (-float(scores[i]), i) for i in range(len(b))}
+    for i in range(len(b)):
+        better = [j for j in inside if rank[j] < rank[i] and bool(over[j, i])]
+        assert (i in inside) == (not better)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Many boxes: the CPU's spatial index against the plain loop
+
+
+def scattered_sizes(count: int, seed: int) -> Tensor:
+    """Sizes over six orders of magnitude: no single cell size suits them."""
+    generator = torch.Generator().manual_seed(seed)
+    corner = 3000 * torch.rand(count, 2, generator=generator, dtype=torch.float64)
+    size = 10 ** (6 * torch.rand(count, 2, generator=generator, dtype=torch.float64) - 3)
+    return torch.cat([corner, corner + size], 1)
+
+
+def with_strays(count: int, seed: int) -> Tensor:
+    """Spread boxes among a few empty, inverted, NaN, infinite, huge and far ones."""
+    boxes = spread(count, seed)
+    boxes[::97] = boxes[::97][:, [2, 3, 0, 1]]
+    boxes[1::101, 2:] = boxes[1::101, :2]
+    boxes[2::103, 1] = NAN
+    boxes[3::107, 2] = INF
+    boxes[4::109, 0] = -INF
+    boxes[5::113] *= 40
+    boxes[6::127] -= 5e4
+    return boxes
+
+
+MANY: dict[str, Callable[[int, int], Tensor]] = {
+    "spread": spread,
+    "crowd": lambda n, s: crowd(n, 500, s),
+    "one cluster": lambda n, s: crowd(n, 1, s),
+    "grid": grid_boxes,
+    "sizes": scattered_sizes,
+    "strays": with_strays,
+    "line": lambda n, s: spread(n, s) * torch.tensor([1.0, 0, 1, 0]) + torch.tensor([0.0, 0, 0, 1]),
+    "far": lambda n, s: spread(n, s) + 1e6,
+    "negative": lambda n, s: -spread(n, s)[:, [2, 3, 0, 1]],
+    "tiny": lambda n, s: spread(n, s) * 1e-30,
+    "huge": lambda n, s: spread(n, s) * 1e30,
+}
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", MANY)
+@pytest.mark.parametrize("count", [257, 3000])
+def test_many_boxes(count: int, kind: str, dtype: torch.dtype, device: str) -> None:
+    boxes = MANY[kind](count, 5).to(dtype).to(device)
+    scores = random_scores(count, 6, levels=count // 2).to(device)
+    for threshold in (-0.5, 0.0, 0.3, 0.5, 0.9, 1.0):
+        expected = reference.nms(boxes.cpu(), scores.cpu(), threshold)
+        assert_same(nms(boxes, scores, threshold), expected, f"threshold {threshold}")
+        if len(expected) > 3:
+            most = len(expected) // 2
+            assert_same(nms(boxes, scores, threshold, max_output=most), expected[:most])
+    idxs = classes(count, 80).to(device)
+    expected = reference.batched_nms(boxes.cpu(), scores.cpu(), idxs.cpu(), 0.5)
+    assert_same(batched_nms(boxes, scores, idxs, 0.5), expected)
+
+
+@pytest.mark.native
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", ["spread", "crowd", "strays"])
+def test_twenty_thousand_boxes(kind: str, dtype: torch.dtype, device: str) -> None:
+    count = 20_000
+    boxes = MANY[kind](count, 8).to(dtype).to(device)
+    scores = random_scores(count, 9).float().to(device)
+    expected = reference.nms(boxes.cpu(), scores.cpu(), 0.5)
+    for workers in (1, 2):
+        with harness.threads(workers):
+            assert_same(nms(boxes, scores, 0.5), expected)
+    idxs = classes(count, 80).to(device)
+    expected = reference.batched_nms(boxes.cpu(), scores.cpu(), idxs.cpu(), 0.0, max_output=5000)
+    assert_same(batched_nms(boxes, scores, idxs, 0.0, max_output=5000), expected)
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257])
+def test_every_block_edge(count: int, device: str) -> None:
+    """Counts around vector and block widths, where the last box decides and is decided."""
+    boxes = (10 * torch.arange(float(count), device=device))[:, None] + torch.tensor(
+        [0.0, 0, 9, 9], device=device
+    )
+    scores = -torch.arange(float(count), device=device)
+    assert nms(boxes, scores, 0.5).tolist() == list(range(count))
+    boxes[-1] = boxes[0]  # the worst equals the best
+    assert nms(boxes, scores, 0.5).tolist() == list(range(max(count - 1, 1)))
+    scores = scores.flip(0)  # and the other way round
+    kept = nms(boxes, scores, 0.5).tolist()
+    assert kept == (list(range(count - 1, 0, -1)) if count > 1 else [0])
+
+
+# ---------------------------------------------------------------------------------------------------
+# torchvision
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+def test_nms_equals_torchvision(threshold: float, dtype: torch.dtype, device: str) -> None:
+    ops = pytest.importorskip("torchvision.ops")
+    if device == "cuda":
+        pytest.skip("torchvision's CUDA kernel compares with a rounded threshold")
+    for kind in ("spread", "crowd", "grid", "sizes", "negative", "far"):
+        for seed, levels in ((0, None), (1, 10)):
+            count = 60 if EMULATED else 700
+            boxes = MANY[kind](count, seed).to(dtype)
+            scores = random_scores(count, seed, levels).to(dtype)
+            assert_same(nms(boxes, scores, threshold), ops.nms(boxes, scores, threshold), kind)
+
+
+def test_batched_nms_equals_torchvision_where_that_is_exact(device: str) -> None:
+    # Whole non-negative coordinates and few classes: its coordinate offsets are exact.
+    ops = pytest.importorskip("torchvision.ops")
+    for seed in range(5):
+        boxes = grid_boxes(120, seed).float().to(device)
+        boxes = torch.cat([boxes[:, :2].minimum(boxes[:, 2:]), boxes[:, :2].maximum(boxes[:, 2:])], 1)
+        scores = random_scores(120, seed).float().to(device)
+        idxs = classes(120, 6, seed).to(device)
+        ours = batched_nms(boxes, scores, idxs, 0.4)
+        assert_same(ours, ops.batched_nms(boxes, scores, idxs, 0.4))
+
+
+def test_batched_nms_is_exact_where_torchvision_is_not(device: str) -> None:
+    ops = pytest.importorskip("torchvision.ops")
+    # Two classes, both boxes at negative coordinates: offsetting by max + 1 = 0 moves neither.
+    boxes = torch.tensor([[-10.0, -10, -1, -1]] * 2, device=device)
+    scores = torch.tensor([0.9, 0.8], device=device)
+    idxs = torch.tensor([0, 1], device=device)
+    assert batched_nms(boxes, scores, idxs, 0.5).tolist() == [0, 1]
+    assert ops.batched_nms(boxes, scores, idxs, 0.5).tolist() == [0]  # why this test exists
+    # Class id 1200 offsets by 5 million, where float32 steps by 0.5: overlaps are rounded away.
+    count = 60 if EMULATED else 500
+    boxes = (spread(count, 3, side=300) + 3700).float().to(device)
+    idxs = 1200 + classes(count, 3).to(device)
+    scores = random_scores(count).float().to(device)
+    expected = torch.cat([rows[reference.nms(boxes[rows].cpu(), scores[rows].cpu(), 0.5)] for rows in
+                          [(idxs.cpu() == c).nonzero().flatten() for c in (1200, 1201, 1202)]])
+    assert sorted(batched_nms(boxes, scores, idxs, 0.5).tolist()) == sorted(expected.tolist())
+
+
+# ---------------------------------------------------------------------------------------------------
+# Autograd and compilation
+
+
+def test_no_gradient_flows(device: str) -> None:
+    boxes = spread(9).to(device).requires_grad_()
+    scores = random_scores(9).to(device).requires_grad_()
+    assert not nms(boxes, scores, 0.5).requires_grad
+    assert not any(t.requires_grad for t in nms_padded(boxes[None], scores[None], 0.5, 4))
+    (scores[nms(boxes, scores, 0.5)].sum() + boxes.sum()).backward()  # indexing still does
+    assert scores.grad is not None
+
+
+@settings(max_examples=5)
+@given(st.sampled_from([0, 1, 3, 1500]))
+def test_batched_nms_compiles_at_any_size(count: int) -> None:
+    """torchvision's breaks the graph above 1000 boxes."""
+    count = min(count, 50) if EMULATED else count
+    torch._dynamo.reset()
+
+    def select(boxes: Tensor, scores: Tensor, idxs: Tensor) -> Tensor:
+        return scores[batched_nms(boxes * 2, scores, idxs, 0.5, max_output=20)] + 1
+
+    compiled = torch.compile(select, backend="aot_eager", fullgraph=True)
+    arguments = spread(count).float(), random_scores(count).float(), classes(count, 4)
+    assert_same(compiled(*arguments), select(*arguments))
+
+
+def test_nms_cannot_be_vmapped_and_says_so() -> None:
+    with pytest.raises((RuntimeError, NotImplementedError), match="nms_padded"):
+        torch.vmap(lambda b, s: nms(b, s, 0.5))(spread(20).view(2, 10, 4), random_scores(20).view(2, 10))
