@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -213,11 +214,11 @@ def _nvtx(name: str, device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    torch.cuda.nvtx.range_push(name)  # type: ignore[no-untyped-call]
+    torch.cuda.nvtx.range_push(name)
     try:
         yield
     finally:
-        torch.cuda.nvtx.range_pop()  # type: ignore[no-untyped-call]
+        torch.cuda.nvtx.range_pop()
 
 
 def backend(library: str, device: torch.device) -> str:
@@ -232,7 +233,9 @@ def backend(library: str, device: torch.device) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    """The error in one line, without the source location that some libraries put before it."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return re.sub(r"^.*\.(?:cpp|cu|cuh|h):\d+, ", "", line)[:200]
 
 
 @dataclass

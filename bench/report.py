@@ -98,8 +98,10 @@ def plot(results: Sequence[Result], path: Path, title: str) -> None:
     for place, (_, peer, ratio) in enumerate(bars):
         low, high = max(0.0, ratio.median - ratio.p10), max(0.0, ratio.p90 - ratio.median)
         color = f"C{peers.index(peer)}"
-        axes.barh(place, ratio.median, color=color, xerr=[[low], [high]], ecolor="0.4", capsize=2)
-        axes.text(ratio.median * 1.03, place, f" {ratio.median:.3g}x", va="center", fontsize=8)
+        whiskers = {"xerr": [[low], [high]], "ecolor": "0.4", "capsize": 2}
+        axes.barh(place, ratio.median - 1, left=1, color=color, **whiskers)
+        end = max(ratio.median, ratio.p90, 1) * 1.05
+        axes.text(end, place, f"{ratio.median:.3g}x", va="center", fontsize=8)
     labels = [f"{r.op} {r.direction} {r.dtype} {r.workload}" for r, _, _ in bars]
     axes.set_yticks(range(len(bars)), labels, fontsize=8)
     axes.invert_yaxis()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench import cli, ops
-from bench.harness import Case, Context, Trial, check, select
+from bench.harness import Case, Context, Trial, check, first_line, select
 from bench.libraries import OURS, REFERENCE, TORCHVISION
 from bench.timing import WallClock
 
@@ -58,7 +58,7 @@ def test_op(
         seconds = clock.sample(run, 1)
         seconds = min(seconds, clock.sample(run, 1))
     except RuntimeError as error:
-        pytest.skip(f"{library} cannot: {str(error).splitlines()[0]}")
+        pytest.skip(f"{library} cannot: {first_line(error)}")
 
     def timed() -> None:
         run()

@@ -103,10 +103,10 @@ class DeviceClock:
     def sample(self, run: Callable[[], object], inner: int) -> float:
         total = 0.0
         for _ in range(inner):
-            start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            start = torch.cuda.Event(enable_timing=True)
+            end = torch.cuda.Event(enable_timing=True)
             self._flush.zero_()
-            torch.cuda._sleep(self._HEAD_START_CYCLES)  # type: ignore[no-untyped-call]
+            torch.cuda._sleep(self._HEAD_START_CYCLES)
             start.record()
             run()
             end.record()
