@@ -92,9 +92,14 @@ def measure_ceilings(device: torch.device, *, seconds: float = 2.0) -> Ceilings:
     # A small set can always be moved as fast as part of a large one.
     copy = [(size, max(rate for _, rate in copy[i:])) for i, (size, _) in enumerate(copy)]
     n = 1536 if device.type == "cpu" else 8192
+    flops = _product_rate(n, torch.float32, device, share)
+    if (
+        device.type == "cpu"
+    ):  # on CUDA a convolution may go to the tensor cores, which we do not use
+        flops = max(flops, _conv_rate(share))
     return Ceilings(
         copy=tuple(copy),
-        flops=max(_product_rate(n, torch.float32, device, share), _conv_rate(device, share)),
+        flops=flops,
         flops64=_product_rate(n // 2, torch.float64, device, share),
     )
 
@@ -105,12 +110,13 @@ def _product_rate(n: int, dtype: torch.dtype, device: torch.device, seconds: flo
     return 2.0 * n**3 / _best(lambda: torch.mm(a, b, out=out), device, seconds)
 
 
-def _conv_rate(device: torch.device, seconds: float) -> float:
+def _conv_rate(seconds: float) -> float:
     """A 3x3 convolution: on some CPUs the convolution library beats the matrix library."""
-    side, channels = (56, 128) if device.type == "cpu" else (256, 256)
-    image = torch.ones(1, channels, side, side, device=device)
-    weight = torch.ones(channels, channels, 3, 3, device=device)
-    best = _best(lambda: torch.nn.functional.conv2d(image, weight), device, seconds)
+    side, channels = 56, 128
+    image = torch.ones(1, channels, side, side)
+    weight = torch.ones(channels, channels, 3, 3)
+    run = partial(torch.nn.functional.conv2d, image, weight)
+    best = _best(run, torch.device("cpu"), seconds)
     return 2.0 * channels * channels * 9 * (side - 2) ** 2 / best
 
 
