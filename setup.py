@@ -156,10 +156,8 @@ def operator_library(name: str, backend: str, *defines: str) -> Extension:
             f"-DCVK_BACKEND_{backend}",
             *defines,
         ],
-        # torch's symbols are found through libtorch, which on CUDA builds of torch brings
-        # libtorch_cuda; a CPU-only torch has none of the latter, and a library built against it
-        # must still name libtorch.
-        extra_link_args=[*LINK_ARGS, "-Wl,--no-as-needed"],
+        # A missing symbol is an error here and not at load time. (_cuda: see add_kernels.)
+        extra_link_args=[*LINK_ARGS, "-Wl,-z,defs"],
         py_limited_api=True,  # links no libtorch_python; the libraries hold no Python at all
     )
 
@@ -227,6 +225,10 @@ class BuildKernelsAndBindings(BuildExtension):
             extension.include_dirs += built["cuda_include_dirs"]
             extension.library_dirs.append(built["cuda_library_dir"])
             extension.libraries += ["cudart_static", "rt", "dl", "pthread"]
+            # torch's CUDA symbols come at load time through libtorch.so, which on CUDA builds of
+            # torch brings libtorch_cuda. It must be named although nothing is taken from it here,
+            # and the torch that is compiled against may be a CPU-only one without those symbols.
+            extension.extra_link_args = [*LINK_ARGS, "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu"]
 
     def build_extension(self, ext: Extension) -> None:
         # The same sources are compiled for several libraries: each gets its own directory of

@@ -102,10 +102,12 @@ def _load_library(torch: Any, name: str, advice: str) -> None:
         )
     try:
         torch.ops.load_library(path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        # torch's own message hides the linker's, which names the missing symbol or library.
+        reason = error.__cause__ or error
         raise ImportError(
             f"cvkernels: {path} cannot be loaded into torch {torch.__version__} "
-            f"(CUDA {torch.version.cuda}): {error}. {_REBUILD}"
+            f"(CUDA {torch.version.cuda}): {reason}. {_REBUILD}"
         ) from error
 
 

@@ -31,6 +31,7 @@ def check_library(path: Path) -> list[str]:
         line.split(maxsplit=1)[-1] for line in run("nm", "-DC", "--undefined-only", str(path))
     ]
     findings += [f"uses the unstable symbol {name}" for name in undefined if UNSTABLE.match(name)]
+    findings += [f"misses {name}" for name in undefined if "cvk::" in name]
     for line in run("readelf", "--dynamic", "--wide", str(path)):
         match = re.search(r"\(NEEDED\).*\[(.+)\]", line)
         if match and FORBIDDEN_LIBRARIES.match(match.group(1)):
