@@ -179,7 +179,7 @@ def extensions() -> list[Extension]:
         extra_link_args=[*LINK_ARGS, "-pthread"],
         language="c++",
     )
-    return [*libraries, module]
+    return [module, *libraries]
 
 
 class BuildKernelsAndBindings(BuildExtension):
