@@ -33,19 +33,25 @@ class Libraries:
         return {name: f for name in self.peers if (f := load(name, op, function)) is not None}
 
     def our(self, op: str, function: str) -> Callable[..., Any]:
-        """Our `function`; `RuntimeError` with what to do where it cannot be imported."""
-        found = load(self.ours, op, function)
+        """Our `function`; `RuntimeError` that says why where it cannot be had."""
+        try:
+            found = _import(self.ours, op, function)
+        except ImportError as error:  # says itself what is missing and how to get it
+            raise RuntimeError(f"bench: {error}") from error
         if found is None:
-            hint = "build it first: `make dev`" if self.ours == OURS else f"pip install {self.ours}"
-            raise RuntimeError(f"bench: {self.ours} has no {function}; {hint}")
+            raise RuntimeError(f"bench: {self.ours} has no {function}")
         return found
 
 
 def load(library: str, op: str, function: str) -> Callable[..., Any] | None:
     """One library's function, or None where the library (or that operator in it) is absent."""
     try:
-        module = importlib.import_module(_SOURCES[library].format(op=op))
+        return _import(library, op, function)
     except ImportError:
         return None
+
+
+def _import(library: str, op: str, function: str) -> Callable[..., Any] | None:
+    module = importlib.import_module(_SOURCES[library].format(op=op))
     found: Callable[..., Any] | None = getattr(module, function, None)
     return found

@@ -390,9 +390,12 @@ def test_cuda_where_there_is_none(
     assert "is_available() is False" in capsys.readouterr().err
 
 
-def test_missing_library_says_what_to_do() -> None:
-    with pytest.raises(RuntimeError, match="cvkernels has no nothing; build it first"):
+def test_missing_library_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError, match="cvkernels has no nothing"):
         Libraries().our("nms", "nothing")
+    monkeypatch.setitem(sys.modules, "cvkernels.nms", None)
+    with pytest.raises(RuntimeError, match=r"bench: .*cvkernels\.nms"):
+        Libraries().our("nms", "nms")
 
 
 def test_a_run_writes_json_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
