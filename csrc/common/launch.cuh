@@ -1,18 +1,20 @@
 // Launching kernels and declaring shared memory, alike under nvcc and under emulation.
 //
-// A .cu file includes this header and nothing else of CUDA. nvcc compiles it for the GPU; any C++17 compiler compiles the
-// same file for the CPU against csrc/emulation (see emulation/cuda_runtime.h for the model and its limits).
+// A .cu file includes this header and nothing else of CUDA. nvcc compiles it for the GPU; any C++17
+// compiler compiles the same file for the CPU against csrc/emulation (see emulation/cuda_runtime.h
+// for the model and its limits).
 //
 //   template <class T>
-//   __global__ void __launch_bounds__(256) row_sum_kernel(const T* input,  // [rows, columns]
-//                                                         T* sums,         // [rows]
-//                                                         int64_t columns) {
-//     struct Shared {              // static shared memory: one struct, declared inside the kernel
+//   __global__ void __launch_bounds__(256)
+//       row_sum_kernel(const T* input,  // [rows, columns]
+//                      T* sums,         // [rows]
+//                      int64_t columns) {
+//     struct Shared {             // static shared memory: one struct, declared inside the kernel
 //       float partial[8];
 //       int count;
 //     };
 //     auto& shared = cvk::static_shared<Shared>();
-//     float* row = cvk::dynamic_shared<float>();   // LaunchConfig::shared_bytes bytes, 16-byte aligned
+//     float* row = cvk::dynamic_shared<float>();  // LaunchConfig::shared_bytes, 16-byte aligned
 //     ...
 //     __syncthreads();
 //   }
@@ -20,15 +22,18 @@
 //   return cvk::launch(row_sum_kernel<T>, {dim3(rows), dim3(256), columns * sizeof(float)}, stream,
 //                      input, sums, columns);
 //
-// Shared memory. Plain `__shared__` is not used outside this header: the emulation could neither poison it at the start
-// of a block nor let ASan see its bounds (it is a compile error there). The rules of static_shared<S>():
+// Shared memory. Plain `__shared__` is not used outside this header: the emulation could neither
+// poison it at the start of a block nor let ASan see its bounds (it is a compile error there). The
+// rules of static_shared<S>():
 //  * S is a class of trivial members; it begins uninitialised (poisoned under emulation).
-//  * S names the memory: two calls with the same S share it, so give each kernel and each helper a struct of its own,
-//    declared inside the function where possible. Calling it again in the same block returns the same memory.
+//  * S names the memory: two calls with the same S share it, so give each kernel and each helper a
+//    struct of its own, declared inside the function where possible. Calling it again in the same
+//    block returns the same memory.
 //  * Call it from device code only; a reference to it may be passed on.
 // dynamic_shared<T>() is the same memory for every T.
 //
-// Under emulation launch() runs the whole grid before it returns, and kernel arguments are copied for each thread.
+// Under emulation launch() runs the whole grid before it returns, and kernel arguments are copied
+// for each thread.
 #pragma once
 
 #include <cstddef>
@@ -76,7 +81,8 @@ cudaError_t launch(void (*kernel)(P...), const LaunchConfig& config, cudaStream_
                    A&&... arguments) {
   if (config.grid.x == 0 || config.grid.y == 0 || config.grid.z == 0) return cudaSuccess;
   cudaError_t error = cudaSuccess;
-  // Static and dynamic shared memory together may take 48 KiB unasked. The static part is not known here, so ask early.
+  // Static and dynamic shared memory together may take 48 KiB unasked. The static part is not known
+  // here, so ask early.
   if (config.shared_bytes > 16 * 1024) {
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(config.shared_bytes));
@@ -99,8 +105,7 @@ cudaError_t launch(void (*kernel)(P...), const LaunchConfig& config, cudaStream_
 template <class S>
 inline S& static_shared() {
   static_assert(std::is_class_v<S>, "static_shared takes a struct of its own");
-  static_assert(std::is_trivially_default_constructible_v<S> &&
-                    std::is_trivially_destructible_v<S>,
+  static_assert(std::is_trivially_default_constructible_v<S> && std::is_trivially_destructible_v<S>,
                 "shared memory begins uninitialised");
   static emulation::SharedSlot slot;
   if (slot.serial != emulation::block_serial) {

@@ -1,30 +1,35 @@
-// CUDA's execution model on the CPU: what a .cu file gets in place of CUDA's cuda_runtime.h when g++ compiles it.
+// CUDA's execution model on the CPU: what a .cu file gets in place of CUDA's cuda_runtime.h when
+// g++ compiles it.
 //
-// Model. Every CUDA thread is a fiber: a stack of its own and a few saved registers. One host thread runs the blocks of a
-// grid one after another. Within a block a thread runs until it has to wait for others (a barrier, a warp collective);
-// then the next thread that can run takes over. When all threads that the rendezvous needs have arrived, they become
-// ready again in a new random order. So threads of a block really are suspended in the middle of a kernel, as on a GPU,
-// yet the run is deterministic: the seed and the number of the launch decide every order.
+// Model. Every CUDA thread is a fiber: a stack of its own and a few saved registers. One host
+// thread runs the blocks of a grid one after another. Within a block a thread runs until it has to
+// wait for others (a barrier, a warp collective); then the next thread that can run takes over.
+// When all threads that the rendezvous needs have arrived, they become ready again in a new random
+// order. So threads of a block really are suspended in the middle of a kernel, as on a GPU, yet the
+// run is deterministic: the seed and the number of the launch decide every order.
 //
 // What it catches, in the place where a GPU would give a wrong number now and then, or hang:
-//  * A missing barrier. A thread runs as far as it can before its neighbours move, so it reads what is not there yet: the
-//    poison (NaN, -1) with which shared memory begins, or an older value. Other seeds give other orders, so the result
-//    differs from seed to seed.
-//  * A barrier that not all threads reach, two different barriers at once, a collective with a lane that never comes, a
-//    lane outside its own mask: the launch fails with cudaErrorLaunchFailure, and last_error_message() names the kernel,
-//    the block and the source lines where threads wait.
-//  * Access outside shared memory: with -fsanitize=address, because each shared allocation has its exact size.
+//  * A missing barrier. A thread runs as far as it can before its neighbours move, so it reads what
+//    is not there yet: the poison (NaN, -1) with which shared memory begins, or an older value.
+//    Other seeds give other orders, so the result differs from seed to seed.
+//  * A barrier that not all threads reach, two different barriers at once, a collective with a lane
+//    that never comes, a lane outside its own mask: the launch fails with cudaErrorLaunchFailure,
+//    and last_error_message() names the kernel, the block and the source lines where threads wait.
+//  * Access outside shared memory: with -fsanitize=address, because each shared allocation has its
+//    exact size.
 //  * A shuffle from a lane that does not take part gives poison.
 //
-// What it does not: the order is changed only where threads wait, so an unguarded read-modify-write (sum += x by many
-// threads with no atomic) goes unseen; compute-sanitizer's racecheck on a GPU sees it. Blocks run one after another, so
-// waiting for another block works only if that block has started earlier. A thread that spins on a flag must call
-// __nanosleep() or __threadfence() in the loop, or nothing else gets to run. __launch_bounds__ is not checked.
+// What it does not: the order is changed only where threads wait, so an unguarded read-modify-write
+// (sum += x by many threads with no atomic) goes unseen; compute-sanitizer's racecheck on a GPU
+// sees it. Blocks run one after another, so waiting for another block works only if that block has
+// started earlier. A thread that spins on a flag must call __nanosleep() or __threadfence() in the
+// loop, or nothing else gets to run. __launch_bounds__ is not checked.
 //
-// Where things are: vector_types.h, runtime_api.h (host side), execution.h and device_functions.h (device side); in the
-// .cpp files fiber (stacks and switches), execution (scheduler and block barriers), warp (collectives), launch (grids,
-// memory, errors) and symbol_name (a kernel's name from its address). Not here, because no kernel uses it yet:
-// cooperative groups, cp.async, ldmatrix, mma.sync, textures, clusters.
+// Where things are: vector_types.h, runtime_api.h (host side), execution.h and device_functions.h
+// (device side); in the .cpp files fiber (stacks and switches), execution (scheduler and block
+// barriers), warp (collectives), launch (grids, memory, errors) and symbol_name (a kernel's name
+// from its address). Not here, because no kernel uses it yet: cooperative groups, cp.async,
+// ldmatrix, mma.sync, textures, clusters.
 #pragma once
 
 #include "emulation/device_functions.h"

@@ -9,35 +9,35 @@
 
 #include "emulation/execution.h"
 
-// ---- Barriers and fences --------------------------------------------------------------------------------------------
-inline void __syncthreads(
-    cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
+// ---- Barriers and fences ------------------------------------------------------------------------
+inline void __syncthreads(cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
   cvk::emulation::block_barrier(cvk::emulation::Operation::kSyncthreads, false, site);
 }
-inline int __syncthreads_count(
-    int predicate, cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
-  return cvk::emulation::block_barrier(cvk::emulation::Operation::kSyncthreadsCount,
-                                       predicate != 0, site);
+inline int __syncthreads_count(int predicate,
+                               cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
+  return cvk::emulation::block_barrier(cvk::emulation::Operation::kSyncthreadsCount, predicate != 0,
+                                       site);
 }
-inline int __syncthreads_and(
-    int predicate, cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
+inline int __syncthreads_and(int predicate,
+                             cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
   return cvk::emulation::block_barrier(cvk::emulation::Operation::kSyncthreadsAnd, predicate != 0,
                                        site);
 }
-inline int __syncthreads_or(
-    int predicate, cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
+inline int __syncthreads_or(int predicate,
+                            cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
   return cvk::emulation::block_barrier(cvk::emulation::Operation::kSyncthreadsOr, predicate != 0,
                                        site);
 }
 
-// A fence orders memory between threads that do not wait for each other: the place to let others run.
+// A fence orders memory between threads that do not wait for each other: the place to let others
+// run.
 inline void __threadfence_block() { cvk::emulation::yield(); }
 inline void __threadfence() { cvk::emulation::yield(); }
 inline void __threadfence_system() { cvk::emulation::yield(); }
 inline void __nanosleep(unsigned) { cvk::emulation::yield(); }
 [[noreturn]] inline void __trap() { cvk::emulation::trap("__trap()"); }
 
-// ---- Warp collectives -----------------------------------------------------------------------------------------------
+// ---- Warp collectives ---------------------------------------------------------------------------
 namespace cvk::emulation {
 
 inline int lane_id() { return static_cast<int>(linear_thread() % warpSize); }
@@ -87,8 +87,8 @@ inline unsigned __activemask(cvk::emulation::CallSite site = cvk::emulation::Cal
 }
 inline unsigned __ballot_sync(unsigned mask, int predicate,
                               cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
-  return static_cast<unsigned>(cvk::emulation::warp_collective(
-      cvk::emulation::Operation::kBallot, mask, predicate != 0, 0, site));
+  return static_cast<unsigned>(cvk::emulation::warp_collective(cvk::emulation::Operation::kBallot,
+                                                               mask, predicate != 0, 0, site));
 }
 inline int __any_sync(unsigned mask, int predicate,
                       cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
@@ -109,7 +109,8 @@ unsigned __match_any_sync(unsigned mask, T value,
       cvk::emulation::Operation::kMatchAny, mask, cvk::emulation::to_bits(value), 0, site));
 }
 
-// A shuffle reads within groups of width lanes; where the source lies outside the group, the lane keeps its own value.
+// A shuffle reads within groups of width lanes; where the source lies outside the group, the lane
+// keeps its own value.
 template <class T>
 T __shfl_sync(unsigned mask, T value, int source, int width = warpSize,
               cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
@@ -162,9 +163,8 @@ inline unsigned __reduce_and_sync(
     cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
   return cvk::emulation::reduce(cvk::emulation::Operation::kReduceAnd, mask, value, site);
 }
-inline unsigned __reduce_or_sync(
-    unsigned mask, unsigned value,
-    cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
+inline unsigned __reduce_or_sync(unsigned mask, unsigned value,
+                                 cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
   return cvk::emulation::reduce(cvk::emulation::Operation::kReduceOr, mask, value, site);
 }
 inline unsigned __reduce_xor_sync(
@@ -173,7 +173,7 @@ inline unsigned __reduce_xor_sync(
   return cvk::emulation::reduce(cvk::emulation::Operation::kReduceXor, mask, value, site);
 }
 
-// ---- Atomics: threads change only where they wait, so plain code is atomic ---------------------------------------------
+// ---- Atomics: threads change only where they wait, so plain code is atomic ----------------------
 template <class T>
 T atomicAdd(T* address, typename cvk::emulation::NonDeduced<T>::type value) {
   static_assert(cvk::emulation::is_one_of<T, int, unsigned, unsigned long long, float, double>,
@@ -236,7 +236,7 @@ T atomicCAS(T* address, typename cvk::emulation::NonDeduced<T>::type compare,
   return old;
 }
 
-// ---- Cached and streaming accesses ------------------------------------------------------------------------------------
+// ---- Cached and streaming accesses --------------------------------------------------------------
 template <class T>
 T __ldg(const T* pointer) {
   return *pointer;
@@ -254,7 +254,7 @@ void __stcs(T* pointer, typename cvk::emulation::NonDeduced<T>::type value) {
   *pointer = value;
 }
 
-// ---- Bits ---------------------------------------------------------------------------------------------------------------
+// ---- Bits ---------------------------------------------------------------------------------------
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
@@ -283,7 +283,8 @@ To reinterpret(From from) {
   return to;
 }
 
-// Numerics: hides a rounded result from the optimiser, so that no compiler flag can fuse it into a later operation.
+// Numerics: hides a rounded result from the optimiser, so that no compiler flag can fuse it into a
+// later operation.
 template <class T>
 inline T rounded(T value) {
 #if defined(__x86_64__)
@@ -297,7 +298,8 @@ inline T rounded(T value) {
   return value;
 }
 
-// Float to integer as the device does it: NaN gives 0, what is out of range gives the nearest limit. value is integral.
+// Float to integer as the device does it: NaN gives 0, what is out of range gives the nearest
+// limit. value is integral.
 inline int saturate_to_int(float value) {
   if (!(value == value)) return 0;
   if (value >= 0x1p31f) return 0x7fffffff;
@@ -315,7 +317,7 @@ inline long long __double_as_longlong(double x) {
 }
 inline double __longlong_as_double(long long x) { return cvk::emulation::reinterpret<double>(x); }
 
-// ---- Arithmetic with a named rounding ---------------------------------------------------------------------------------
+// ---- Arithmetic with a named rounding -----------------------------------------------------------
 inline float __fadd_rn(float a, float b) { return cvk::emulation::rounded(a + b); }
 inline float __fsub_rn(float a, float b) { return cvk::emulation::rounded(a - b); }
 inline float __fmul_rn(float a, float b) { return cvk::emulation::rounded(a * b); }

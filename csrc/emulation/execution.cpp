@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <iterator>
 #include <map>
 
 #include "emulation/machine.h"
@@ -19,7 +20,8 @@ Machine machine;
 
 namespace {
 
-// So many fences and sleeps with no thread exiting or passing a rendezvous in between take about a second or two.
+// So many fences and sleeps with no thread exiting or passing a rendezvous in between take about a
+// second or two.
 constexpr uint64_t kMaxIdleYields = uint64_t{1} << 24;
 
 void set_current(Thread& thread) {
@@ -52,7 +54,8 @@ std::string at(const Thread& thread) {
   std::string text = operation_name(thread.operation);
   if (thread.operation == Operation::kNamedBarrier) {
     text += " " + std::to_string(thread.barrier);
-  } else if (thread.operation >= Operation::kSyncwarp && thread.operation < Operation::kActivemask) {
+  } else if (thread.operation >= Operation::kSyncwarp &&
+             thread.operation < Operation::kActivemask) {
     char mask[24];
     std::snprintf(mask, sizeof(mask), " of mask 0x%08x", thread.mask);
     text += mask;
@@ -76,8 +79,8 @@ std::string describe_deadlock() {
   std::string text = "divergent barrier or collective: of " + std::to_string(machine.thread_count) +
                      " threads " + std::to_string(machine.exited) + " have exited";
   for (const auto& [name, place] : places) {
-    text += "; " + std::to_string(place.count) + " wait for ever at " + name + ", the first is thread " +
-            describe(place.first->index);
+    text += "; " + std::to_string(place.count) + " wait for ever at " + name +
+            ", the first is thread " + describe(place.first->index);
   }
   return text;
 }
@@ -100,8 +103,9 @@ Fiber* take_fiber() {
   return fiber;
 }
 
-// What every fiber does for ever: run a thread to its end, then the next. Perf: a thread that begins after another has
-// ended takes over the same warm stack without a switch, so a kernel with no barriers needs one fiber.
+// What every fiber does for ever: run a thread to its end, then the next. Perf: a thread that
+// begins after another has ended takes over the same warm stack without a switch, so a kernel with
+// no barriers needs one fiber.
 void fiber_main() {
   enter_fiber();
   for (;;) {
@@ -155,7 +159,8 @@ void arrive(Barrier& barrier, unsigned id, Operation operation, unsigned expecte
   barrier.waiting.push_back(static_cast<uint16_t>(self.number));
 }
 
-// Releases a complete barrier, then suspends the current thread, which is one of its threads either way.
+// Releases a complete barrier, then suspends the current thread, which is one of its threads either
+// way.
 void finish(Barrier& barrier) {
   if (barrier.waiting.size() == barrier.expected) {
     release(barrier.waiting.data(), barrier.expected);
@@ -283,7 +288,8 @@ void named_barrier(unsigned id, unsigned threads, const CallSite& site) {
 void yield() {
   Thread& self = *machine.current;
   if (++machine.idle_yields > kMaxIdleYields) {
-    fail_current("threads spin on a flag that nobody sets, thread " + describe(self.index) + " among them");
+    fail_current("threads spin on a flag that nobody sets, thread " + describe(self.index) +
+                 " among them");
   }
   machine.ready.push_back(static_cast<uint16_t>(self.number));
   suspend();
@@ -296,30 +302,15 @@ void trap(const char* message) {
 unsigned linear_thread() { return machine.current->number; }
 
 const char* operation_name(Operation operation) {
-  switch (operation) {
-    case Operation::kSyncthreads: return "__syncthreads";
-    case Operation::kSyncthreadsCount: return "__syncthreads_count";
-    case Operation::kSyncthreadsAnd: return "__syncthreads_and";
-    case Operation::kSyncthreadsOr: return "__syncthreads_or";
-    case Operation::kNamedBarrier: return "named barrier";
-    case Operation::kSyncwarp: return "__syncwarp";
-    case Operation::kShfl: return "__shfl_sync";
-    case Operation::kShflUp: return "__shfl_up_sync";
-    case Operation::kShflDown: return "__shfl_down_sync";
-    case Operation::kShflXor: return "__shfl_xor_sync";
-    case Operation::kBallot: return "__ballot_sync";
-    case Operation::kAny: return "__any_sync";
-    case Operation::kAll: return "__all_sync";
-    case Operation::kMatchAny: return "__match_any_sync";
-    case Operation::kReduceAdd: return "__reduce_add_sync";
-    case Operation::kReduceMin: return "__reduce_min_sync";
-    case Operation::kReduceMax: return "__reduce_max_sync";
-    case Operation::kReduceAnd: return "__reduce_and_sync";
-    case Operation::kReduceOr: return "__reduce_or_sync";
-    case Operation::kReduceXor: return "__reduce_xor_sync";
-    case Operation::kActivemask: return "__activemask";
-  }
-  return "?";
+  static constexpr const char* kNames[] = {
+      "__syncthreads",     "__syncthreads_count", "__syncthreads_and", "__syncthreads_or",
+      "named barrier",     "__syncwarp",          "__shfl_sync",       "__shfl_up_sync",
+      "__shfl_down_sync",  "__shfl_xor_sync",     "__ballot_sync",     "__any_sync",
+      "__all_sync",        "__match_any_sync",    "__reduce_add_sync", "__reduce_min_sync",
+      "__reduce_max_sync", "__reduce_and_sync",   "__reduce_or_sync",  "__reduce_xor_sync",
+      "__activemask"};
+  static_assert(std::size(kNames) == static_cast<size_t>(Operation::kActivemask) + 1);
+  return kNames[static_cast<size_t>(operation)];
 }
 
 std::string describe(uint3 index) {

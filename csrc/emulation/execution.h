@@ -1,4 +1,5 @@
-// What a kernel sees of the machine that runs it: its indices, its shared memory and the rendezvous with other threads.
+// What a kernel sees of the machine that runs it: its indices, its shared memory and the rendezvous
+// with other threads.
 //
 // Device functions (device_functions.h) are thin templates over the handful of functions here.
 #pragma once
@@ -8,7 +9,8 @@
 
 #include "emulation/vector_types.h"
 
-// Set for the running thread at every switch. They are plain globals because one host thread at a time runs kernels.
+// Set for the running thread at every switch. They are plain globals because one host thread at a
+// time runs kernels.
 extern uint3 threadIdx;
 extern uint3 blockIdx;
 extern dim3 blockDim;
@@ -52,13 +54,16 @@ enum class Operation : uint8_t {
   kActivemask,
 };
 
-// Each call below suspends the thread until its rendezvous is complete, and unwinds it when the launch has failed.
+// Each call below suspends the thread until its rendezvous is complete, and unwinds it when the
+// launch has failed.
 
-// All threads of the block; returns the count / conjunction / disjunction of predicate where the operation has one.
+// All threads of the block; returns the count / conjunction / disjunction of predicate where the
+// operation has one.
 int block_barrier(Operation operation, bool predicate, const CallSite& site);
 // The first `threads` threads of the block that arrive at barrier `id`.
 void named_barrier(unsigned id, unsigned threads, const CallSite& site);
-// The lanes of mask that have not exited. value is this lane's operand and source_lane, for shuffles, the lane to read.
+// The lanes of mask that have not exited. value is this lane's operand and source_lane, for
+// shuffles, the lane to read.
 uint64_t warp_collective(Operation operation, unsigned mask, uint64_t value, int source_lane,
                          const CallSite& site);
 // The lanes of the warp that reach the same call, as far as they can run without this thread.
@@ -70,7 +75,8 @@ void yield();
 
 unsigned linear_thread();  // threadIdx as one number; lane = linear_thread() % warpSize
 
-// One static shared variable. Invariant: data belongs to the running block if serial == block_serial.
+// One static shared variable. Invariant: data belongs to the running block if serial ==
+// block_serial.
 struct SharedSlot {
   void* data;
   uint64_t serial;

@@ -21,7 +21,8 @@
 namespace cvk::emulation {
 namespace {
 
-// Room for a kernel's locals and for unwinding. Only touched pages take memory; sanitizers make frames several times larger.
+// Room for a kernel's locals and for unwinding. Only touched pages take memory; sanitizers make
+// frames several times larger.
 #if defined(CVK_EMULATION_ASAN)
 constexpr size_t kStackBytes = 256 * 1024;
 #else
@@ -36,7 +37,8 @@ void before_switch(Fiber& from, const Fiber& to) {
   switched_from = &from;
   __sanitizer_start_switch_fiber(&from.sanitizer_stack, to.stack_bottom, to.stack_bytes);
 }
-// ASan tells the bounds of the stack just left, which for the host thread's own stack nobody else knows.
+// ASan tells the bounds of the stack just left, which for the host thread's own stack nobody else
+// knows.
 void after_switch(void* sanitizer_stack) {
   __sanitizer_finish_switch_fiber(sanitizer_stack, &switched_from->stack_bottom,
                                   &switched_from->stack_bytes);
@@ -83,12 +85,14 @@ void switch_fiber(Fiber& from, Fiber& to) {
 
 #else
 
-// void cvk_emulation_switch(void** save, void* load): pushes the callee-saved registers, stores the stack pointer in
-// *save, takes load for the stack pointer, pops and continues there. create_fiber lays out a new stack to match.
+// void cvk_emulation_switch(void** save, void* load): pushes the callee-saved registers, stores the
+// stack pointer in *save, takes load for the stack pointer, pops and continues there. create_fiber
+// lays out a new stack to match.
 extern "C" void cvk_emulation_switch(void** save, void* load) __attribute__((visibility("hidden")));
 
 #if defined(__x86_64__)
-// Perf: resuming by an indirect jump, not by ret, which the return predictor would always get wrong.
+// Perf: resuming by an indirect jump, not by ret, which the return predictor would always get
+// wrong.
 asm(R"(
 .text
 .p2align 4
@@ -114,8 +118,10 @@ cvk_emulation_switch:
   jmpq *%rcx
 .size cvk_emulation_switch, .-cvk_emulation_switch
 )");
-constexpr size_t kSavedWords = 8;  // six registers, the entry address, and a null return address for backtraces
-constexpr size_t kEntryWord = 6;   // popping it leaves the stack pointer at 8 modulo 16, as after a call
+constexpr size_t kSavedWords =
+    8;  // six registers, the entry address, and a null return address for backtraces
+constexpr size_t kEntryWord =
+    6;  // popping it leaves the stack pointer at 8 modulo 16, as after a call
 #else
 asm(R"(
 .text
@@ -162,7 +168,8 @@ Fiber* create_fiber(void (*entry)()) {
   char* stack = allocate_stack();
   fiber->stack_bottom = stack;
   fiber->stack_bytes = kStackBytes;
-  // Perf: stacks that all end at the same page offset would fight for the same few cache sets, so the ends are staggered.
+  // Perf: stacks that all end at the same page offset would fight for the same few cache sets, so
+  // the ends are staggered.
   const size_t stagger = (created++ % 61) * 64;
   char* top = stack + kStackBytes - stagger;
   void** words = reinterpret_cast<void**>(top) - kSavedWords;

@@ -76,7 +76,8 @@ void* allocate(size_t bytes, size_t alignment) {
   return memory;
 }
 
-// Runs the blocks in an order that depends on the seed: a walk through all of them with a random step.
+// Runs the blocks in an order that depends on the seed: a walk through all of them with a random
+// step.
 void run_grid(dim3 grid) {
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
   const uint64_t random = uint64_t{machine.random.next()} << 32 | machine.random.next();
@@ -128,13 +129,14 @@ cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared_byte
   std::free(dynamic_memory);
   dynamic_memory = nullptr;
   if (!machine.failed) return cudaSuccess;
-  return set_error(cudaErrorLaunchFailure,
-                   symbol_name(kernel) + ", " + machine.failure + " (seed " +
-                       std::to_string(seed) + ", launch " + std::to_string(launch_number) + ")");
+  return set_error(cudaErrorLaunchFailure, symbol_name(kernel) + ", " + machine.failure +
+                                               " (seed " + std::to_string(seed) + ", launch " +
+                                               std::to_string(launch_number) + ")");
 }
 
 void begin_shared(SharedSlot& slot, size_t bytes, size_t alignment) {
-  if (slot.data == nullptr) slot.data = allocate(bytes, std::max<size_t>(alignment, kSharedAlignment));
+  if (slot.data == nullptr)
+    slot.data = allocate(bytes, std::max<size_t>(alignment, kSharedAlignment));
   poison(slot.data, bytes);
   slot.serial = block_serial;
 }
@@ -156,11 +158,16 @@ const std::string& last_error_message() { return last_message; }
 
 const char* cudaGetErrorName(cudaError_t error) {
   switch (error) {
-    case cudaSuccess: return "cudaSuccess";
-    case cudaErrorInvalidValue: return "cudaErrorInvalidValue";
-    case cudaErrorMemoryAllocation: return "cudaErrorMemoryAllocation";
-    case cudaErrorInvalidConfiguration: return "cudaErrorInvalidConfiguration";
-    case cudaErrorLaunchFailure: return "cudaErrorLaunchFailure";
+    case cudaSuccess:
+      return "cudaSuccess";
+    case cudaErrorInvalidValue:
+      return "cudaErrorInvalidValue";
+    case cudaErrorMemoryAllocation:
+      return "cudaErrorMemoryAllocation";
+    case cudaErrorInvalidConfiguration:
+      return "cudaErrorInvalidConfiguration";
+    case cudaErrorLaunchFailure:
+      return "cudaErrorLaunchFailure";
   }
   return "unrecognized error code";
 }

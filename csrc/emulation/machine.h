@@ -44,16 +44,16 @@ class Random {
 struct Thread {
   enum class State : uint8_t { kReady, kWaiting, kExited };
   uint3 index;
-  unsigned number;         // linear index within the block
+  unsigned number;  // linear index within the block
   State state;
-  Operation operation;     // of the rendezvous where the thread waits
-  uint8_t barrier;         // its number, for block and named barriers
-  unsigned mask;           // its lanes, for warp collectives
-  int source_lane;         // for shuffles
-  uint64_t value;          // operand
-  uint64_t result;         // written by the thread that completes the rendezvous
-  Fiber* fiber;            // null before the thread has started
-  const CallSite* site;    // of the rendezvous; it lives in the waiting thread's own frame
+  Operation operation;   // of the rendezvous where the thread waits
+  uint8_t barrier;       // its number, for block and named barriers
+  unsigned mask;         // its lanes, for warp collectives
+  int source_lane;       // for shuffles
+  uint64_t value;        // operand
+  uint64_t result;       // written by the thread that completes the rendezvous
+  Fiber* fiber;          // null before the thread has started
+  const CallSite* site;  // of the rendezvous; it lives in the waiting thread's own frame
 };
 
 struct Barrier {
@@ -92,7 +92,7 @@ struct Machine {
   // The launch.
   void (*body)(void*) = nullptr;
   void* argument = nullptr;
-  bool failed = false;       // threads unwind instead of going on
+  bool failed = false;  // threads unwind instead of going on
   std::string failure;
 
   // The block.
@@ -102,12 +102,12 @@ struct Machine {
   uint64_t idle_yields = 0;  // since a thread last exited or passed a rendezvous
   Thread* current = nullptr;
   std::array<Thread, kMaxThreads> threads;
-  std::array<unsigned, kMaxThreads / kWarpSize> warp_live;     // lanes that exist and have not exited
+  std::array<unsigned, kMaxThreads / kWarpSize> warp_live;  // lanes that exist and have not exited
   std::array<unsigned, kMaxThreads / kWarpSize> warp_waiting;  // lanes at a collective
   std::array<Barrier, kNamedBarriers> barriers;
   ReadyQueue ready;
 
-  Fiber host;                 // the stack of the host thread that launched
+  Fiber host;  // the stack of the host thread that launched
   Fiber* free_fibers = nullptr;
 };
 
@@ -119,7 +119,8 @@ struct Unwind {};
 // Runs one block to its end, or to machine.failed.
 void run_block();
 
-// Records what went wrong and makes every thread of the block unwind; the first failure of a launch is kept.
+// Records what went wrong and makes every thread of the block unwind; the first failure of a launch
+// is kept.
 void fail(const std::string& what);
 [[noreturn]] void fail_current(const std::string& what);
 
@@ -132,14 +133,16 @@ void release(uint16_t* threads, unsigned count);
 
 // In warp.cpp: completes the collectives that the exit of thread allows.
 void warp_lane_exited(const Thread& thread);
-// In warp.cpp: answers __activemask where no thread can run any more; false where none waits for that.
+// In warp.cpp: answers __activemask where no thread can run any more; false where none waits for
+// that.
 bool resolve_active_masks();
 
 const char* operation_name(Operation operation);
 std::string describe(uint3 index);
 std::string describe(const CallSite& site);
 
-// In symbol_name.cpp: demangled name of a function, or its module and offset where the symbols were stripped.
+// In symbol_name.cpp: demangled name of a function, or its module and offset where the symbols were
+// stripped.
 std::string symbol_name(const void* function);
 
 }  // namespace cvk::emulation

@@ -1,5 +1,6 @@
-// A kernel's name from its address. Kernels are often static or hidden, so dladdr does not know them: this reads the
-// full symbol table from the file of the module instead. It is only needed when a launch has failed.
+// A kernel's name from its address. Kernels are often static or hidden, so dladdr does not know
+// them: this reads the full symbol table from the file of the module instead. It is only needed
+// when a launch has failed.
 #include <cxxabi.h>
 #include <dlfcn.h>
 #include <elf.h>
@@ -10,7 +11,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
-#include <iterator>
 #include <memory>
 #include <string>
 #include <vector>
@@ -42,11 +42,14 @@ std::string demangle(const char* name) {
   return result;
 }
 
-// The function symbol at an address relative to the module's load address; empty where the file has none.
+// The function symbol at an address relative to the module's load address; empty where the file has
+// none.
 std::string symbol_in_file(const char* path, uintptr_t address) {
-  std::ifstream file(path, std::ios::binary);
-  const std::vector<char> bytes{std::istreambuf_iterator<char>(file),
-                                std::istreambuf_iterator<char>()};
+  std::ifstream file(path, std::ios::binary | std::ios::ate);
+  if (!file) return "";
+  std::vector<char> bytes(static_cast<size_t>(file.tellg()));
+  file.seekg(0);
+  file.read(bytes.data(), static_cast<std::streamsize>(bytes.size()));
   ElfW(Ehdr) header;
   if (bytes.size() < sizeof(header)) return "";
   std::memcpy(&header, bytes.data(), sizeof(header));

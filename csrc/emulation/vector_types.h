@@ -1,5 +1,5 @@
-// CUDA's vector types with CUDA's alignment: a kernel that reads a float4 through a pointer that is not 16-byte aligned
-// faults on a GPU, and UBSan reports it here.
+// CUDA's vector types with CUDA's alignment: a kernel that reads a float4 through a pointer that is
+// not 16-byte aligned faults on a GPU, and UBSan reports it here.
 #pragma once
 
 struct uint3 {

@@ -1,7 +1,8 @@
 // Warp collectives.
 //
-// A lane deposits its operand and waits. The lane that arrives last (or whose exit leaves no other to wait for) computes
-// the result of every lane, because a fast lane may already be at its next collective when a slow one resumes.
+// A lane deposits its operand and waits. The lane that arrives last (or whose exit leaves no other
+// to wait for) computes the result of every lane, because a fast lane may already be at its next
+// collective when a slow one resumes.
 #include <algorithm>
 #include <cstdio>
 
@@ -10,7 +11,9 @@
 namespace cvk::emulation {
 namespace {
 
-Thread& lane_thread(unsigned warp, unsigned lane) { return machine.threads[warp * kWarpSize + lane]; }
+Thread& lane_thread(unsigned warp, unsigned lane) {
+  return machine.threads[warp * kWarpSize + lane];
+}
 
 template <class F>
 void for_each_lane(unsigned lanes, F&& f) {
@@ -20,12 +23,18 @@ void for_each_lane(unsigned lanes, F&& f) {
 uint64_t combine(Operation operation, uint64_t a, uint64_t b) {
   const int64_t sa = static_cast<int64_t>(a), sb = static_cast<int64_t>(b);
   switch (operation) {
-    case Operation::kReduceAdd: return a + b;
-    case Operation::kReduceMin: return static_cast<uint64_t>(std::min(sa, sb));
-    case Operation::kReduceMax: return static_cast<uint64_t>(std::max(sa, sb));
-    case Operation::kReduceAnd: return a & b;
-    case Operation::kReduceOr: return a | b;
-    default: return a ^ b;
+    case Operation::kReduceAdd:
+      return a + b;
+    case Operation::kReduceMin:
+      return static_cast<uint64_t>(std::min(sa, sb));
+    case Operation::kReduceMax:
+      return static_cast<uint64_t>(std::max(sa, sb));
+    case Operation::kReduceAnd:
+      return a & b;
+    case Operation::kReduceOr:
+      return a | b;
+    default:
+      return a ^ b;
   }
 }
 
@@ -66,9 +75,8 @@ void compute_results(unsigned warp, unsigned lanes, Operation operation) {
     default: {
       const unsigned first = static_cast<unsigned>(__builtin_ctz(lanes));
       uint64_t total = thread(first).value;
-      for_each_lane(lanes & (lanes - 1), [&](unsigned lane) {
-        total = combine(operation, total, thread(lane).value);
-      });
+      for_each_lane(lanes & (lanes - 1),
+                    [&](unsigned lane) { total = combine(operation, total, thread(lane).value); });
       for_each_lane(lanes, [&](unsigned lane) { thread(lane).result = total; });
     }
   }
@@ -84,7 +92,8 @@ void release_lanes(unsigned warp, unsigned lanes) {
   release(threads, count);
 }
 
-// Completes the collective where `member` waits if every lane of its mask that has not exited waits there too.
+// Completes the collective where `member` waits if every lane of its mask that has not exited waits
+// there too.
 void try_complete(const Thread& member) {
   const unsigned warp = member.number / kWarpSize;
   const unsigned lanes = member.mask & machine.warp_live[warp];
@@ -155,7 +164,8 @@ bool resolve_active_masks() {
       if (lane_thread(warp, lane).operation == Operation::kActivemask) candidates |= 1u << lane;
     });
     while (candidates != 0) {  // one group per source line
-      const int line = lane_thread(warp, static_cast<unsigned>(__builtin_ctz(candidates))).site->line;
+      const int line =
+          lane_thread(warp, static_cast<unsigned>(__builtin_ctz(candidates))).site->line;
       unsigned group = 0;
       for_each_lane(candidates, [&](unsigned lane) {
         if (lane_thread(warp, lane).site->line == line) group |= 1u << lane;

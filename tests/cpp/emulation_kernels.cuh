@@ -1,4 +1,5 @@
-// Small CUDA kernels for emulation_test.cpp. They are ordinary CUDA: nvcc compiles this header as well.
+// Small CUDA kernels for emulation_test.cpp. They are ordinary CUDA: nvcc compiles this header as
+// well.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +15,7 @@ struct Indices {
 };
 
 // Every thread writes its own place in a 3-D grid of 3-D blocks.
-inline __global__ void indices_kernel(Indices* out) {  // [grid size, block size]
+__global__ void indices_kernel(Indices* out) {  // [grid size, block size]
   const unsigned thread = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
   const unsigned block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
   Indices& mine = out[block * (blockDim.x * blockDim.y * blockDim.z) + thread];
@@ -46,8 +47,9 @@ __global__ void __launch_bounds__(1024) block_sum_kernel(const T* input,  // [n]
   }
 }
 
-// Reverses the block through dynamic shared memory; without the barrier when told so, which is the bug to catch.
-inline __global__ void reverse_kernel(const float* input, float* output, bool with_barrier) {
+// Reverses the block through dynamic shared memory; without the barrier when told so, which is the
+// bug to catch.
+__global__ void reverse_kernel(const float* input, float* output, bool with_barrier) {
   float* tile = cvk::dynamic_shared<float>();
   const unsigned i = threadIdx.x;
   tile[i] = input[i];
@@ -55,9 +57,9 @@ inline __global__ void reverse_kernel(const float* input, float* output, bool wi
   output[i] = tile[blockDim.x - 1 - i];
 }
 
-// Rotates values round the block, one place a round. The second barrier keeps the next round from writing too early.
-inline __global__ void rotate_kernel(const float* input, float* output, int rounds,
-                                     bool second_barrier) {
+// Rotates values round the block, one place a round. The second barrier keeps the next round from
+// writing too early.
+__global__ void rotate_kernel(const float* input, float* output, int rounds, bool second_barrier) {
   float* tile = cvk::dynamic_shared<float>();
   const unsigned i = threadIdx.x;
   float value = input[i];
@@ -71,7 +73,7 @@ inline __global__ void rotate_kernel(const float* input, float* output, int roun
 }
 
 // Neighbours exchange within a warp through shared memory.
-inline __global__ void warp_exchange_kernel(int* output, bool with_syncwarp) {
+__global__ void warp_exchange_kernel(int* output, bool with_syncwarp) {
   int* tile = cvk::dynamic_shared<int>();
   const unsigned lane = threadIdx.x;
   tile[lane] = static_cast<int>(lane) * 10;
@@ -80,7 +82,7 @@ inline __global__ void warp_exchange_kernel(int* output, bool with_syncwarp) {
 }
 
 // What every thread finds in its shared memory before anybody writes; then everybody writes.
-inline __global__ void uninitialised_kernel(float* from_static, float* from_dynamic) {
+__global__ void uninitialised_kernel(float* from_static, float* from_dynamic) {
   struct Shared {
     float values[64];
   };
@@ -93,6 +95,16 @@ inline __global__ void uninitialised_kernel(float* from_static, float* from_dyna
   tile[i] = 1.0f;
 }
 
+// Warp 0 reads what warp 1 wrote at its very start, after many steps of its own but with no barrier.
+// A GPU nearly always gives the right answer here.
+__global__ void distant_missing_barrier_kernel(float* output) {  // [32]
+  float* tile = cvk::dynamic_shared<float>();
+  const unsigned i = threadIdx.x;
+  tile[i] = 1.0f;
+  for (int step = 0; step < 20; ++step) __syncwarp();
+  if (i < 32) output[i] = tile[i + 32];
+}
+
 struct WarpResults {
   int indexed, up, down, exchanged, up_of_8, down_of_8, indexed_of_8;
   double down_double;
@@ -103,7 +115,7 @@ struct WarpResults {
   unsigned bits_and, bits_or, bits_xor;
 };
 
-inline __global__ void warp_kernel(WarpResults* out) {  // [32]
+__global__ void warp_kernel(WarpResults* out) {  // [32]
   const int lane = static_cast<int>(threadIdx.x);
   WarpResults r;
   r.indexed = __shfl_sync(kAllLanes, lane * 10, (lane + 3) % 32);
@@ -131,7 +143,7 @@ inline __global__ void warp_kernel(WarpResults* out) {  // [32]
 }
 
 // Two halves of a warp do different collectives at the same time, in different branches.
-inline __global__ void split_warp_kernel(int* out) {  // [32]
+__global__ void split_warp_kernel(int* out) {  // [32]
   const int lane = static_cast<int>(threadIdx.x);
   if (lane < 12) {
     out[lane] = __shfl_sync(0x00000fffu, lane, 11 - lane);
@@ -143,29 +155,32 @@ inline __global__ void split_warp_kernel(int* out) {  // [32]
 }
 
 // Lanes from `alive` on leave; the others go on with the full mask, which CUDA allows.
-inline __global__ void exited_lanes_kernel(int alive, unsigned* ballots, float* from_last) {
+__global__ void exited_lanes_kernel(int alive, unsigned* ballots, float* from_last) {
   if (static_cast<int>(threadIdx.x) >= alive) return;
   ballots[threadIdx.x] = __ballot_sync(kAllLanes, 1);
   from_last[threadIdx.x] = __shfl_sync(kAllLanes, 1.0f, 31);  // lane 31 has no value to give
 }
 
-inline __global__ void active_mask_kernel(unsigned* out) {  // [32]
+__global__ void active_mask_kernel(unsigned* out) {  // [32]
   if (threadIdx.x % 2 == 0) {
+    out[threadIdx.x] = __activemask();
+  } else if (threadIdx.x < 8) {
     out[threadIdx.x] = __activemask();
   } else {
     out[threadIdx.x] = 0;
   }
 }
 
-inline __global__ void votes_of_block_kernel(int* count, int* all, int* any) {
+__global__ void votes_of_block_kernel(int* count, int* all, int* any) {
   const int i = static_cast<int>(threadIdx.x);
   count[i] = __syncthreads_count(i % 3 == 0);
   all[i] = __syncthreads_and(i != 70) * 2 + __syncthreads_and(i >= 0);
   any[i] = __syncthreads_or(i == 70) * 2 + __syncthreads_or(i < 0);
 }
 
-// Warps 0 and 1 pass through their own barrier as often as they like while warps 2 and 3 wait at another.
-inline __global__ void named_barriers_kernel(int* out, int rounds) {  // [128]
+// Warps 0 and 1 pass through their own barrier as often as they like while warps 2 and 3 wait at
+// another.
+__global__ void named_barriers_kernel(int* out, int rounds) {  // [128]
   int* tile = cvk::dynamic_shared<int>();
   const unsigned i = threadIdx.x, group = i / 64;
   int value = static_cast<int>(i);
@@ -188,7 +203,7 @@ struct Atomics {
   double add_double;
 };
 
-inline __global__ void atomics_kernel(Atomics* a, int* tickets) {  // one block
+__global__ void atomics_kernel(Atomics* a, int* tickets) {  // one block
   const int i = static_cast<int>(threadIdx.x);
   tickets[i] = atomicAdd(&a->add_int, 1);
   atomicMin(&a->min_int, -i);
@@ -207,12 +222,12 @@ inline __global__ void atomics_kernel(Atomics* a, int* tickets) {  // one block
 }
 
 // Order in which threads come, block by block.
-inline __global__ void order_kernel(int* counter, int* order) {
+__global__ void order_kernel(int* counter, int* order) {
   order[atomicAdd(counter, 1)] = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
 }
 
 // A thread waits for a flag that another sets.
-inline __global__ void flag_kernel(int* flag, int* seen) {
+__global__ void flag_kernel(int* flag, int* seen) {
   if (threadIdx.x == 0) {
     while (atomicAdd(flag, 0) == 0) __nanosleep(20);
     *seen = 1;
@@ -221,7 +236,7 @@ inline __global__ void flag_kernel(int* flag, int* seen) {
   }
 }
 
-// ---- Kernels with bugs ----------------------------------------------------------------------------------------------
+// ---- Kernels with bugs --------------------------------------------------------------------------
 
 template <int kLeaver>
 __global__ void leaves_before_barrier_kernel(int* out) {
@@ -230,7 +245,7 @@ __global__ void leaves_before_barrier_kernel(int* out) {
   out[threadIdx.x] = 1;
 }
 
-inline __global__ void two_barriers_kernel(int* out) {
+__global__ void two_barriers_kernel(int* out) {
   if (threadIdx.x < 32) {
     __syncthreads();
     out[threadIdx.x] = 1;
@@ -240,7 +255,7 @@ inline __global__ void two_barriers_kernel(int* out) {
   }
 }
 
-inline __global__ void barrier_against_shuffle_kernel(int* out) {
+__global__ void barrier_against_shuffle_kernel(int* out) {
   int value = static_cast<int>(threadIdx.x);
   if (threadIdx.x % 32 == 7) {
     __syncthreads();
@@ -250,7 +265,7 @@ inline __global__ void barrier_against_shuffle_kernel(int* out) {
   out[threadIdx.x] = value;
 }
 
-inline __global__ void mixed_collectives_kernel(int* out) {
+__global__ void mixed_collectives_kernel(int* out) {
   if (threadIdx.x < 16) {
     out[threadIdx.x] = __shfl_sync(kAllLanes, 1, 0);
   } else {
@@ -258,25 +273,23 @@ inline __global__ void mixed_collectives_kernel(int* out) {
   }
 }
 
-inline __global__ void unequal_masks_kernel(int* out) {
+__global__ void unequal_masks_kernel(int* out) {
   const unsigned mask = threadIdx.x == 0 ? 0x0000ffffu : kAllLanes;
   out[threadIdx.x] = __shfl_sync(mask, 1, 0);
 }
 
-inline __global__ void outside_mask_kernel(int* out) {
-  out[threadIdx.x] = __shfl_sync(0x0000ffffu, 1, 0);
-}
+__global__ void outside_mask_kernel(int* out) { out[threadIdx.x] = __shfl_sync(0x0000ffffu, 1, 0); }
 
-inline __global__ void named_barrier_short_kernel(int* out) {
+__global__ void named_barrier_short_kernel(int* out) {
   if (threadIdx.x < 32) cvk::named_barrier(3, 64);
   out[threadIdx.x] = 1;
 }
 
-inline __global__ void flag_never_set_kernel(const int* flag) {
+__global__ void flag_never_set_kernel(const int* flag) {
   while (*static_cast<const volatile int*>(flag) == 0) __nanosleep(20);
 }
 
-inline __global__ void beyond_shared_kernel(int* out, int index) {
+__global__ void beyond_shared_kernel(int* out, int index) {
   struct Shared {
     int values[6];
   };
