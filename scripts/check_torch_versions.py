@@ -21,36 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-SMOKE_TEST = """
-import torch
-from cvkernels import _load, ops, reference
-
-torch.manual_seed(0)
-_load.load()
-cuda_build = torch.version.cuda is not None
-assert ("_cuda" in _load.info()["loaded"]) == (cuda_build and
-_load.library_path("_cuda").exists()), _load.info() for device in ["cpu"] + (["cuda"] if
-torch.cuda.is_available() else []):
-    corner = torch.rand(200, 2) * 60
-    boxes = torch.cat([corner, corner + 4 + torch.rand(200, 2) * 20], 1)
-    scores = torch.rand(200)
-    keep = ops.nms(boxes.to(device), scores.to(device), 0.4).cpu()
-    assert torch.equal(keep, reference.nms(boxes, scores, 0.4)), "nms differs from its reference"
-    x = torch.randn(2, 8, 40, 40, dtype=torch.float64)
-    rois = torch.cat([torch.arange(200).remainder(2)[:, None].double(), boxes.double()], 1)
-    x_device = x.to(device).requires_grad_()
-    out = ops.roi_align(x_device, rois.to(device), (7, 7), 0.5, 2, True)
-    out.square().sum().backward()
-    x.requires_grad_()
-    expected = reference.roi_align(x, rois, (7, 7), 0.5, 2, True)
-    expected.square().sum().backward()
-    torch.testing.assert_close(out.detach().cpu(), expected.detach())
-    torch.testing.assert_close(x_device.grad.cpu(), x.grad)
-loaded = " + ".join(_load.info()["loaded"])
-gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU"
-print(f"ok: torch {torch.__version__}, CUDA {torch.version.cuda}, loaded {loaded}, ran on CPU,
-{gpu}")
-"""
+SMOKE_TEST = str(ROOT / "scripts" / "smoke_test.py")
 
 
 def check(version: str, extra: list[str]) -> bool:
@@ -69,7 +40,7 @@ def check(version: str, extra: list[str]) -> bool:
             "--disable-pip-version-check",
             "--no-cache-dir",
         ]
-        steps = ([*install, requirement, "numpy", *extra], [python, "-c", SMOKE_TEST])
+        steps = ([*install, requirement, "numpy", *extra], [python, SMOKE_TEST])
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         for command in steps:
             # Away from the source tree: PYTHONPATH alone decides which package is imported.
