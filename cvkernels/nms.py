@@ -60,8 +60,8 @@ def nms(
     """
     try:
         return _op(boxes, scores, None, iou_threshold, _limit("nms", max_output))
-    except (RuntimeError, TypeError, NotImplementedError):
-        # The dispatcher refuses some arguments before our checks see them; say it in our words.
+    except Exception:
+        # The dispatcher refuses some arguments before our checks see them; say those in our words.
         _checks.nms(boxes, scores, None, iou_threshold, max_output)
         raise
 
@@ -113,7 +113,7 @@ def batched_nms(
         if idxs is None:
             raise TypeError
         return _op(boxes, scores, idxs, iou_threshold, _limit("batched_nms", max_output))
-    except (RuntimeError, TypeError, NotImplementedError):
+    except Exception:
         _checks.nms(boxes, scores, idxs, iou_threshold, max_output, op="batched_nms")
         raise
 
@@ -164,7 +164,7 @@ def nms_padded(
     """
     try:
         return _op_padded(boxes, scores, idxs, iou_threshold, max_output)
-    except (RuntimeError, TypeError, NotImplementedError):
+    except Exception:
         _checks.nms_padded(boxes, scores, idxs, iou_threshold, max_output)
         raise
 

@@ -84,8 +84,8 @@ def roi_align(
         op = _op_max
     try:
         result = op(input, boxes, spatial_scale, height, width, sampling_ratio, aligned)
-    except (RuntimeError, TypeError, NotImplementedError):
-        # The dispatcher refuses some arguments before our checks see them; say it in our words.
+    except Exception:
+        # The dispatcher refuses some arguments before our checks see them; say those in our words.
         _checks.roi_align(input, boxes, spatial_scale, height, width, sampling_ratio, aligned)
         raise
     return result if mode == "avg" else result[0]

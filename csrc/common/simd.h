@@ -53,6 +53,13 @@ struct Simd {
 
   static CVK_HD Vec broadcast(A value) { return value - Vec{}; }
 
+  // All bits set in lanes 0..count-1.
+  static CVK_HD IntVec first_lanes(int64_t count) {
+    IntVec lane;
+    for (int i = 0; i < kLanes; ++i) lane[i] = i;
+    return lane < static_cast<IntElement>(count < kLanes ? count : kLanes);
+  }
+
   // ---- loads: kLanes consecutive elements of a storage type, converted to A
   static CVK_HD Vec load(const A* p) {
     Vec v;

@@ -107,7 +107,7 @@ struct Engine {
   CVK_HD void keep(int64_t position) const { kept[rank_of != nullptr ? rank_of[position] : position] = 1; }
 };
 
-// Positions [first, last) against a plain list of the kept boxes, in `list` (capacity last - first + lanes).
+// Positions [first, last) against a plain list of the kept boxes.
 template <Isa isa, class A>
 CVK_HD void decide_by_scan(const Engine<A>& engine, int64_t first, int64_t last, const BoxArrays<A>& list) {
   const bool negative = engine.threshold < A(0);
@@ -122,7 +122,7 @@ CVK_HD void decide_by_scan(const Engine<A>& engine, int64_t first, int64_t last,
     if (overlaps_any<isa>(list, 0, listed, box, engine.threshold)) continue;
     engine.keep(i);
     ++kept;
-    append<isa>(list, listed++, box);
+    list.set(listed++, box);
   }
 }
 
@@ -131,41 +131,44 @@ template <Isa isa, class A>
 CVK_HD void decide_by_grid(const Engine<A>& engine, int64_t first, int64_t last, Grid<A>& grid,
                            const Parallel& parallel) {
   int64_t kept = 0;
-  if (parallel.threads <= 1) {
+  if (parallel.threads <= 1 || last - first < 2 * kNmsBlock) {
     for (int64_t i = first; i < last && kept < engine.max_output; ++i) {
       if (!grid.is_inert(i)) {
         const BoxWithArea<A> box = engine.candidates.get(i);
-        if (grid.template suppresses<isa>(box, engine.threshold)) continue;
-        grid.template insert<isa>(i, box);
+        if (grid.template suppresses<isa, false>(box, engine.threshold)) continue;
+        grid.insert(i, box);
       }
       engine.keep(i);
       ++kept;
     }
     return;
   }
-  const Scratch fresh_memory(BoxArrays<A>::bytes(kNmsBlock + Simd<isa, A>::kLanes));
-  const BoxArrays<A> fresh = BoxArrays<A>::at(fresh_memory.as<A>(), kNmsBlock + Simd<isa, A>::kLanes);
-  const Scratch survivor_memory(kNmsBlock);
-  uint8_t* survives = survivor_memory.as<uint8_t>();
+  const Scratch survivors(kNmsBlock);
+  uint8_t* survives = survivors.as<uint8_t>();
   for (int64_t block = first; block < last && kept < engine.max_output; block += kNmsBlock) {
     const int64_t size = min_of(kNmsBlock, last - block);
-    parallel(size, kNmsGrain, [&](int64_t begin, int64_t end) {  // filter: reads the grid only
+    parallel(size, kNmsGrain, [&](int64_t begin, int64_t end) {  // filter: the grid is only read
       for (int64_t i = begin; i < end; ++i) {
-        survives[i] = grid.is_inert(block + i) ||
-                      !grid.template suppresses<isa>(engine.candidates.get(block + i), engine.threshold);
+        survives[i] = grid.is_inert(block + i) || !grid.template suppresses<isa, false>(
+                                                      engine.candidates.get(block + i), engine.threshold);
       }
     });
-    int64_t freshly = 0;
-    for (int64_t i = 0; i < size && kept < engine.max_output; ++i) {  // commit: in order
+    for (int64_t i = 0; i < size; ++i) {  // commit: in order, against what this block has added
       if (!survives[i]) continue;
+      if (kept == engine.max_output) return;
       if (!grid.is_inert(block + i)) {
         const BoxWithArea<A> box = engine.candidates.get(block + i);
-        if (overlaps_any<isa>(fresh, 0, freshly, box, engine.threshold)) continue;
-        append<isa>(fresh, freshly++, box);
-        grid.template insert<isa>(block + i, box);
+        if (grid.template suppresses<isa, true>(box, engine.threshold)) {
+          survives[i] = 0;
+          continue;
+        }
+        grid.insert(block + i, box);
       }
       engine.keep(block + i);
       ++kept;
+    }
+    for (int64_t i = 0; i < size; ++i) {
+      if (survives[i] && !grid.is_inert(block + i)) grid.settle(block + i);
     }
   }
 }
@@ -175,8 +178,8 @@ CVK_HD void decide_segment(const Engine<A>& engine, int64_t first, int64_t last,
   constexpr int kLanes = Simd<isa, A>::kLanes;
   const int64_t size = last - first;
   if (size <= kNmsSmallSegment) {
-    alignas(64) A list[5 * (kNmsSmallSegment + kLanes)];
-    decide_by_scan<isa>(engine, first, last, BoxArrays<A>::at(list, kNmsSmallSegment + kLanes));
+    alignas(64) A list[5 * kNmsSmallSegment + kLanes];
+    decide_by_scan<isa>(engine, first, last, BoxArrays<A>{list, kNmsSmallSegment});
     return;
   }
   if (size >= kNmsGridSegment) {
@@ -186,8 +189,8 @@ CVK_HD void decide_segment(const Engine<A>& engine, int64_t first, int64_t last,
       return;
     }
   }
-  const Scratch list(BoxArrays<A>::bytes(size + kLanes));
-  decide_by_scan<isa>(engine, first, last, BoxArrays<A>::at(list.as<A>(), size + kLanes));
+  const Scratch list(BoxArrays<A>::bytes(size) + kSimdBytes<isa>);
+  decide_by_scan<isa>(engine, first, last, BoxArrays<A>{list.as<A>(), size});
 }
 
 }  // namespace
@@ -211,7 +214,7 @@ int64_t nms_cpu(const NmsParams<A, S>& params, const Parallel& parallel) {
 
   const Scratch box_memory(BoxArrays<A>::bytes(ranked) + ranked);
   Engine<A> engine;
-  engine.candidates = BoxArrays<A>::at(box_memory.as<A>(), ranked);
+  engine.candidates = BoxArrays<A>{box_memory.as<A>(), ranked};
   engine.threshold = params.threshold;
   engine.max_output = params.max_output;
   engine.rank_of = rank_of;
@@ -230,7 +233,7 @@ int64_t nms_cpu(const NmsParams<A, S>& params, const Parallel& parallel) {
   } else {
     // Small segments in parallel, each by one thread; then the large ones one after another, each by all threads.
     const Parallel alone;
-    const int64_t large = parallel.threads > 1 ? 4 * kNmsGridSegment : std::numeric_limits<int64_t>::max();
+    const int64_t large = parallel.threads > 1 ? 2 * kNmsBlock : std::numeric_limits<int64_t>::max();
     parallel(segments, max_of<int64_t>(1, segments * 512 / ranked), [&](int64_t first, int64_t last) {
       for (int64_t s = first; s < last; ++s) {
         if (int64_t{segment_begin[s + 1]} - segment_begin[s] < large) {

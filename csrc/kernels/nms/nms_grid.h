@@ -26,27 +26,29 @@ struct BoxWithArea {
   A area;
 };
 
-// Boxes by coordinate, for SIMD.
+// Boxes by coordinate, for SIMD: `stride` values of x1, then of y1, x2, y2 and the area.
 template <class A>
 struct BoxArrays {
-  A *x1, *y1, *x2, *y2, *area;
+  A* base;
+  int64_t stride;
 
   static CVK_HD int64_t bytes(int64_t capacity) { return 5 * capacity * static_cast<int64_t>(sizeof(A)); }
-  static CVK_HD BoxArrays at(A* memory, int64_t capacity) {
-    return {memory, memory + capacity, memory + 2 * capacity, memory + 3 * capacity, memory + 4 * capacity};
+  CVK_HD BoxWithArea<A> get(int64_t i) const {
+    const A* p = base + i;
+    return {{p[0], p[stride], p[2 * stride], p[3 * stride]}, p[4 * stride]};
   }
-  CVK_HD BoxWithArea<A> get(int64_t i) const { return {{x1[i], y1[i], x2[i], y2[i]}, area[i]}; }
   CVK_HD void set(int64_t i, const BoxWithArea<A>& b) const {
-    x1[i] = b.box.x1;
-    y1[i] = b.box.y1;
-    x2[i] = b.box.x2;
-    y2[i] = b.box.y2;
-    area[i] = b.area;
+    A* p = base + i;
+    p[0] = b.box.x1;
+    p[stride] = b.box.y1;
+    p[2 * stride] = b.box.x2;
+    p[3 * stride] = b.box.y2;
+    p[4 * stride] = b.area;
   }
 };
 
-// Whether `box` overlaps any of boxes [first, last) of `list` by more than the threshold. Reads whole vectors: what
-// follows `last` in its vector must be boxes of the same segment that are kept, or of area NaN.
+// Whether `box` overlaps any of boxes [first, last) of `list` by more than the threshold. Loads whole vectors, so one vector
+// behind the end of the arrays must be readable.
 template <Isa isa, class A>
 CVK_HD bool overlaps_any(const BoxArrays<A>& list, int64_t first, int64_t last, const BoxWithArea<A>& box,
                          A threshold) {
@@ -57,21 +59,16 @@ CVK_HD bool overlaps_any(const BoxArrays<A>& list, int64_t first, int64_t last, 
   const Vec area = S::broadcast(box.area), exact = S::broadcast(threshold);
   const Vec loose = S::broadcast(nms_loose_threshold(threshold));
   for (int64_t i = first; i < last; i += S::kLanes) {
-    const Box<Vec> there{S::load(list.x1 + i), S::load(list.y1 + i), S::load(list.x2 + i), S::load(list.y2 + i)};
+    const A* p = list.base + i;
+    const Box<Vec> there{S::load(p), S::load(p + list.stride), S::load(p + 2 * list.stride),
+                         S::load(p + 3 * list.stride)};
     const Vec intersection = box_intersection(here, there);
-    const Vec united = box_union(area, S::load(list.area + i), intersection);
-    if (threshold >= A(0) && !S::any(intersection > loose * united)) continue;
-    if (S::any(intersection / united > exact)) return true;
+    const Vec united = box_union(area, S::load(p + 4 * list.stride), intersection);
+    const typename S::IntVec present = S::first_lanes(last - i);
+    if (threshold >= A(0) && !S::any((intersection > loose * united) & present)) continue;
+    if (S::any((intersection / united > exact) & present)) return true;
   }
   return false;
-}
-
-// Writes slot `i` and, where it opens a vector, makes the rest of the vector overlap nothing.
-template <Isa isa, class A>
-CVK_HD void append(const BoxArrays<A>& list, int64_t i, const BoxWithArea<A>& box) {
-  using S = Simd<isa, A>;
-  if (i % S::kLanes == 0) S::store(list.area + i, S::broadcast(std::numeric_limits<A>::quiet_NaN()));
-  list.set(i, box);
 }
 
 template <class A>
@@ -91,23 +88,33 @@ class Grid {
 
   CVK_HD bool is_inert(int64_t position) const { return cell_of_[position - first_] < 0; }
 
-  // Whether a kept box overlaps `box` by more than the threshold.
-  template <Isa isa>
+  // Whether a kept box overlaps `box` by more than the threshold; with `recent`, whether one that is not settled does.
+  template <Isa isa, bool recent>
   CVK_HD bool suppresses(const BoxWithArea<A>& box, A threshold) const;
 
   // Adds a kept box.
-  template <Isa isa>
   CVK_HD void insert(int64_t position, const BoxWithArea<A>& box) {
     Cell& cell = cells_[cell_of_[position - first_]];
-    slots_.set(cell.begin + cell.kept++, box);
+    boxes_of(cell).set(cell.kept++, box);
+  }
+
+  // Counts the kept boxes in the cell of `position` as settled.
+  CVK_HD void settle(int64_t position) {
+    Cell& cell = cells_[cell_of_[position - first_]];
+    cell.settled = cell.kept;
   }
 
  private:
   static constexpr int kMostLevels = 32;
 
   struct Cell {
-    uint32_t begin, kept;
+    uint32_t begin, kept, settled;  // the next cell's begin ends this one's slots
   };
+
+  // A cell's slots are one block of memory, coordinate after coordinate: a look at a cell costs a cache line or two.
+  CVK_HD BoxArrays<A> boxes_of(const Cell& cell) const {
+    return {slots_ + int64_t{5} * cell.begin, static_cast<int64_t>((&cell)[1].begin) - cell.begin};
+  }
 
   struct Level {
     int64_t count;
@@ -142,14 +149,13 @@ class Grid {
   Level level_[kMostLevels];
   int32_t* cell_of_ = nullptr;  // [last - first], -1 for inert boxes
   Cell* cells_ = nullptr;
-  BoxArrays<A> slots_{};
+  A* slots_ = nullptr;
   uintptr_t memory_;
 };
 
 template <class A>
 template <Isa isa>
 CVK_HD bool Grid<A>::build(const BoxArrays<A>& boxes, int64_t first, int64_t last, A threshold) {
-  constexpr int kLanes = Simd<isa, A>::kLanes;
   constexpr bool kFloat = sizeof(A) == 4;
   const A least_area = kFloat ? A(1e-30) : A(1e-290);
   if (!(threshold >= A(0))) return false;
@@ -218,16 +224,15 @@ CVK_HD bool Grid<A>::build(const BoxArrays<A>& boxes, int64_t first, int64_t las
     cells += static_cast<int64_t>(level.columns) * level.rows;
   }
 
-  // One allocation: slots, cells, cell_of.
-  const int64_t slot_capacity = size + kLanes;
-  const int64_t bytes = BoxArrays<A>::bytes(slot_capacity) + cells * static_cast<int64_t>(sizeof(Cell)) +
-                        size * static_cast<int64_t>(sizeof(int32_t));
+  // One allocation: slots (and a vector to read beyond them), cells (and one that ends the last), cell_of.
+  const int64_t slot_bytes = round_up<int64_t>(BoxArrays<A>::bytes(size) + kSimdBytes<isa>, 64);
+  const int64_t cell_bytes = (cells + 1) * static_cast<int64_t>(sizeof(Cell));
+  const int64_t bytes = slot_bytes + cell_bytes + size * static_cast<int64_t>(sizeof(int32_t));
   memory_ = reinterpret_cast<uintptr_t>(::operator new(static_cast<size_t>(bytes), std::align_val_t(64)));
-  slots_ = BoxArrays<A>::at(reinterpret_cast<A*>(memory_), slot_capacity);
-  cells_ = reinterpret_cast<Cell*>(reinterpret_cast<char*>(memory_) + BoxArrays<A>::bytes(slot_capacity));
-  cell_of_ = reinterpret_cast<int32_t*>(cells_ + cells);
-  memset(cells_, 0, static_cast<size_t>(cells) * sizeof(Cell));
-  for (int64_t i = 0; i < slot_capacity; ++i) slots_.area[i] = std::numeric_limits<A>::quiet_NaN();
+  slots_ = reinterpret_cast<A*>(memory_);
+  cells_ = reinterpret_cast<Cell*>(reinterpret_cast<char*>(memory_) + slot_bytes);
+  cell_of_ = reinterpret_cast<int32_t*>(cells_ + cells + 1);
+  memset(cells_, 0, static_cast<size_t>(cell_bytes));
 
   for (int64_t i = first; i < last; ++i) {
     const BoxWithArea<A> b = boxes.get(i);
@@ -248,11 +253,12 @@ CVK_HD bool Grid<A>::build(const BoxArrays<A>& boxes, int64_t first, int64_t las
     running += cells_[c].kept;
     cells_[c].kept = 0;
   }
+  cells_[cells].begin = running;
   return true;
 }
 
 template <class A>
-template <Isa isa>
+template <Isa isa, bool recent>
 CVK_HD bool Grid<A>::suppresses(const BoxWithArea<A>& box, A threshold) const {
   // Numerics: the bounds hold for the true IoU; the computed one may exceed it by a few roundings.
   const A t = threshold * (A(1) - A(1e-5));
@@ -275,8 +281,8 @@ CVK_HD bool Grid<A>::suppresses(const BoxWithArea<A>& box, A threshold) const {
       const Cell* line = cells_ + level.first_cell + static_cast<int64_t>(row) * level.columns;
       for (int column = left; column <= right; ++column) {
         const Cell& cell = line[column];
-        if (cell.kept == 0) continue;
-        if (overlaps_any<isa>(slots_, cell.begin, int64_t{cell.begin} + cell.kept, box, threshold)) return true;
+        const uint32_t from = recent ? cell.settled : 0;
+        if (cell.kept > from && overlaps_any<isa>(boxes_of(cell), from, cell.kept, box, threshold)) return true;
       }
     }
   }

@@ -13,12 +13,12 @@ constexpr int kNmsSmallSegment = 64;
 // Segments from this size on use the grid; below it the plain scan is as quick.
 constexpr int64_t kNmsGridSegment = 512;
 
-// Candidates tested against the grid between two commits. Larger: fewer joins of the threads; smaller: fewer pairs
-// tested within the block.
-constexpr int64_t kNmsBlock = 1024;
+// Candidates tested against the grid in parallel between two commits, which are serial. Segments of fewer than two blocks
+// (about 2 ms of work) stay on one thread: waking another costs up to half of what it saves.
+constexpr int64_t kNmsBlock = 4096;
 
-// Candidates that a thread should get at least; about 30 us of work.
-constexpr int64_t kNmsGrain = 256;
+// Candidates that a thread should get at least; about 100 us of work.
+constexpr int64_t kNmsGrain = 512;
 
 // Cells of a grid level relative to its largest box side, and at most this many cells per box.
 constexpr double kNmsCellSize = 0.5;

@@ -29,7 +29,7 @@ CVK_HD RoiAxis<A> roi_axis(A low, A high, A spatial_scale, bool aligned, int bin
   RoiAxis<A> axis;
   axis.start = low * spatial_scale - offset;
   A length = high * spatial_scale - offset - axis.start;
-  if (!aligned) length = max_of(length, A(1));
+  if (!aligned) length = max_of(A(1), length);  // a NaN length stays NaN
   axis.bin = length / static_cast<A>(bins);
   axis.extent = extent;
   if (sampling_ratio > 0) {
