@@ -366,7 +366,7 @@ def test_threshold_is_compared_as_a_real_number(dtype: torch.dtype, device: str)
     # 7 / 10 rounds down to 0.699999988, below the float64 number 0.7.
     boxes[1, 2] = 7
     assert nms(boxes, scores, 0.7).tolist() == [0, 1]
-    assert nms(boxes, scores, 0.69999999).tolist() == ([0])
+    assert nms(boxes, scores, 0.69999998).tolist() == [0]
     if dtype != torch.float64:
         assert nms(boxes, scores, 0.699999989).tolist() == [0, 1]
 
@@ -591,7 +591,7 @@ MANY: dict[str, Callable[[int, int], Tensor]] = {
 def test_many_boxes(count: int, kind: str, dtype: torch.dtype, device: str) -> None:
     boxes = MANY[kind](count, 5).to(dtype).to(device)
     scores = random_scores(count, 6, levels=count // 2).to(device)
-    for threshold in (-0.5, 0.0, 0.3, 0.5, 0.9, 1.0):
+    for threshold in (-0.5, 0.0, 0.1, 0.5, 0.9, 1.0) if count < 1000 else (0.0, 0.3, 0.7):
         expected = reference.nms(boxes.cpu(), scores.cpu(), threshold)
         assert_same(nms(boxes, scores, threshold), expected, f"threshold {threshold}")
         if len(expected) > 3:

@@ -274,9 +274,6 @@ def make_vmaps() -> list[VmapCase]:
         def pool(x: Tensor, boxes: Tensor, mode: str = mode) -> Tensor:
             return roi_align(x, boxes, 2, 0.5, 2, True, mode=mode)
 
-        def gradient(x: Tensor, boxes: Tensor, mode: str = mode) -> Tensor:
-            return torch.func.grad(lambda t: pool(t, boxes, mode).square().sum())(x)
-
         def make() -> tuple[Tensor, Tensor]:
             boxes = torch.stack([random_boxes(4, 2, (12, 14), seed=s) for s in range(3)])
             return features(3, 2, 3, 6, 7), boxes
@@ -295,7 +292,6 @@ def make_vmaps() -> list[VmapCase]:
             VmapCase(f"{mode}-input", pool, make_shared, (0, None)),
             VmapCase(f"{mode}-boxes", pool, make_boxes_only, (None, 0)),
             VmapCase(f"{mode}-inner dims", pool, make_inner, (2, 1)),
-            VmapCase(f"{mode}-gradient", gradient, make, (0, 0)),
         ]
     return cases
 
@@ -515,6 +511,21 @@ def test_no_graph_is_built_without_need(mode: str, device: str) -> None:
         assert not roi_align(x, boxes, 2, mode=mode).requires_grad
     with torch.inference_mode():
         roi_align(x, boxes, 2, mode=mode)
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
+def test_many_output_gradients_at_once(mode: str, device: str) -> None:
+    """is_grads_batched maps the backward operator over a new dimension."""
+    for dtype in (torch.float64, torch.bfloat16):
+        x = features(2, 3, 8, 8).to(device, dtype).requires_grad_()
+        boxes = random_boxes(5, 2, (16, 16)).float().to(device)
+        out = roi_align(x, boxes, (2, 3), 0.5, 2, True, mode=mode)
+        upstream = features(4, *out.shape, seed=3).to(device, dtype)
+        (together,) = torch.autograd.grad(
+            out, x, upstream, is_grads_batched=True, retain_graph=True
+        )
+        for row, g in zip(together, upstream, strict=True):
+            assert_close(row, torch.autograd.grad(out, x, g, retain_graph=True)[0], dtype)
 
 
 def test_double_backward_is_the_forward(device: str) -> None:
