@@ -95,7 +95,7 @@ def check_packages(image: str | None) -> None:
         if not _installed(module):
             raise DemoError(
                 f"the demo needs {module}, which is not installed: pip install {package} "
-                "(requirements-demo.txt lists all that it needs)"
+                "(requirements/demo.txt in the source tree lists all that it needs)"
             )
 
 
