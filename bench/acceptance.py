@@ -280,6 +280,8 @@ def run(*, quick: bool = False, path: Path | None = None, noise: bool = False) -
             f"torch {machine['torch']}, torchvision {machine['torchvision']}, "
             f"revision {machine['revision']}"
         )
+        if machine["load_average"] > 0.5:
+            print("WARNING: other work shares this machine; these figures are not to be quoted")
         print(f"\n{'line':<5} {'what':<47} {'target':>8} {'measured':>9}")
         found = []
         for row in rows(Context(torch.device("cpu"), libraries), quick=quick):
