@@ -23,6 +23,7 @@ ROI_ALIGN_MAX_GRID = 2**15
 _FLOATS = "float16, bfloat16, float32 or float64"
 _INTEGERS = "uint8, int8, int16, int32 or int64"
 _INT32_MAX = 2**31 - 1
+_INT64_MAX = 2**63 - 1
 
 
 def _fail(op: str, expected: str, got: object) -> NoReturn:
@@ -31,6 +32,13 @@ def _fail(op: str, expected: str, got: object) -> NoReturn:
 
 def _fail_type(op: str, expected: str, value: object) -> NoReturn:
     raise TypeError(f"{op}: expected {expected}, got {type(value).__name__}")
+
+
+def _g(value: float) -> str:
+    try:
+        return f"{float(value):g}"
+    except OverflowError:
+        return "inf" if value > 0 else "-inf"
 
 
 def _shape(tensor: Tensor) -> str:
@@ -60,8 +68,15 @@ def _same_device(op: str, name: str, value: Tensor, other_name: str, other: Tens
 
 
 def _number(op: str, name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (numbers.Real, torch.SymFloat, torch.SymInt)):
+    if not isinstance(value, (numbers.Real, torch.SymFloat, torch.SymInt)):
         _fail_type(op, f"{name} to be a number", value)
+
+
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond any float
+        return False
 
 
 def _integer(op: str, name: str, value: object) -> None:
@@ -126,11 +141,13 @@ def roi_align(
     _float_dtype(op, "boxes", boxes)
     _same_device(op, "boxes", boxes, "input", input)
     _number(op, "spatial_scale", spatial_scale)
-    if not (math.isfinite(spatial_scale) and spatial_scale > 0):
-        _fail(op, "spatial_scale to be finite and positive", f"{float(spatial_scale):g}")
+    if not (_finite(spatial_scale) and spatial_scale > 0):
+        _fail(op, "spatial_scale to be finite and positive", _g(spatial_scale))
     if pooled_height <= 0 or pooled_width <= 0 or max(pooled_height, pooled_width) > _INT32_MAX:
         _fail(op, "output_size of positive 32-bit values", f"({pooled_height}, {pooled_width})")
     _integer(op, "sampling_ratio", sampling_ratio)
+    if not isinstance(aligned, (bool, int)):
+        _fail_type(op, "aligned to be a bool", aligned)
     if sampling_ratio > ROI_ALIGN_MAX_GRID:
         _fail(op, f"sampling_ratio of at most {ROI_ALIGN_MAX_GRID}", sampling_ratio)
 
@@ -171,8 +188,8 @@ def _nms(op: str, boxes: Tensor, scores: Tensor, idxs: Tensor | None, threshold:
             _fail(op, f"idxs of dtype {_INTEGERS}", _dtype(idxs))
         _same_device(op, "idxs", idxs, "boxes", boxes)
     _number(op, "iou_threshold", threshold)
-    if not math.isfinite(threshold):
-        _fail(op, "iou_threshold to be finite", f"{float(threshold):g}")
+    if not _finite(threshold):
+        _fail(op, "iou_threshold to be finite", _g(threshold))
 
 
 def limit(op: str, max_output: int | None) -> None:
@@ -182,6 +199,8 @@ def limit(op: str, max_output: int | None) -> None:
     _integer(op, "max_output", max_output)
     if max_output < 0:
         _fail(op, "max_output to be None or at least 0", max_output)
+    if max_output > _INT64_MAX:
+        _fail(op, "max_output below 2^63", max_output)
 
 
 def nms(
@@ -208,3 +227,5 @@ def nms_padded(
     _integer("nms_padded", "max_output", max_output)
     if max_output < 0:
         _fail("nms_padded", "max_output to be at least 0", max_output)
+    if max_output > _INT64_MAX:
+        _fail("nms_padded", "max_output below 2^63", max_output)
