@@ -27,7 +27,6 @@ def cases() -> list[Case]:
         ("bfloat16", False, False),
         ("bfloat16", True, True),
         ("float16", False, False),
-        ("float16", True, False),
         ("float64", False, False),
     ]
     for direction in ("fwd", "fwd+bwd"):
