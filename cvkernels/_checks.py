@@ -107,6 +107,7 @@ def roi_align_boxes(input: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
         return boxes
     if not isinstance(boxes, (list, tuple)):
         _fail_type("roi_align", "boxes to be a tensor or a list of tensors", boxes)
+    _tensor("roi_align", "input", input)
     rows = []
     for image, group in enumerate(boxes):
         name = f"boxes[{image}]"
@@ -146,7 +147,7 @@ def roi_align(
     if pooled_height <= 0 or pooled_width <= 0 or max(pooled_height, pooled_width) > _INT32_MAX:
         _fail(op, "output_size of positive 32-bit values", f"({pooled_height}, {pooled_width})")
     _integer(op, "sampling_ratio", sampling_ratio)
-    if not isinstance(aligned, (bool, int)):
+    if not isinstance(aligned, numbers.Number):  # as the dispatcher, which takes a number's truth
         _fail_type(op, "aligned to be a bool", aligned)
     if sampling_ratio > ROI_ALIGN_MAX_GRID:
         _fail(op, f"sampling_ratio of at most {ROI_ALIGN_MAX_GRID}", sampling_ratio)

@@ -136,10 +136,9 @@ def roi_align(
         He et al., Mask R-CNN, 2017; the sampling rule of torchvision.ops.roi_align 0.29.1;
         "max" as in mmcv 2.2.0.
     """
-    _checks.roi_align_mode(mode)
-    bins = _checks.pair("roi_align", "output_size", output_size)
-    _checks._tensor("roi_align", "input", input)
     boxes = _checks.roi_align_boxes(input, boxes)
+    bins = _checks.pair("roi_align", "output_size", output_size)
+    _checks.roi_align_mode(mode)
     _checks.roi_align(input, boxes, spatial_scale, *bins, sampling_ratio, aligned)
     boxes = boxes.detach()
     _checks.roi_align_batch_index(input, boxes)
