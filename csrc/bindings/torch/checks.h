@@ -26,6 +26,14 @@ template <class... Parts>
   throw std::invalid_argument(message.str());
 }
 
+// A number as Python's format(value, "g") writes it.
+inline std::string number_text(double value) {
+  if (value != value) return "nan";
+  std::ostringstream text;
+  text << value;
+  return text.str();
+}
+
 inline std::string shape_text(const Tensor& tensor) {
   std::ostringstream text;
   text << '(';

@@ -47,7 +47,7 @@ void check(const char* op, int64_t dims, const Tensor& boxes, const Tensor& scor
     }
     check_same_device(op, "idxs", *idxs, "boxes", boxes);
   }
-  if (!is_finite(iou_threshold)) reject(op, "iou_threshold to be finite, got ", iou_threshold);
+  if (!is_finite(iou_threshold)) reject(op, "iou_threshold to be finite, got ", number_text(iou_threshold));
   if (boxes.size(dims - 2) > kIntMax) reject(op, "fewer than 2^31 boxes, got ", boxes.size(dims - 2));
 }
 

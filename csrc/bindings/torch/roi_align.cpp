@@ -25,7 +25,7 @@ RoiAlignShape check_shape(int64_t batch, int64_t channels, int64_t height, int64
                           bool aligned, bool channels_last) {
   constexpr int64_t kIntMax = std::numeric_limits<int>::max();
   if (!is_finite(spatial_scale) || spatial_scale <= 0) {
-    reject(kOp, "spatial_scale to be finite and positive, got ", spatial_scale);
+    reject(kOp, "spatial_scale to be finite and positive, got ", number_text(spatial_scale));
   }
   if (pooled_height < 1 || pooled_width < 1 || pooled_height > kIntMax || pooled_width > kIntMax) {
     reject(kOp, "output_size of positive 32-bit values, got (", pooled_height, ", ", pooled_width, ")");
@@ -66,7 +66,8 @@ class PlanMemory {
     const int64_t bytes = once([&](auto isa) { return roi_align_layout_cpu<isa.value>(params); });
     if (bytes < 0) {
       const int64_t row = -1 - bytes;
-      reject(kOp, "boxes[:, 0] in [0, ", shape.batch, "), got ", params.boxes[row * 5], " in row ", row);
+      reject(kOp, "boxes[:, 0] in [0, ", shape.batch, "), got ", number_text(params.boxes[row * 5]), " in row ",
+             row);
     }
     arena_ = std::make_unique<HostScratch<char>>(bytes);
     plan.arena = arena_->get();
@@ -83,12 +84,14 @@ class PlanMemory {
 template <class T>
 void forward(RoiAlignParams<T>& params, const Tensor& on) {
   if constexpr (kOnCpu) {
-    const PlanMemory<T> memory(params, on);
+    const PlanMemory<T> memory(params, on);  // checks the image indices, also where the output is empty
+    if (params.shape.boxes == 0 || params.shape.channels == 0) return;
     const int64_t items = once([&](auto isa) { return roi_align_forward_items_cpu<isa.value>(params); });
     run(kOp, on, {items},
         [&](auto isa, int64_t first, int64_t last) { roi_align_forward_cpu<isa.value>(params, first, last); },
         [](CudaStream) { return CudaStatus{0}; });
   } else {
+    if (params.shape.boxes == 0 || params.shape.channels == 0) return;
     const Tensor scratch = allocate({roi_align_forward_scratch_cuda(params)}, ScalarType::Byte, on);
     run(kOp, on, {}, [](auto, int64_t, int64_t) {},
         [&](CudaStream stream) { return roi_align_forward_cuda(params, mutable_data<void>(scratch), stream); });
@@ -139,7 +142,7 @@ Forward forward_checked(const Tensor& input, const Tensor& boxes, double spatial
     params.boxes = data<Acc<T>>(coordinates);
     params.output = mutable_data<T>(result.output);
     params.argmax = maximum ? mutable_data<int32_t>(result.argmax) : nullptr;
-    if (result.output.numel() > 0) forward(params, input);
+    forward(params, input);
   });
   return result;
 }

@@ -40,8 +40,8 @@ struct RoiAlignShape {
   bool aligned;
   bool channels_last;  // memory format of input, output and their gradients
 
-  int64_t bins() const { return static_cast<int64_t>(pooled_height) * pooled_width; }
-  int64_t pixels() const { return static_cast<int64_t>(height) * width; }
+  CVK_HD int64_t bins() const { return static_cast<int64_t>(pooled_height) * pooled_width; }
+  CVK_HD int64_t pixels() const { return static_cast<int64_t>(height) * width; }
 };
 
 // CPU only: the boxes digested. `layout` fills the first four, `plan` fills the arena.
@@ -66,7 +66,7 @@ struct RoiAlignParams {
   T* grad_input;             // [N, C, H, W]           backward; fully overwritten
   RoiAlignPlan plan;         // CPU only
 
-  bool maximum() const { return argmax != nullptr || saved_argmax != nullptr; }
+  CVK_HD bool maximum() const { return argmax != nullptr || saved_argmax != nullptr; }
 };
 
 // ---- CPU. Order of calls: layout (once, serial), plan (slices of boxes), forward or backward (slices of work items).

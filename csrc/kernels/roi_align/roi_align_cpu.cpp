@@ -101,7 +101,6 @@ CVK_HD int plan_axis(const RoiAxis<A>& axis, int bins, int* begin, Tap<A>* taps,
   int used = 0;
   first = axis.extent;
   last = -1;
-  const A samples = static_cast<A>(axis.samples > 0 ? axis.samples : 1);
   for (int bin = 0; bin < bins; ++bin) {
     begin[bin] = used;
     const SampleRange range = inside_range(axis, bin);
@@ -110,7 +109,7 @@ CVK_HD int plan_axis(const RoiAxis<A>& axis, int bins, int* begin, Tap<A>* taps,
       if (!sample.inside) continue;
       // A box with x2 < x1 (aligned) walks backwards; merging with any earlier tap of the bin covers both directions.
       const int pixels[2] = {sample.low, sample.high};
-      const A weights[2] = {sample.low_weight / samples, sample.high_weight / samples};
+      const A weights[2] = {sample.low_weight * axis.share, sample.high_weight * axis.share};
       for (int side = 0; side < 2; ++side) {
         int at = used;
         for (int back = used - 1; back >= begin[bin] && back >= used - 2; --back) {

@@ -17,19 +17,37 @@ constexpr int kRoiAlignMaxGrid = 1 << 15;
 // One axis of one box.
 template <class A>
 struct RoiAxis {
-  A start;      // first coordinate of the box, in input pixels
-  A bin;        // extent of one bin, in input pixels
-  int samples;  // samples per bin along this axis
-  int extent;   // pixels of the input along this axis
+  A start;          // first coordinate of the box, in input pixels
+  A bin;            // extent of one bin, in input pixels
+  A step;           // distance of samples; may be 0 or negative
+  A inverse_step;   // meaningful where step > 0
+  A share;          // 1 / samples: what one sample counts for in a mean along this axis
+  int samples;      // samples per bin along this axis
+  int extent;       // pixels of the input along this axis
+};
+
+// Where a box begins along an axis and how long it is, in input pixels.
+template <class A>
+struct RoiSpan {
+  A start, length;
 };
 
 template <class A>
-CVK_HD RoiAxis<A> roi_axis(A low, A high, A spatial_scale, bool aligned, int bins, int sampling_ratio, int extent) {
+CVK_HD RoiSpan<A> roi_span(A low, A high, A spatial_scale, bool aligned) {
   const A offset = aligned ? A(0.5) : A(0);
+  RoiSpan<A> span;
+  span.start = low * spatial_scale - offset;
+  span.length = high * spatial_scale - offset - span.start;
+  if (!aligned) span.length = max_of(A(1), span.length);  // a NaN length stays NaN
+  return span;
+}
+
+template <class A>
+CVK_HD RoiAxis<A> roi_axis(A low, A high, A spatial_scale, bool aligned, int bins, int sampling_ratio, int extent) {
+  const RoiSpan<A> span = roi_span(low, high, spatial_scale, aligned);
+  const A length = span.length;
   RoiAxis<A> axis;
-  axis.start = low * spatial_scale - offset;
-  A length = high * spatial_scale - offset - axis.start;
-  if (!aligned) length = max_of(A(1), length);  // a NaN length stays NaN
+  axis.start = span.start;
   axis.bin = length / static_cast<A>(bins);
   axis.extent = extent;
   if (sampling_ratio > 0) {
@@ -39,13 +57,18 @@ CVK_HD RoiAxis<A> roi_axis(A low, A high, A spatial_scale, bool aligned, int bin
     const A grid = ceil(length / static_cast<A>(bins));
     axis.samples = grid > A(0) ? static_cast<int>(min_of(grid, static_cast<A>(kRoiAlignMaxGrid))) : 0;
   }
+  // Perf: all divisions of an axis happen here, none at a sample. Numerics: (i + 0.5) * step differs from torchvision's
+  // (i + 0.5) * bin / samples by at most one rounding, and not at all where samples is a power of two.
+  const A samples = static_cast<A>(axis.samples > 0 ? axis.samples : 1);
+  axis.step = axis.bin / samples;
+  axis.inverse_step = samples / axis.bin;
+  axis.share = A(1) / samples;
   return axis;
 }
 
 template <class A>
 CVK_HD A roi_sample_coordinate(const RoiAxis<A>& axis, int bin, int sample) {
-  return axis.start + static_cast<A>(bin) * axis.bin +
-         (static_cast<A>(sample) + A(0.5)) * axis.bin / static_cast<A>(axis.samples);
+  return axis.start + static_cast<A>(bin) * axis.bin + (static_cast<A>(sample) + A(0.5)) * axis.step;
 }
 
 struct SampleRange {
@@ -57,15 +80,14 @@ struct SampleRange {
 template <class A>
 CVK_HD SampleRange roi_sample_range(const RoiAxis<A>& axis, int bin, A low, A high) {
   SampleRange range{0, axis.samples};
-  const A step = axis.bin / static_cast<A>(axis.samples > 0 ? axis.samples : 1);
   const A origin = axis.start + static_cast<A>(bin) * axis.bin;
-  if (!is_finite(origin) || !is_finite(step)) return SampleRange{0, 0};
-  if (axis.samples <= 4 || !(step > A(0))) return range;
+  if (!is_finite(origin) || !is_finite(axis.bin)) return SampleRange{0, 0};
+  if (axis.samples <= 4 || !(axis.step > A(0)) || !is_finite(axis.inverse_step)) return range;
   // Numerics: the margin covers the rounding of coordinates much larger than the input.
   const A magnitude = origin < A(0) ? -origin : origin;
-  const A margin = A(2) + A(1e-6) * (magnitude + axis.bin) / step;
-  const A first = (low - origin) / step - margin;
-  const A last = (high - origin) / step + margin;
+  const A margin = A(2) + A(1e-6) * (magnitude + axis.bin) * axis.inverse_step;
+  const A first = (low - origin) * axis.inverse_step - margin;
+  const A last = (high - origin) * axis.inverse_step + margin;
   const A limit = static_cast<A>(axis.samples);
   if (!(last > A(0)) || !(first < limit)) return SampleRange{0, 0};
   if (first > A(0)) range.first = static_cast<int>(first);
@@ -96,7 +118,7 @@ CVK_HD A roi_pixel_weight(const RoiAxis<A>& axis, int bin, int pixel) {
     if (tap.low == pixel) sum += tap.low_weight;
     if (tap.high == pixel) sum += tap.high_weight;
   }
-  return sum / static_cast<A>(axis.samples > 0 ? axis.samples : 1);
+  return sum * axis.share;
 }
 
 }  // namespace cvk

@@ -1,0 +1,576 @@
+// RoI Align on CUDA. Contract and method: roi_align.h.
+//
+// What was tried: nothing on a GPU yet; the structure follows the bounds (wide loads along channels, weights once per box,
+// gather in the backward pass).
+#include "common/launch.cuh"
+#include "common/vec.cuh"
+#include "kernels/roi_align/roi_align.h"
+#include "kernels/roi_align/roi_align_math.h"
+
+namespace cvk {
+namespace {
+
+// The axes of the box that a block works on, in shared memory: two threads compute them, so that no other thread spends
+// registers on divisions.
+template <class A>
+struct SharedAxes {
+  RoiAxis<A> y, x;
+};
+
+// Threads 0 and 32 write; the caller synchronises before and after.
+template <class A>
+CVK_DEVICE void compute_axes(const RoiAlignShape& shape, const A* box, SharedAxes<A>& axes) {
+  if (threadIdx.x != 0 && threadIdx.x != 32) return;
+  const bool is_y = threadIdx.x == 0;
+  const RoiAxis<A> axis =
+      roi_axis(is_y ? box[2] : box[1], is_y ? box[4] : box[3], static_cast<A>(shape.spatial_scale), shape.aligned,
+               is_y ? shape.pooled_height : shape.pooled_width, shape.sampling_ratio,
+               is_y ? shape.height : shape.width);
+  if (is_y) {
+    axes.y = axis;
+  } else {
+    axes.x = axis;
+  }
+}
+
+// ---- forward
+
+// The samples of one axis of the block's box: in shared memory where they fit, else computed at each use.
+template <class A>
+struct AxisSamples {
+  const RoiAxis<A>& axis;        // in shared memory
+  const BilinearAxis<A>* table;  // [bins * samples] or null
+
+  CVK_DEVICE BilinearAxis<A> operator()(int bin, int sample) const {
+    if (table != nullptr) return table[bin * axis.samples + sample];
+    return bilinear_axis(roi_sample_coordinate(axis, bin, sample), axis.extent);
+  }
+};
+
+template <class A>
+CVK_DEVICE AxisSamples<A> tabulate(const RoiAxis<A>& axis, int bins, BilinearAxis<A>* table) {
+  if (int64_t{bins} * axis.samples > kRoiAlignSharedSamples) return {axis, nullptr};
+  for (int i = static_cast<int>(threadIdx.x); i < bins * axis.samples; i += kRoiAlignThreads) {
+    table[i] = bilinear_axis(roi_sample_coordinate(axis, i / axis.samples, i % axis.samples), axis.extent);
+  }
+  return {axis, table};
+}
+
+// Where channel groups of pixel (y, x) of the block's image lie.
+template <class T>
+struct Pixels {
+  const T* image;        // channel 0 of the group at pixel (0, 0)
+  int64_t pixel_stride;  // 1 in a plane, C channels-last
+  int width;
+
+  CVK_DEVICE const T* at(int y, int x) const {
+    return image + (static_cast<int64_t>(y) * width + x) * pixel_stride;
+  }
+};
+
+template <int count, class T>
+CVK_DEVICE void bilinear_group(const Pixels<T>& pixels, const BilinearAxis<Acc<T>>& y,
+                               const BilinearAxis<Acc<T>>& x, Acc<T> (&sum)[count]) {
+  using A = Acc<T>;
+  A corner[4][count];
+  load_group(pixels.at(y.low, x.low), corner[0]);
+  load_group(pixels.at(y.low, x.high), corner[1]);
+  load_group(pixels.at(y.high, x.low), corner[2]);
+  load_group(pixels.at(y.high, x.high), corner[3]);
+  const A weight[4] = {y.low_weight * x.low_weight, y.low_weight * x.high_weight, y.high_weight * x.low_weight,
+                       y.high_weight * x.high_weight};
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+#pragma unroll
+    for (int i = 0; i < count; ++i) sum[i] = mul_add(weight[k], corner[k][i], sum[i]);
+  }
+}
+
+// One bin, `count` channels: the mean.
+template <int count, class T>
+CVK_DEVICE void pool_mean(const Pixels<T>& pixels, const AxisSamples<Acc<T>>& ys, const AxisSamples<Acc<T>>& xs,
+                          int bin_y, int bin_x, Acc<T> (&result)[count]) {
+  using A = Acc<T>;
+#pragma unroll
+  for (int i = 0; i < count; ++i) result[i] = A(0);
+  const SampleRange y_range = roi_sample_range(ys.axis, bin_y, A(-1), static_cast<A>(ys.axis.extent));
+  const SampleRange x_range = roi_sample_range(xs.axis, bin_x, A(-1), static_cast<A>(xs.axis.extent));
+  for (int i = y_range.first; i < y_range.last; ++i) {
+    const BilinearAxis<A> y = ys(bin_y, i);
+    if (!y.inside) continue;
+    for (int j = x_range.first; j < x_range.last; ++j) {
+      const BilinearAxis<A> x = xs(bin_x, j);
+      if (x.inside) bilinear_group(pixels, y, x, result);
+    }
+  }
+  const A share = ys.axis.share * xs.axis.share;
+#pragma unroll
+  for (int i = 0; i < count; ++i) result[i] = result[i] * share;
+}
+
+// One bin, `count` channels: the maximum and the sample that it came from.
+template <int count, class T>
+CVK_DEVICE void pool_maximum(const Pixels<T>& pixels, const AxisSamples<Acc<T>>& ys, const AxisSamples<Acc<T>>& xs,
+                             int bin_y, int bin_x, Acc<T> (&result)[count], int (&argmax)[count]) {
+  using A = Acc<T>;
+  const int grid_y = ys.axis.samples, grid_x = xs.axis.samples;
+#pragma unroll
+  for (int i = 0; i < count; ++i) {
+    result[i] = A(0);
+    argmax[i] = -1;
+  }
+  if (grid_y <= 0 || grid_x <= 0) return;
+  const SampleRange y_range = roi_sample_range(ys.axis, bin_y, A(-1), static_cast<A>(ys.axis.extent));
+  const SampleRange x_range = roi_sample_range(xs.axis, bin_x, A(-1), static_cast<A>(xs.axis.extent));
+  // First outside sample in index order, as in the CPU kernel: it competes with the value 0.
+  int y_gap = 0, x_gap = 0;
+  bool started = false;
+  for (int i = y_range.first; i < y_range.last; ++i) {
+    const BilinearAxis<A> y = ys(bin_y, i);
+    if (!y.inside) continue;
+    if (y_gap == i) ++y_gap;
+    int gap = 0;
+    for (int j = x_range.first; j < x_range.last; ++j) {
+      const BilinearAxis<A> x = xs(bin_x, j);
+      if (!x.inside) continue;
+      if (gap == j) ++gap;
+      A value[count];
+#pragma unroll
+      for (int c = 0; c < count; ++c) value[c] = A(0);
+      bilinear_group(pixels, y, x, value);
+#pragma unroll
+      for (int c = 0; c < count; ++c) {
+        const bool better =
+            !started || value[c] > result[c] || (value[c] != value[c] && result[c] == result[c]);
+        if (better) {
+          result[c] = value[c];
+          argmax[c] = i * grid_x + j;
+        }
+      }
+      started = true;
+    }
+    x_gap = gap;
+  }
+  if (!started) return;  // all samples outside: 0, no gradient
+  int outside = y_gap < grid_y ? y_gap * grid_x : -1;
+  if (x_gap < grid_x && (outside < 0 || x_gap < outside)) outside = x_gap;
+  if (outside < 0) return;
+#pragma unroll
+  for (int c = 0; c < count; ++c) {
+    if (A(0) > result[c] || (result[c] == A(0) && argmax[c] > outside)) {
+      result[c] = A(0);
+      argmax[c] = -1;
+    }
+  }
+}
+
+// What the forward kernel reads: `params` but with the input that may have been copied to channels-last.
+template <class T>
+struct ForwardArguments {
+  RoiAlignParams<T> params;
+  const T* input;         // [N, C, H, W] or [N, H, W, C]
+  int bins_per_block;
+  int64_t channel_blocks, bin_blocks;
+};
+
+// Block: one box, up to 64 channels, up to bins_per_block bins.
+//   kGroup         channels per load: kWide<T> (channels-last input) or 1
+//   kPlanarInput   lanes run over bins instead of channels
+//   kPlanarOutput  results pass through shared memory and leave as runs of bins
+template <class T, int kGroup, bool kPlanarInput, bool kPlanarOutput, bool kMaximum>
+__global__ void __launch_bounds__(kRoiAlignThreads, kRoiAlignBlocksPerSm) roi_align_forward_kernel(ForwardArguments<T> arguments) {
+  using A = Acc<T>;
+  struct Shared {
+    SharedAxes<A> axes;
+    BilinearAxis<A> y[kRoiAlignSharedSamples];
+    BilinearAxis<A> x[kRoiAlignSharedSamples];
+    T values[kPlanarOutput ? kRoiAlignBlockBins<T> : 1][kRoiAlignBlockChannels + 1];
+    int indices[kPlanarOutput && kMaximum ? kRoiAlignBlockBins<T> : 1][kRoiAlignBlockChannels + 1];
+  };
+  auto& shared = static_shared<Shared>();
+  const RoiAlignParams<T>& params = arguments.params;
+  const RoiAlignShape& shape = params.shape;
+  const int64_t block = blockIdx.x;
+  const int64_t k = block / (arguments.channel_blocks * arguments.bin_blocks);
+  const int64_t first_channel = block / arguments.bin_blocks % arguments.channel_blocks * kRoiAlignBlockChannels;
+  const int64_t first_bin = block % arguments.bin_blocks * arguments.bins_per_block;
+  const int channels = static_cast<int>(min_of<int64_t>(kRoiAlignBlockChannels, shape.channels - first_channel));
+  const int bins = static_cast<int>(min_of<int64_t>(arguments.bins_per_block, shape.bins() - first_bin));
+
+  const int64_t image_index = roi_batch_index(params.boxes[k * 5], shape.batch);
+  SharedAxes<A>& axes = shared.axes;
+  compute_axes(shape, params.boxes + k * 5, axes);
+  if (image_index < 0) {  // a bad image index reads nothing
+    if (threadIdx.x == 0) axes.y.samples = 0;
+    if (threadIdx.x == 32) axes.x.samples = 0;
+  }
+  __syncthreads();
+  const AxisSamples<A> ys = tabulate(axes.y, shape.pooled_height, shared.y);
+  const AxisSamples<A> xs = tabulate(axes.x, shape.pooled_width, shared.x);
+  __syncthreads();
+
+  const int groups = ceil_div(channels, kGroup);
+  const int64_t image = max_of<int64_t>(image_index, 0) * shape.channels * shape.pixels();
+  for (int i = static_cast<int>(threadIdx.x); i < groups * bins; i += kRoiAlignThreads) {
+    const int group = kPlanarInput ? i / bins : i % groups;
+    const int local_bin = kPlanarInput ? i % bins : i / groups;
+    const int64_t bin = first_bin + local_bin;
+    const int64_t channel = first_channel + group * kGroup;
+    const Pixels<T> pixels =
+        kPlanarInput ? Pixels<T>{arguments.input + image + channel * shape.pixels(), 1, shape.width}
+                     : Pixels<T>{arguments.input + image + channel, shape.channels, shape.width};
+    const int bin_y = static_cast<int>(bin / shape.pooled_width), bin_x = static_cast<int>(bin % shape.pooled_width);
+    A result[kGroup];
+    int argmax[kGroup];
+    if (kMaximum) {
+      pool_maximum(pixels, ys, xs, bin_y, bin_x, result, argmax);
+    } else {
+      pool_mean(pixels, ys, xs, bin_y, bin_x, result);
+    }
+    if (kPlanarOutput) {
+#pragma unroll
+      for (int c = 0; c < kGroup; ++c) {
+        shared.values[local_bin][group * kGroup + c] = from_acc<T>(result[c]);
+        if (kMaximum) shared.indices[local_bin][group * kGroup + c] = argmax[c];
+      }
+    } else {
+      const int64_t at = (k * shape.bins() + bin) * shape.channels + channel;
+      store_group(params.output + at, result);
+      if (kMaximum) {
+#pragma unroll
+        for (int c = 0; c < kGroup; ++c) params.argmax[at + c] = argmax[c];
+      }
+    }
+  }
+  if (!kPlanarOutput) return;
+  __syncthreads();
+  for (int i = static_cast<int>(threadIdx.x); i < channels * bins; i += kRoiAlignThreads) {
+    const int c = i / bins, local_bin = i % bins;
+    const int64_t at = (k * shape.channels + first_channel + c) * shape.bins() + first_bin + local_bin;
+    params.output[at] = shared.values[local_bin][c];
+    if (kMaximum) params.argmax[at] = shared.indices[local_bin][c];
+  }
+}
+
+// [N, C, HW] -> [N, HW, C], a 32 x 32 tile per block through shared memory.
+template <class T>
+__global__ void __launch_bounds__(kRoiAlignThreads)
+    roi_align_transpose_kernel(const T* from,   // [N, C, HW]
+                               T* to,           // [N, HW, C]
+                               int64_t channels, int64_t pixels, int64_t channel_tiles, int64_t pixel_tiles) {
+  constexpr int kTile = kRoiAlignTransposeTile;
+  struct Shared {
+    T tile[kTile][kTile + 1];
+  };
+  auto& shared = static_shared<Shared>();
+  const int64_t block = blockIdx.x;
+  const int64_t image = block / (channel_tiles * pixel_tiles);
+  const int64_t c0 = block / pixel_tiles % channel_tiles * kTile;
+  const int64_t p0 = block % pixel_tiles * kTile;
+  const int lane = static_cast<int>(threadIdx.x) % kTile, row = static_cast<int>(threadIdx.x) / kTile;
+  for (int i = row; i < kTile; i += kRoiAlignThreads / kTile) {
+    if (c0 + i < channels && p0 + lane < pixels) {
+      shared.tile[i][lane] = from[(image * channels + c0 + i) * pixels + p0 + lane];
+    }
+  }
+  __syncthreads();
+  for (int i = row; i < kTile; i += kRoiAlignThreads / kTile) {
+    if (p0 + i < pixels && c0 + lane < channels) {
+      to[(image * pixels + p0 + i) * channels + c0 + lane] = shared.tile[lane][i];
+    }
+  }
+}
+
+// ---- backward
+
+// Whether samples of the span can touch pixels [first, last). Generous by a pixel for the rounding of the span's end; NaN
+// does not reach.
+template <class A>
+CVK_DEVICE bool span_reaches(const RoiSpan<A>& span, int first, int last) {
+  const A end = span.start + span.length;
+  return max_of(span.start, end) >= static_cast<A>(first - 2) && min_of(span.start, end) <= static_cast<A>(last + 1);
+}
+
+// Block: a tile of 8 x 8 pixels of one image and 32 channels. Warp w owns row w, lane l owns channel l; each thread keeps its
+// 8 pixels in registers while the boxes that reach the tile pass by in order.
+template <class T, bool kMaximum>
+__global__ void __launch_bounds__(kRoiAlignThreads, kRoiAlignBlocksPerSm) roi_align_backward_kernel(RoiAlignParams<T> params) {
+  using A = Acc<T>;
+  constexpr int kRows = kRoiAlignTileHeight, kColumns = kRoiAlignTileWidth, kLanes = kRoiAlignLanes;
+  constexpr int kBins = kRoiAlignStagedBins;
+  static_assert(kRows * kLanes == kRoiAlignThreads, "one warp per row");
+  struct Shared {
+    A grad[kBins * kBins][kLanes + 1];
+    int argmax[kMaximum ? kBins * kBins : 1][kLanes + 1];
+    A y_weight[kRows][kBins];
+    A x_weight[kBins][kColumns];
+    A rows[kRows][kColumns][kLanes + 1];
+    SharedAxes<A> axes;
+    int64_t boxes[kRoiAlignThreads];
+    int found[kRows + 1];
+  };
+  auto& shared = static_shared<Shared>();
+  const RoiAlignShape& shape = params.shape;
+  const int lane = static_cast<int>(threadIdx.x) % kLanes, warp = static_cast<int>(threadIdx.x) / kLanes;
+  const int64_t tiles_x = ceil_div<int64_t>(shape.width, kColumns), tiles_y = ceil_div<int64_t>(shape.height, kRows);
+  const int64_t channel_blocks = ceil_div<int64_t>(shape.channels, kLanes);
+  const int64_t block = blockIdx.x;
+  const int tile_x = static_cast<int>(block % tiles_x) * kColumns;
+  const int tile_y = static_cast<int>(block / tiles_x % tiles_y) * kRows;
+  const int64_t first_channel = block / (tiles_x * tiles_y) % channel_blocks * kLanes;
+  const int64_t image = block / (tiles_x * tiles_y * channel_blocks);
+  const int channels = static_cast<int>(min_of<int64_t>(kLanes, shape.channels - first_channel));
+
+  A sum[kColumns];
+#pragma unroll
+  for (int i = 0; i < kColumns; ++i) sum[i] = A(0);
+
+  for (int64_t begin = 0; begin < shape.boxes; begin += kRoiAlignThreads) {
+    // The boxes of this stretch that reach the tile, in order.
+    const int64_t candidate = begin + static_cast<int64_t>(threadIdx.x);
+    bool reaches = false;
+    if (candidate < shape.boxes) {
+      const A* box = params.boxes + candidate * 5;
+      const A scale = static_cast<A>(shape.spatial_scale);
+      reaches = roi_batch_index(box[0], shape.batch) == image &&
+                span_reaches(roi_span(box[2], box[4], scale, shape.aligned), tile_y, tile_y + kRows) &&
+                span_reaches(roi_span(box[1], box[3], scale, shape.aligned), tile_x, tile_x + kColumns);
+    }
+    const unsigned ballot = __ballot_sync(0xffffffffu, reaches);
+    __syncthreads();  // the previous stretch's list has been read
+    if (lane == 0) shared.found[warp] = __popc(ballot);
+    __syncthreads();
+    int before = 0, total = 0;
+    for (int w = 0; w < kRows; ++w) {
+      if (w < warp) before += shared.found[w];
+      total += shared.found[w];
+    }
+    if (reaches) shared.boxes[before + __popc(ballot & ((1u << lane) - 1u))] = candidate;
+    __syncthreads();
+
+    for (int b = 0; b < total; ++b) {
+      const int64_t k = shared.boxes[b];
+      __syncthreads();  // the axes of the box before have been read
+      compute_axes(shape, params.boxes + k * 5, shared.axes);
+      __syncthreads();
+      const SharedAxes<A>& axes = shared.axes;
+      for (int bin_y = 0; bin_y < shape.pooled_height; bin_y += kBins) {
+        for (int bin_x = 0; bin_x < shape.pooled_width; bin_x += kBins) {
+          // Weights of the tile's rows and columns in these bins: one thread each.
+          bool matters = false;
+          if (threadIdx.x < kRows * kBins) {
+            const int row = static_cast<int>(threadIdx.x) / kBins, bin = static_cast<int>(threadIdx.x) % kBins;
+            A weight = A(0);
+            if (tile_y + row < shape.height && bin_y + bin < shape.pooled_height) {
+              weight = roi_pixel_weight(axes.y, bin_y + bin, tile_y + row);
+            }
+            shared.y_weight[row][bin] = weight;
+            matters = weight != A(0);
+          }
+          const bool rows_matter = __syncthreads_or(matters) != 0;
+          if (!rows_matter) continue;
+          matters = false;
+          if (threadIdx.x < kColumns * kBins) {
+            const int bin = static_cast<int>(threadIdx.x) / kColumns,
+                      column = static_cast<int>(threadIdx.x) % kColumns;
+            A weight = A(0);
+            if (tile_x + column < shape.width && bin_x + bin < shape.pooled_width) {
+              weight = roi_pixel_weight(axes.x, bin_x + bin, tile_x + column);
+            }
+            shared.x_weight[bin][column] = weight;
+            matters = weight != A(0);
+          }
+          const bool columns_matter = __syncthreads_or(matters) != 0;
+          if (!columns_matter) continue;
+
+          // Stage the bins' gradients.
+          for (int i = static_cast<int>(threadIdx.x); i < kBins * kBins * kLanes; i += kRoiAlignThreads) {
+            const int c = shape.channels_last ? i % kLanes : i / (kBins * kBins);
+            const int local = shape.channels_last ? i / kLanes : i % (kBins * kBins);
+            const int y = bin_y + local / kBins, x = bin_x + local % kBins;
+            A value = A(0);
+            int index = -1;
+            if (c < channels && y < shape.pooled_height && x < shape.pooled_width) {
+              const int64_t bin = static_cast<int64_t>(y) * shape.pooled_width + x;
+              const int64_t at = shape.channels_last
+                                     ? (k * shape.bins() + bin) * shape.channels + first_channel + c
+                                     : (k * shape.channels + first_channel + c) * shape.bins() + bin;
+              value = to_acc(params.grad_output[at]);
+              if (kMaximum) index = params.saved_argmax[at];
+            }
+            shared.grad[local][c] = value;
+            if (kMaximum) shared.argmax[local][c] = index;
+          }
+          __syncthreads();
+
+          const int y_bins = min_of(kBins, shape.pooled_height - bin_y);
+          const int x_bins = min_of(kBins, shape.pooled_width - bin_x);
+          if (kMaximum) {
+            const int row = tile_y + warp;
+            for (int i = 0; i < y_bins; ++i) {
+              if (shared.y_weight[warp][i] == A(0)) continue;
+              for (int j = 0; j < x_bins; ++j) {
+                const int index = shared.argmax[i * kBins + j][lane];
+                if (index < 0 || index / axes.x.samples >= axes.y.samples) continue;
+                const BilinearAxis<A> y = bilinear_axis(
+                    roi_sample_coordinate(axes.y, bin_y + i, index / axes.x.samples), shape.height);
+                const BilinearAxis<A> x = bilinear_axis(
+                    roi_sample_coordinate(axes.x, bin_x + j, index % axes.x.samples), shape.width);
+                if (!y.inside || !x.inside) continue;
+                const A y_weight =
+                    (y.low == row ? y.low_weight : A(0)) + (y.high == row ? y.high_weight : A(0));
+                const A grad = shared.grad[i * kBins + j][lane] * y_weight;
+#pragma unroll
+                for (int column = 0; column < kColumns; ++column) {
+                  const int pixel = tile_x + column;
+                  const A x_weight =
+                      (x.low == pixel ? x.low_weight : A(0)) + (x.high == pixel ? x.high_weight : A(0));
+                  sum[column] = mul_add(x_weight, grad, sum[column]);
+                }
+              }
+            }
+          } else {
+            for (int j = 0; j < x_bins; ++j) {
+              A along_y = A(0);
+              for (int i = 0; i < y_bins; ++i) {
+                along_y = mul_add(shared.y_weight[warp][i], shared.grad[i * kBins + j][lane], along_y);
+              }
+#pragma unroll
+              for (int column = 0; column < kColumns; ++column) {
+                sum[column] = mul_add(shared.x_weight[j][column], along_y, sum[column]);
+              }
+            }
+          }
+          __syncthreads();
+        }
+      }
+    }
+  }
+
+  const int y = tile_y + warp;
+  if (shape.channels_last) {
+    for (int column = 0; column < kColumns; ++column) {
+      const int x = tile_x + column;
+      if (y < shape.height && x < shape.width && lane < channels) {
+        const int64_t pixel = (image * shape.height + y) * shape.width + x;
+        params.grad_input[pixel * shape.channels + first_channel + lane] = from_acc<T>(sum[column]);
+      }
+    }
+    return;
+  }
+  // Planes: lanes take 8 pixels of 4 channels, so that each 8-pixel run leaves as one sector.
+#pragma unroll
+  for (int column = 0; column < kColumns; ++column) shared.rows[warp][column][lane] = sum[column];
+  __syncwarp();
+  for (int i = lane; i < kColumns * kLanes; i += kLanes) {
+    const int c = i / kColumns, column = i % kColumns;
+    const int x = tile_x + column;
+    if (y < shape.height && x < shape.width && c < channels) {
+      const int64_t plane = image * shape.channels + first_channel + c;
+      params.grad_input[(plane * shape.height + y) * shape.width + x] = from_acc<T>(shared.rows[warp][column][c]);
+    }
+  }
+}
+
+// ---- launchers
+
+template <class T>
+bool copies_input(const RoiAlignShape& shape) {
+  return !shape.channels_last && shape.boxes * shape.bins() * kRoiAlignCopyGain >= shape.batch * shape.pixels();
+}
+
+template <class T>
+bool is_aligned(const T* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+}
+
+cudaError_t too_large(int64_t blocks) {
+  return blocks > 0x7fffffffLL ? cudaErrorInvalidConfiguration : cudaSuccess;
+}
+
+template <class T, int kGroup, bool kPlanarInput, bool kPlanarOutput>
+cudaError_t launch_forward(const ForwardArguments<T>& arguments, int64_t blocks, CudaStream stream) {
+  const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(kRoiAlignThreads)};
+  if (arguments.params.maximum()) {
+    return launch(roi_align_forward_kernel<T, kGroup, kPlanarInput, kPlanarOutput, true>, config, stream, arguments);
+  }
+  return launch(roi_align_forward_kernel<T, kGroup, kPlanarInput, kPlanarOutput, false>, config, stream, arguments);
+}
+
+}  // namespace
+
+template <class T>
+int64_t roi_align_forward_scratch_cuda(const RoiAlignParams<T>& params) {
+  const RoiAlignShape& shape = params.shape;
+  if (!copies_input<T>(shape)) return 0;
+  return shape.batch * shape.channels * shape.pixels() * static_cast<int64_t>(sizeof(T));
+}
+
+template <class T>
+CudaStatus roi_align_forward_cuda(const RoiAlignParams<T>& params, void* scratch, CudaStream stream) {
+  const RoiAlignShape& shape = params.shape;
+  ForwardArguments<T> arguments;
+  arguments.params = params;
+  arguments.input = params.input;
+  arguments.channel_blocks = ceil_div<int64_t>(shape.channels, kRoiAlignBlockChannels);
+  arguments.bins_per_block =
+      shape.boxes * arguments.channel_blocks < kRoiAlignFewBlocks ? kRoiAlignFewBins : kRoiAlignBlockBins<T>;
+  arguments.bin_blocks = ceil_div<int64_t>(shape.bins(), arguments.bins_per_block);
+  const int64_t blocks = shape.boxes * arguments.channel_blocks * arguments.bin_blocks;
+  cudaError_t status = too_large(blocks);
+  if (status != cudaSuccess) return static_cast<CudaStatus>(status);
+
+  const bool copy = copies_input<T>(shape);
+  if (copy && shape.batch * shape.channels * shape.pixels() > 0) {
+    const int64_t channel_tiles = ceil_div<int64_t>(shape.channels, kRoiAlignTransposeTile);
+    const int64_t pixel_tiles = ceil_div<int64_t>(shape.pixels(), kRoiAlignTransposeTile);
+    const int64_t tiles = shape.batch * channel_tiles * pixel_tiles;
+    status = too_large(tiles);
+    if (status == cudaSuccess) {
+      status = launch(roi_align_transpose_kernel<T>,
+                      {dim3(static_cast<unsigned>(tiles)), dim3(kRoiAlignThreads)}, stream, params.input,
+                      static_cast<T*>(scratch), shape.channels, shape.pixels(), channel_tiles, pixel_tiles);
+    }
+    if (status != cudaSuccess) return static_cast<CudaStatus>(status);
+    arguments.input = static_cast<const T*>(scratch);
+  }
+
+  const bool wide = shape.channels % kWide<T> == 0 && is_aligned(arguments.input) && is_aligned(params.output);
+  if (shape.channels_last) {
+    status = wide ? launch_forward<T, kWide<T>, false, false>(arguments, blocks, stream)
+                  : launch_forward<T, 1, false, false>(arguments, blocks, stream);
+  } else if (copy) {
+    status = wide ? launch_forward<T, kWide<T>, false, true>(arguments, blocks, stream)
+                  : launch_forward<T, 1, false, true>(arguments, blocks, stream);
+  } else {
+    status = launch_forward<T, 1, true, true>(arguments, blocks, stream);
+  }
+  return static_cast<CudaStatus>(status);
+}
+
+template <class T>
+CudaStatus roi_align_backward_cuda(const RoiAlignParams<T>& params, CudaStream stream) {
+  const RoiAlignShape& shape = params.shape;
+  const int64_t blocks = shape.batch * ceil_div<int64_t>(shape.channels, kRoiAlignLanes) *
+                         ceil_div<int64_t>(shape.height, kRoiAlignTileHeight) *
+                         ceil_div<int64_t>(shape.width, kRoiAlignTileWidth);
+  cudaError_t status = too_large(blocks);
+  if (status == cudaSuccess) {
+    const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(kRoiAlignThreads)};
+    status = params.maximum() ? launch(roi_align_backward_kernel<T, true>, config, stream, params)
+                              : launch(roi_align_backward_kernel<T, false>, config, stream, params);
+  }
+  return static_cast<CudaStatus>(status);
+}
+
+#define CVK_INSTANTIATE(T)                                                                             \
+  template int64_t roi_align_forward_scratch_cuda<T>(const RoiAlignParams<T>&);                        \
+  template CudaStatus roi_align_forward_cuda<T>(const RoiAlignParams<T>&, void*, CudaStream);          \
+  template CudaStatus roi_align_backward_cuda<T>(const RoiAlignParams<T>&, CudaStream);
+CVK_INSTANTIATE(float)
+CVK_INSTANTIATE(double)
+CVK_INSTANTIATE(half_t)
+CVK_INSTANTIATE(bfloat16_t)
+#undef CVK_INSTANTIATE
+
+}  // namespace cvk
