@@ -371,6 +371,20 @@ def test_threshold_is_compared_as_a_real_number(dtype: torch.dtype, device: str)
         assert nms(boxes, scores, 0.699999989).tolist() == [0, 1]
 
 
+def test_subnormal_areas_are_divided_exactly(device: str) -> None:
+    # In units of the smallest float32, d = 2^-149: areas 3 d and 2 d, inter 2 d, union 3 d, IoU 2 / 3.
+    # A product like 0.6 * union rounds to a whole number of d and must not decide.
+    w, h = 2.0**-75, 2.0**-74
+    boxes = torch.tensor([[0, 0, 3 * w, h], [0, 0, 2 * w, h]], device=device)
+    scores = torch.tensor([1.0, 0.5], device=device)
+    for threshold in (0.34, 0.5, 0.6, 0.66):
+        assert nms(boxes, scores, threshold).tolist() == [0], threshold
+    assert nms(boxes, scores, 0.67).tolist() == [0, 1]
+    many = boxes.repeat(200, 1)
+    kept = nms(many, torch.arange(400, 0, -1.0, device=device), 0.6).tolist()
+    assert kept == [0]
+
+
 def test_ties_are_broken_by_index(device: str) -> None:
     boxes = torch.tensor([[0.0, 0, 4, 4]], device=device).expand(300, 4)
     scores = torch.full((300,), 0.25, device=device)
@@ -581,6 +595,7 @@ MANY: dict[str, Callable[[int, int], Tensor]] = {
     "negative": lambda n, s: -spread(n, s)[:, [2, 3, 0, 1]],
     "tiny": lambda n, s: spread(n, s) * 1e-30,
     "huge": lambda n, s: spread(n, s) * 1e30,
+    "subnormal areas": lambda n, s: (crowd(n, max(n // 20, 1), s) / 2).round() * 2.0**-75,
 }
 
 

@@ -528,6 +528,26 @@ def test_many_output_gradients_at_once(mode: str, device: str) -> None:
             assert_close(row, torch.autograd.grad(out, x, g, retain_graph=True)[0], dtype)
 
 
+def test_a_bad_argmax_is_harmless(device: str) -> None:
+    """An index read from a tensor is checked before use: no fault, and no gradient outside the image."""
+    generator = torch.Generator().manual_seed(0)
+    boxes = random_boxes(6, 2, (12, 14)).float().to(device)
+    for values in (-(2**31), -2, -1, 4, 5, 2**16, 2**31 - 1, None):
+        shape = (6, 3, 2, 2)
+        if values is None:
+            argmax = torch.randint(-(2**31), 2**31 - 1, shape, generator=generator)
+        else:
+            argmax = torch.full(shape, values)
+        grad = torch.ones(shape, device=device)
+        for ratio in (2, -1):
+            out = torch.ops.cvkernels.roi_align_max_backward(
+                grad, argmax.int().to(device), boxes, 0.5, 2, 2, 2, 3, 6, 7, ratio, True
+            )
+            assert out.shape == (2, 3, 6, 7)
+            if values == -1:  # "no sample"
+                assert out.abs().sum().item() == 0
+
+
 def test_double_backward_is_the_forward(device: str) -> None:
     # out = A x, so d/dg of (A^T g . v) is A v: the forward applied to v.
     x = features(2, 3, 8, 8).to(device).requires_grad_()
