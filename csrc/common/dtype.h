@@ -2,6 +2,7 @@
 //
 // half_t and bfloat16_t are CUDA's types under nvcc and two-byte structs of ours on the host (emulation included), so
 // that no CUDA header is needed there. Arithmetic never happens in them: load with to_acc, store with from_acc.
+// The bindings of _cuda are compiled by the host compiler but must name the kernels' types: CUDA's there too.
 #pragma once
 
 #include <cstdint>
@@ -9,14 +10,15 @@
 
 #include "common/host_device.h"
 
-#if defined(__CUDACC__)
+#if defined(__CUDACC__) || defined(CVK_BACKEND_CUDA)
+#define CVK_CUDA_TYPES
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #endif
 
 namespace cvk {
 
-#if defined(__CUDACC__)
+#if defined(CVK_CUDA_TYPES)
 using half_t = __half;
 using bfloat16_t = __nv_bfloat16;
 #else
@@ -49,7 +51,7 @@ CVK_HD To bit_cast(const From& from) {
   return to;
 }
 
-#if !defined(__CUDACC__)
+#if !defined(CVK_CUDA_TYPES)
 namespace detail {
 
 // IEEE binary16 -> binary32. Numerics: exact for every input, subnormals, infinities and NaN included.
@@ -92,7 +94,7 @@ CVK_HD uint16_t float_to_bfloat16_bits(float value) {
 
 CVK_HD float to_acc(float value) { return value; }
 CVK_HD double to_acc(double value) { return value; }
-#if defined(__CUDACC__)
+#if defined(CVK_CUDA_TYPES)
 CVK_HD float to_acc(half_t value) { return __half2float(value); }
 CVK_HD float to_acc(bfloat16_t value) { return __bfloat162float(value); }
 #else
@@ -106,7 +108,7 @@ CVK_HD T from_acc(Acc<T> value) {
 }
 template <>
 CVK_HD half_t from_acc<half_t>(float value) {
-#if defined(__CUDACC__)
+#if defined(CVK_CUDA_TYPES)
   return __float2half_rn(value);
 #else
   return half_t{detail::float_to_half_bits(value)};
@@ -114,7 +116,7 @@ CVK_HD half_t from_acc<half_t>(float value) {
 }
 template <>
 CVK_HD bfloat16_t from_acc<bfloat16_t>(float value) {
-#if defined(__CUDACC__)
+#if defined(CVK_CUDA_TYPES)
   return __float2bfloat16_rn(value);
 #else
   return bfloat16_t{detail::float_to_bfloat16_bits(value)};
