@@ -1,8 +1,8 @@
 // Storage types and the arithmetic type that goes with each.
 //
-// half_t and bfloat16_t are CUDA's types under nvcc and two-byte structs of ours on the host (emulation included), so
-// that no CUDA header is needed there. Arithmetic never happens in them: load with to_acc, store with from_acc.
-// The bindings of _cuda are compiled by the host compiler but must name the kernels' types: CUDA's there too.
+// half_t and bfloat16_t are two-byte structs of ours under every compiler, so that a launcher built by nvcc has the name
+// that a binding built by the host compiler asks for, and the host needs no CUDA header. Arithmetic never happens in
+// them: load with to_acc, store with from_acc.
 #pragma once
 
 #include <cstdint>
@@ -10,25 +10,19 @@
 
 #include "common/host_device.h"
 
-#if defined(__CUDACC__) || defined(CVK_BACKEND_CUDA)
-#define CVK_CUDA_TYPES
+#if defined(__CUDACC__)
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #endif
 
 namespace cvk {
 
-#if defined(CVK_CUDA_TYPES)
-using half_t = __half;
-using bfloat16_t = __nv_bfloat16;
-#else
 struct half_t {
   uint16_t bits;
 };
 struct bfloat16_t {
   uint16_t bits;
 };
-#endif
 static_assert(sizeof(half_t) == 2 && sizeof(bfloat16_t) == 2, "two-byte storage types");
 
 // Arithmetic type of a storage type: float64 for float64, float32 for the rest.
@@ -51,7 +45,7 @@ CVK_HD To bit_cast(const From& from) {
   return to;
 }
 
-#if !defined(CVK_CUDA_TYPES)
+#if !defined(__CUDACC__)
 namespace detail {
 
 // IEEE binary16 -> binary32. Numerics: exact for every input, subnormals, infinities and NaN included.
@@ -94,9 +88,9 @@ CVK_HD uint16_t float_to_bfloat16_bits(float value) {
 
 CVK_HD float to_acc(float value) { return value; }
 CVK_HD double to_acc(double value) { return value; }
-#if defined(CVK_CUDA_TYPES)
-CVK_HD float to_acc(half_t value) { return __half2float(value); }
-CVK_HD float to_acc(bfloat16_t value) { return __bfloat162float(value); }
+#if defined(__CUDACC__)
+CVK_HD float to_acc(half_t value) { return __half2float(bit_cast<__half>(value)); }
+CVK_HD float to_acc(bfloat16_t value) { return __bfloat162float(bit_cast<__nv_bfloat16>(value)); }
 #else
 CVK_HD float to_acc(half_t value) { return detail::half_bits_to_float(value.bits); }
 CVK_HD float to_acc(bfloat16_t value) { return detail::bfloat16_bits_to_float(value.bits); }
@@ -108,16 +102,16 @@ CVK_HD T from_acc(Acc<T> value) {
 }
 template <>
 CVK_HD half_t from_acc<half_t>(float value) {
-#if defined(CVK_CUDA_TYPES)
-  return __float2half_rn(value);
+#if defined(__CUDACC__)
+  return bit_cast<half_t>(__float2half_rn(value));
 #else
   return half_t{detail::float_to_half_bits(value)};
 #endif
 }
 template <>
 CVK_HD bfloat16_t from_acc<bfloat16_t>(float value) {
-#if defined(CVK_CUDA_TYPES)
-  return __float2bfloat16_rn(value);
+#if defined(__CUDACC__)
+  return bit_cast<bfloat16_t>(__float2bfloat16_rn(value));
 #else
   return bfloat16_t{detail::float_to_bfloat16_bits(value)};
 #endif

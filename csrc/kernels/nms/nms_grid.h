@@ -57,7 +57,7 @@ CVK_HD bool overlaps_any(const BoxArrays<A>& list, int64_t first, int64_t last, 
   const Box<Vec> here{S::broadcast(box.box.x1), S::broadcast(box.box.y1), S::broadcast(box.box.x2),
                       S::broadcast(box.box.y2)};
   const Vec area = S::broadcast(box.area), exact = S::broadcast(threshold);
-  const Vec loose = S::broadcast(nms_loose_threshold(threshold));
+  const Vec loose = S::broadcast(nms_loose_threshold(threshold)), small = S::broadcast(nms_small_union<A>());
   for (int64_t i = first; i < last; i += S::kLanes) {
     const A* p = list.base + i;
     const Box<Vec> there{S::load(p), S::load(p + list.stride), S::load(p + 2 * list.stride),
@@ -65,7 +65,7 @@ CVK_HD bool overlaps_any(const BoxArrays<A>& list, int64_t first, int64_t last, 
     const Vec intersection = box_intersection(here, there);
     const Vec united = box_union(area, S::load(p + 4 * list.stride), intersection);
     const typename S::IntVec present = S::first_lanes(last - i);
-    if (threshold >= A(0) && !S::any((intersection > loose * united) & present)) continue;
+    if (threshold >= A(0) && !S::any(((intersection > loose * united) | (united < small)) & present)) continue;
     if (S::any((intersection / united > exact) & present)) return true;
   }
   return false;
@@ -157,7 +157,6 @@ template <class A>
 template <Isa isa>
 CVK_HD bool Grid<A>::build(const BoxArrays<A>& boxes, int64_t first, int64_t last, A threshold) {
   constexpr bool kFloat = sizeof(A) == 4;
-  const A least_area = kFloat ? A(1e-30) : A(1e-290);
   if (!(threshold >= A(0))) return false;
   first_ = first;
   const int64_t size = last - first;
@@ -167,7 +166,7 @@ CVK_HD bool Grid<A>::build(const BoxArrays<A>& boxes, int64_t first, int64_t las
   for (int64_t i = first; i < last; ++i) {
     const BoxWithArea<A> b = boxes.get(i);
     if (nms_is_inert(b.box, b.area)) continue;
-    if (b.area < least_area) return false;
+    if (b.area < nms_small_union<A>()) return false;
     longest = max_of(longest, max_of(b.box.x2 - b.box.x1, b.box.y2 - b.box.y1));
   }
   constexpr int kMantissa = kFloat ? 23 : 52;

@@ -22,10 +22,16 @@ inline A nms_threshold(double threshold) {
 }
 
 // A pair whose intersection is not above loose * union has IoU <= threshold, for a threshold >= 0. Perf: this product settles
-// nearly every pair without a division; the margin of 2^-20 covers its rounding, and what passes is divided.
+// nearly every pair without a division; the margin of 2^-20 covers its rounding, and what passes is divided. A union below
+// nms_small_union is always divided: near the subnormal range the margin would not hold.
 template <class A>
 CVK_HD A nms_loose_threshold(A threshold) {
   return threshold - threshold * A(0x1p-20);
+}
+
+template <class A>
+CVK_HD A nms_small_union() {
+  return sizeof(A) == 4 ? A(1e-30) : A(1e-290);
 }
 
 // IoU of two boxes > threshold. The quotient is formed and compared as torchvision does; NaN (0/0 of two empty boxes
@@ -34,7 +40,10 @@ template <class A>
 CVK_HD bool nms_suppresses(const Box<A>& a, A area_a, const Box<A>& b, A area_b, A threshold) {
   const A intersection = box_intersection(a, b);
   const A united = box_union(area_a, area_b, intersection);
-  if (threshold >= A(0) && !(intersection > nms_loose_threshold(threshold) * united)) return false;
+  if (threshold >= A(0) && !(intersection > nms_loose_threshold(threshold) * united) &&
+      !(united < nms_small_union<A>())) {
+    return false;
+  }
   return intersection / united > threshold;
 }
 
