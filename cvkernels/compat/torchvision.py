@@ -31,7 +31,9 @@ What is replaced while the patch is in place (it is process-wide, not per thread
 What differs from torchvision, deliberately: half and bfloat16 work on CPU, boxes and scores may
 differ in dtype, an out-of-range batch index or a NaN box does not crash the process,
 ``batched_nms`` is exact for negative coordinates and large class ids, and a box with a NaN score
-is never kept. Bad arguments raise ``RuntimeError``, as torchvision's operators do.
+is never kept. Under autocast torchvision shifts the classes apart in half precision, which rounds
+the coordinates; here nothing is shifted, so other boxes may be kept than without the patch. Bad
+arguments raise ``RuntimeError``, as torchvision's operators do.
 
 ``torch.compile``: a graph holds calls of the dispatcher operators and so follows the patch; a
 graph that inlined ``batched_nms`` is recompiled when the function changes. A graph compiled under
