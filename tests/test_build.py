@@ -15,6 +15,9 @@ import torch
 import cvkernels
 from cvkernels import _load
 
+# One run is enough: what is particular to the emulated library is asked for by name.
+pytestmark = pytest.mark.native
+
 ROOT = Path(__file__).resolve().parent.parent
 IN_SOURCE_TREE = (ROOT / "setup.py").is_file()
 KERNEL_BUILD = Path(os.environ.get("CVKERNELS_BUILD_DIR", ROOT / "build" / "kernels"))
@@ -66,23 +69,24 @@ def test_version_is_said_once() -> None:
     assert _load.info()["build"]["version"] == cvkernels.__version__
 
 
-def test_info() -> None:
+@pytest.mark.parametrize("backend", ["native", "emulated"])
+def test_info(backend: str) -> None:
+    if backend == "emulated" and not _load.library_path("_emulated").exists():
+        pytest.skip("not built: CVKERNELS_BUILD_EMULATED=1 builds it")
+    info = [sys.executable, "-m", "cvkernels", "info"]
+    environment = {**os.environ, "CVKERNELS_BACKEND": backend}
     done = subprocess.run(
-        [sys.executable, "-m", "cvkernels", "info", "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
+        [*info, "--json"], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr + done.stdout
     report = json.loads(done.stdout)
     assert report["torch"] == torch.__version__
     assert report["error"] is None
-    assert report["loaded"]
+    assert ("_emulated" in report["loaded"]) == (backend == "emulated")
+    assert ("_C" in report["loaded"]) == (backend == "native")
     assert report["build"]["cpu_isa"] in report["build"]["cpu_isas"]
     assert report["build"]["compiler"]
-    table = subprocess.run(
-        [sys.executable, "-m", "cvkernels", "info"], capture_output=True, text=True, check=True
-    )
+    table = subprocess.run(info, env=environment, capture_output=True, text=True, check=True)
     for word in ("torch", "CPU ISA chosen", "threads", "CUDA kernels", "GPU", torch.__version__):
         assert word in table.stdout
 
