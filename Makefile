@@ -48,7 +48,7 @@ bench:
 
 lint:
 	@scripts/bootstrap.sh dev
-	@$(PY) -m pre_commit run --all-files
+	@PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pre_commit run --all-files
 
 clean:
 	rm -rf build dist *.egg-info cvkernels/*.so

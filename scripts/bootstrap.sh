@@ -23,16 +23,22 @@ if [ ! -x "$venv/bin/python" ]; then
     fail "\`$python -m venv\` failed. Debian and Ubuntu keep it in a package of its own: apt-get install python3-venv."
 fi
 
+# pip's words go to a log: beside facenet-pytorch's old pins it reports conflicts that are none.
+install() {
+  "$venv/bin/python" -m pip install --disable-pip-version-check "$@" >"$venv/pip.log" 2>&1 || {
+    tail -n 30 "$venv/pip.log" >&2
+    fail "pip could not install $*. The messages above, and $venv/pip.log, say why."
+  }
+}
+
 # The stamp holds the requirements that were installed; the same text means that there is nothing to do.
 stamp=$venv/.installed-$kind
 wanted=$(cat requirements/*.txt)
 if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
   echo "bootstrap: installing $requirements into $venv (torch is large; the first time takes minutes)"
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements" ||
-    fail "pip could not install $requirements. The messages above say which package failed."
+  install -r "$requirements"
   if [ "$kind" = demo ] || [ "$kind" = dev ]; then
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/demo-no-deps.txt ||
-      fail "pip could not install requirements/demo-no-deps.txt."
+    install --no-deps -r requirements/demo-no-deps.txt
   fi
   printf '%s' "$wanted" >"$stamp"
 fi

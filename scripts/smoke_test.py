@@ -26,6 +26,7 @@ def check(device: str) -> None:
         features = features.to(where).requires_grad_()
         out = op(features, rois.to(where), (7, 7), 0.5, 2, True)
         out.square().sum().backward()
+        assert features.grad is not None
         results.append([out.detach().cpu(), features.grad.cpu()])
     torch.testing.assert_close(*results)
 
