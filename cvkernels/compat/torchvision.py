@@ -41,6 +41,9 @@ the patch *and* under autocast feeds half features to RoI Align, which torchvisi
 once the patch is gone: call ``torch.compiler.reset()`` then.
 During ``torch.jit`` tracing ``batched_nms`` is torchvision's, so that an exported graph holds no
 operator of ours.
+
+Not reached: on CUDA with ``torch.use_deterministic_algorithms(True)`` torchvision's function
+``roi_align`` calls no operator but a Python formula of its own, and so never ours.
 """
 
 from __future__ import annotations
@@ -427,11 +430,11 @@ def _apply() -> None:
     """Bring what is in place in line with who asks for it. The caller holds ``_lock``."""
     requests = [*_state.contexts, *([_state.installed] if _state.installed is not None else [])]
     counting = any(request.counting for request in requests)
-    _state.listeners = tuple(request._on_call for request in requests if request._on_call)
+    listeners = tuple(request._on_call for request in requests if request._on_call)
     if not requests:
         if not _state.active:
             return
-        _state.active = False
+        _state.active, _state.listeners = False, ()
         _rebind(_state.replacement, _state.original)
         if _state.library is not None:
             _state.library._destroy()
@@ -439,6 +442,7 @@ def _apply() -> None:
         _state.operators, _state.names, _state.skipped = {}, (), {}
         return
     if _state.active and counting == _state.counting:
+        _state.listeners = listeners
         return
     boxes = _import_torchvision()
     for module in ("cvkernels.nms", "cvkernels.roi_align"):  # Load the kernels, register the fakes.
@@ -450,7 +454,7 @@ def _apply() -> None:
         current = _state.original
     else:
         current = _state.replacement
-    _state.counting = counting
+    _state.counting, _state.listeners = counting, listeners
     _state.replacement = _batched_nms_counted if counting else _batched_nms
     _state.active = True
     _state.names = _rebind(current, _state.replacement)
