@@ -45,7 +45,9 @@ def some_shape(rng: random.Random) -> list[int]:
 
 def values(rng: random.Random, shape: list[int], low: int, high: int) -> Tensor:
     count = math.prod(shape)
-    return torch.tensor([dyadic(rng, low, high) for _ in range(count)], dtype=torch.float64).reshape(shape)
+    return torch.tensor(
+        [dyadic(rng, low, high) for _ in range(count)], dtype=torch.float64
+    ).reshape(shape)
 
 
 def sprinkle(rng: random.Random, tensor: Tensor, pool: list[float]) -> Tensor:
@@ -79,7 +81,9 @@ def restride(rng: random.Random, tensor: Tensor) -> Tensor:
 
 def spoil_tensor(rng: random.Random, tensor: Tensor) -> Any:
     """Something that is not an acceptable tensor here, or hardly."""
-    kind = rng.choice(["shape", "dtype", "meta", "sparse", "none", "list", "numpy", "number", "empty"])
+    kind = rng.choice(
+        ["shape", "dtype", "meta", "sparse", "none", "list", "numpy", "number", "empty"]
+    )
     if kind == "shape":
         return values(rng, some_shape(rng), -2, 9).to(tensor.dtype)
     if kind == "dtype":
@@ -119,7 +123,9 @@ def roi_align_case(rng: random.Random) -> Args:
         "mode": rng.choice(["avg", "max"]),
     }
     for _ in range(rng.choice([0, 1, 1, 1, 2, 3])):
-        kind = rng.choice(["boxes", "coordinates", "index", "scalar", "restride", "tensor", "list", "empty"])
+        kind = rng.choice(
+            ["boxes", "coordinates", "index", "scalar", "restride", "tensor", "list", "empty"]
+        )
         if kind == "boxes" and k:
             args["boxes"] = boxes = boxes[:, [0, 3, 4, 1, 2]]  # inverted
         elif kind == "coordinates":
@@ -131,14 +137,49 @@ def roi_align_case(rng: random.Random) -> Args:
             boxes[rng.randrange(k), 0] = rng.choice([n, -1, -0.5, n + 0.5, *STRANGE])
             args["boxes"] = boxes
         elif kind == "scalar":
-            name, pool = rng.choice([
-                ("output_size", [0, -3, (0, 1), (1, 2, 3), (), "7", 2.0, None, 2**31, 2**80, (1, -(2**70)),
-                                 (2**31 - 1, 2**31 - 1)]),
-                ("spatial_scale", [0.0, -1.0, math.nan, math.inf, "1", None, 1e-38, 1e38, 1e308, 10**400, True]),
-                ("sampling_ratio", [-(2**31), -(2**63), 2**15 + 1, 2**31, 2**63, 2**70, 1.5, "2", None, 7]),
-                ("aligned", ["yes", 0, 1, 2.5, [True]]),
-                ("mode", ["AVG", "", None, 3, "median"]),
-            ])
+            name, pool = rng.choice(
+                [
+                    (
+                        "output_size",
+                        [
+                            0,
+                            -3,
+                            (0, 1),
+                            (1, 2, 3),
+                            (),
+                            "7",
+                            2.0,
+                            None,
+                            2**31,
+                            2**80,
+                            (1, -(2**70)),
+                            (2**31 - 1, 2**31 - 1),
+                        ],
+                    ),
+                    (
+                        "spatial_scale",
+                        [
+                            0.0,
+                            -1.0,
+                            math.nan,
+                            math.inf,
+                            "1",
+                            None,
+                            1e-38,
+                            1e38,
+                            1e308,
+                            10**400,
+                            True,
+                        ],
+                    ),
+                    (
+                        "sampling_ratio",
+                        [-(2**31), -(2**63), 2**15 + 1, 2**31, 2**63, 2**70, 1.5, "2", None, 7],
+                    ),
+                    ("aligned", ["yes", 0, 1, 2.5, [True]]),
+                    ("mode", ["AVG", "", None, 3, "median"]),
+                ]
+            )
             args[name] = rng.choice(pool)
         elif kind == "empty":
             shape = list(x.shape)
@@ -148,7 +189,9 @@ def roi_align_case(rng: random.Random) -> Args:
         elif kind == "list" and isinstance(args["boxes"], Tensor) and n:
             args["boxes"] = [boxes[boxes[:, 0] == i, 1:] for i in range(n)]
             if rng.random() < 0.3:
-                args["boxes"].append(rng.choice([None, boxes, boxes[:, 1:], torch.ones(2, 4, dtype=torch.int64)]))
+                args["boxes"].append(
+                    rng.choice([None, boxes, boxes[:, 1:], torch.ones(2, 4, dtype=torch.int64)])
+                )
             elif rng.random() < 0.3:
                 args["boxes"] = rng.choice([(), [], tuple(args["boxes"]), "boxes", {0: boxes}])
         elif kind == "restride":
@@ -162,9 +205,9 @@ def roi_align_case(rng: random.Random) -> Args:
             break
     boxes_dtype = rng.choice(FLOATS)
     for name, to in (("input", dtype), ("boxes", boxes_dtype)):
-        if isinstance(args[name], Tensor) and args[name].dtype == torch.float64:
-            if not args[name].requires_grad:
-                args[name] = args[name].to(to)
+        value = args[name]
+        if isinstance(value, Tensor) and value.dtype == torch.float64 and not value.requires_grad:
+            args[name] = value.to(to)
     return args
 
 
@@ -196,17 +239,29 @@ def nms_case(rng: random.Random, op: str) -> Args:
         elif kind == "scores":
             args["scores"] = sprinkle(rng, scores, STRANGE)
         elif kind == "scalar":
-            name, pool = rng.choice([
-                ("iou_threshold", [math.nan, math.inf, -math.inf, "0.5", None, 10**400, [0.5], True]),
-                ("max_output", [-1, -(2**63), -(2**70), 2**70, 1.5, "3", [3]]),
-            ])
+            name, pool = rng.choice(
+                [
+                    (
+                        "iou_threshold",
+                        [math.nan, math.inf, -math.inf, "0.5", None, 10**400, [0.5], True],
+                    ),
+                    ("max_output", [-1, -(2**63), -(2**70), 2**70, 1.5, "3", [3]]),
+                ]
+            )
             args[name] = rng.choice(pool)
         elif kind == "idxs" and "idxs" in args:
-            args["idxs"] = rng.choice([
-                None, 3, [0, 1], torch.zeros(n + 1, dtype=torch.int64), torch.zeros([*lead, n]),
-                torch.zeros([*lead, n], dtype=torch.bool), torch.zeros([*lead, n, 1], dtype=torch.int64),
-                torch.zeros([*lead, n], dtype=torch.int64, device="meta"),
-            ])
+            args["idxs"] = rng.choice(
+                [
+                    None,
+                    3,
+                    [0, 1],
+                    torch.zeros(n + 1, dtype=torch.int64),
+                    torch.zeros([*lead, n]),
+                    torch.zeros([*lead, n], dtype=torch.bool),
+                    torch.zeros([*lead, n, 1], dtype=torch.int64),
+                    torch.zeros([*lead, n], dtype=torch.int64, device="meta"),
+                ]
+            )
         elif kind in ("restride", "tensor"):
             name = rng.choice(["boxes", "scores"])
             if isinstance(args[name], Tensor):
@@ -215,9 +270,9 @@ def nms_case(rng: random.Random, op: str) -> Args:
                     break
     for name in ("boxes", "scores"):
         to = rng.choice(FLOATS)
-        if isinstance(args[name], Tensor) and args[name].dtype == torch.float64:
-            if not args[name].requires_grad:
-                args[name] = args[name].to(to)
+        value = args[name]
+        if isinstance(value, Tensor) and value.dtype == torch.float64 and not value.requires_grad:
+            args[name] = value.to(to)
     return args
 
 
@@ -238,7 +293,11 @@ def make(number: int) -> tuple[str, Args]:
 def tensors_of(args: Args) -> list[Tensor]:
     found = []
     for value in args.values():
-        found += [v for v in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(v, Tensor)]
+        found += [
+            v
+            for v in (value if isinstance(value, (list, tuple)) else [value])
+            if isinstance(v, Tensor)
+        ]
     return found
 
 
@@ -260,10 +319,20 @@ def reference_is_feasible(args: Args) -> bool:
         size = max([v for v in size if isinstance(v, int)], default=1)
     if isinstance(size, int) and size > 100:
         return False
-    rows = [boxes] if boxes is not None else [b for b in args["boxes"] if isinstance(b, Tensor)] if isinstance(
-        args["boxes"], (list, tuple)) else []
+    rows = (
+        [boxes]
+        if boxes is not None
+        else [b for b in args["boxes"] if isinstance(b, Tensor)]
+        if isinstance(args["boxes"], (list, tuple))
+        else []
+    )
     for row in rows:
-        if row.dim() == 2 and row.device.type == "cpu" and row.layout is torch.strided and row.numel():
+        if (
+            row.dim() == 2
+            and row.device.type == "cpu"
+            and row.layout is torch.strided
+            and row.numel()
+        ):
             if row.dtype not in FLOATS:
                 continue
             coordinates = row.detach().double()[..., -4:].nan_to_num(0, 1e9, -1e9)
@@ -285,7 +354,9 @@ def check_alone(op: str, args: Args, result: Any) -> None:
         return
     most = args["input"].detach().double().abs().max() if args["input"].numel() else 0
     if args["input"].isfinite().all() and result.numel():
-        assert result.detach().double().abs().max() <= most, "an average or maximum exceeds every feature"
+        assert result.detach().double().abs().max() <= most, (
+            "an average or maximum exceeds every feature"
+        )
 
 
 def check_error(op: str, error: Exception) -> None:
@@ -317,7 +388,9 @@ def check(number: int) -> str:
         return "refused" if isinstance(actual, Exception) else "computed, bounded"
     with reference.precision(
         torch.float64
-        if op != "roi_align" or not isinstance(args["input"], Tensor) or args["input"].dtype == torch.float64
+        if op != "roi_align"
+        or not isinstance(args["input"], Tensor)
+        or args["input"].dtype == torch.float64
         else torch.float32
     ):
         expected = outcome(ref, args)
@@ -366,7 +439,11 @@ def main(first: int, last: int, journal: str | None = None) -> int:
             failures += 1
             if failures <= 20:
                 where = traceback.extract_tb(error.__traceback__)[-1]
-                print(f"case {number}: {describe(number)}\n  {where.name}:{where.lineno} {error!r}"[:3000])
+                print(
+                    f"case {number}: {describe(number)}\n  {where.name}:{where.lineno} {error!r}"[
+                        :3000
+                    ]
+                )
     print(f"{last - first} cases, {failures} failures: {outcomes}")
     return 1 if failures else 0
 

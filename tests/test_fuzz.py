@@ -26,7 +26,9 @@ def test_bad_inputs(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(arguments, capture_output=True, text=True, env=env, timeout=1200)
     at = journal.read_text() if journal.exists() else "none"
-    assert done.returncode >= 0, f"crashed with signal {-done.returncode} in case {at}:\n{done.stderr[-2000:]}"
+    assert done.returncode >= 0, (
+        f"crashed with signal {-done.returncode} in case {at}:\n{done.stderr[-2000:]}"
+    )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-2000:]}"
     counts = {what: int(n) for what, n in re.findall(r"'([a-z, ]+)': (\d+)", done.stdout)}
     # The fuzz is worth something only if it reaches both sides.

@@ -1,7 +1,8 @@
 """Tensors of more than 2^31 elements: every offset into memory must be 64 bits wide.
 
-bfloat16 on the CPU, so that each test fits into 16 GiB. The maps are almost everywhere zero, and memory
-that nobody touches costs nothing; the windows that boxes look at lie on both sides of the boundary.
+bfloat16 on the CPU, so that each test fits into 16 GiB. The maps are almost everywhere zero, and
+memory that nobody touches costs nothing; the windows that boxes look at lie on both sides of the
+boundary.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def corner_map(channels_last: bool) -> Tensor:
 
 # Boxes in a window. Four bins of eighths of a pixel with two samples each: the coordinates, which
 # float32 holds to a thousandth around 8200, are exact.
-LOCAL = torch.tensor([[0.0, 1, 2, 9, 11], [0, 3.5, 0.25, 21, 22.75], [0, 2, 2, 5, 4], [0, 10, 6, 23, 23]])
+LOCAL = torch.tensor(
+    [[0.0, 1, 2, 9, 11], [0, 3.5, 0.25, 21, 22.75], [0, 2, 2, 5, 4], [0, 10, 6, 23, 23]]
+)
 BINS = 4
 
 

@@ -102,7 +102,9 @@ def test_namespaces_agree(op: str) -> None:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_reference_has_the_signature_of_its_operator(name: str) -> None:
     def shape(function: FunctionType) -> list[tuple[str, object, object]]:
-        return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
+        return [
+            (p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()
+        ]
 
     assert shape(FUNCTIONS[name]) == shape(getattr(reference, name))
 

@@ -11,7 +11,7 @@ _compute_dtype = torch.float64
 
 
 def compute_dtype() -> torch.dtype:
-    """Returns the dtype in which references evaluate: float64 unless :func:`precision` is active."""
+    """Returns the dtype in which references evaluate: float64 outside :func:`precision`."""
     return _compute_dtype
 
 

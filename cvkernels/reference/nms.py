@@ -37,7 +37,9 @@ def _greedy(
             continue
         kept.append(i)
         width = (torch.minimum(x2[i], x2[i + 1 :]) - torch.maximum(x1[i], x1[i + 1 :])).clamp(min=0)
-        height = (torch.minimum(y2[i], y2[i + 1 :]) - torch.maximum(y1[i], y1[i + 1 :])).clamp(min=0)
+        height = (torch.minimum(y2[i], y2[i + 1 :]) - torch.maximum(y1[i], y1[i + 1 :])).clamp(
+            min=0
+        )
         inter = width * height
         iou = inter / (area[i] + area[i + 1 :] - inter)
         overlaps = iou.double() > iou_threshold  # false for NaN, so a NaN box overlaps nothing

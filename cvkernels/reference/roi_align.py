@@ -17,7 +17,13 @@ def _grid_size(extent: Tensor, bins: int, sampling_ratio: int) -> Tensor:
     """Samples per bin along one axis, [K] int64."""
     if sampling_ratio > 0:
         return torch.full_like(extent, sampling_ratio, dtype=torch.int64)
-    return (extent / bins).ceil().nan_to_num(nan=0.0).clamp(0, _checks.ROI_ALIGN_MAX_GRID).to(torch.int64)
+    return (
+        (extent / bins)
+        .ceil()
+        .nan_to_num(nan=0.0)
+        .clamp(0, _checks.ROI_ALIGN_MAX_GRID)
+        .to(torch.int64)
+    )
 
 
 def _axis(
@@ -27,7 +33,7 @@ def _axis(
     bins: int,
     size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Samples along one axis: low and high pixel, weight of high, in range, exists: [k, bins * g]."""
+    """Samples of an axis: low and high pixel, weight of high, in range, exists: [k, bins * g]."""
     most = max(int(grid.max()), 1)
     bin_size = (extent / bins)[:, None, None]
     p = torch.arange(bins, device=start.device)[None, :, None].to(start.dtype)

@@ -46,11 +46,13 @@ def crowd(count: int, clusters: int, seed: int = 0, offset: float = 0.0) -> Tens
     generator = torch.Generator().manual_seed(seed)
     centres = spread(clusters, seed + 1, side=2000)
     pick = torch.randint(0, clusters, (count,), generator=generator)
-    return centres[pick] + 4 * torch.randn(count, 4, generator=generator, dtype=torch.float64) + offset
+    return (
+        centres[pick] + 4 * torch.randn(count, 4, generator=generator, dtype=torch.float64) + offset
+    )
 
 
 def grid_boxes(count: int, seed: int = 0) -> Tensor:
-    """Boxes with small whole coordinates: duplicates, nested and touching boxes, no area, inverted."""
+    """Boxes with small whole coordinates: duplicates, nested, touching, empty, inverted."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 9, (count, 4), generator=generator).double()
 
@@ -112,7 +114,9 @@ def bad_scores(count: int) -> Tensor:
 def nms_cases(*, padded: bool = False, with_idxs: bool = False) -> list[Case]:
     cases = []
 
-    def add(name: str, make: Callable[[], tuple[Tensor, Tensor]], threshold: float, **options: Any) -> None:
+    def add(
+        name: str, make: Callable[[], tuple[Tensor, Tensor]], threshold: float, **options: Any
+    ) -> None:
         most = options.pop("max_output", None)
 
         def arguments() -> Args:
@@ -177,19 +181,37 @@ def make_errors(op: str) -> list[ErrorCase]:
         return make
 
     errors = [
-        ("boxes columns", good(boxes=lambda: torch.ones(bad_shape)),
-         f"boxes of shape {names}, got {bad_shape}"),
+        (
+            "boxes columns",
+            good(boxes=lambda: torch.ones(bad_shape)),
+            f"boxes of shape {names}, got {bad_shape}",
+        ),
         ("boxes dims", good(boxes=lambda: torch.ones(40)), f"boxes of shape {names}, got {flat}"),
-        ("boxes dtype", good(boxes=lambda: torch.ones(*lead, 10, 4, dtype=torch.int64)),
-         f"boxes of dtype {FLOATS}, got int64"),
-        ("scores length", good(scores=lambda: torch.ones(*lead, 9)),
-         f"scores of shape {rows}, got {(*lead, 9)}"),
-        ("scores dims", good(scores=lambda: torch.ones(*lead, 10, 1)),
-         f"scores of shape {rows}, got {(*lead, 10, 1)}"),
-        ("scores dtype", good(scores=lambda: torch.ones(*lead, 10, dtype=torch.int32)),
-         f"scores of dtype {FLOATS}, got int32"),
-        ("scores device", good(scores=lambda: torch.ones(*lead, 10, device="meta")),
-         "scores on the device of boxes (cpu), got meta"),
+        (
+            "boxes dtype",
+            good(boxes=lambda: torch.ones(*lead, 10, 4, dtype=torch.int64)),
+            f"boxes of dtype {FLOATS}, got int64",
+        ),
+        (
+            "scores length",
+            good(scores=lambda: torch.ones(*lead, 9)),
+            f"scores of shape {rows}, got {(*lead, 9)}",
+        ),
+        (
+            "scores dims",
+            good(scores=lambda: torch.ones(*lead, 10, 1)),
+            f"scores of shape {rows}, got {(*lead, 10, 1)}",
+        ),
+        (
+            "scores dtype",
+            good(scores=lambda: torch.ones(*lead, 10, dtype=torch.int32)),
+            f"scores of dtype {FLOATS}, got int32",
+        ),
+        (
+            "scores device",
+            good(scores=lambda: torch.ones(*lead, 10, device="meta")),
+            "scores on the device of boxes (cpu), got meta",
+        ),
         ("threshold nan", good(iou_threshold=NAN), "iou_threshold to be finite, got nan"),
         ("threshold inf", good(iou_threshold=INF), "iou_threshold to be finite, got inf"),
         ("threshold -inf", good(iou_threshold=-INF), "iou_threshold to be finite, got -inf"),
@@ -204,15 +226,26 @@ def make_errors(op: str) -> list[ErrorCase]:
     ]
     if op != "nms":
         errors += [
-            ("idxs shape", good(idxs=lambda: torch.zeros(*lead, 9, dtype=torch.int64)),
-             f"idxs of shape {rows}, got {(*lead, 9)}"),
-            ("idxs dtype", good(idxs=lambda: torch.zeros(*lead, 10)),
-             f"idxs of dtype {INTEGERS}, got float32"),
-            ("idxs bool", good(idxs=lambda: torch.zeros(*lead, 10, dtype=torch.bool)),
-             f"idxs of dtype {INTEGERS}, got bool"),
-            ("idxs device", good(idxs=lambda: torch.zeros(*lead, 10, device="meta",
-                                                          dtype=torch.int64)),
-             "idxs on the device of boxes (cpu), got meta"),
+            (
+                "idxs shape",
+                good(idxs=lambda: torch.zeros(*lead, 9, dtype=torch.int64)),
+                f"idxs of shape {rows}, got {(*lead, 9)}",
+            ),
+            (
+                "idxs dtype",
+                good(idxs=lambda: torch.zeros(*lead, 10)),
+                f"idxs of dtype {INTEGERS}, got float32",
+            ),
+            (
+                "idxs bool",
+                good(idxs=lambda: torch.zeros(*lead, 10, dtype=torch.bool)),
+                f"idxs of dtype {INTEGERS}, got bool",
+            ),
+            (
+                "idxs device",
+                good(idxs=lambda: torch.zeros(*lead, 10, device="meta", dtype=torch.int64)),
+                "idxs on the device of boxes (cpu), got meta",
+            ),
         ]
         type_errors.append(("idxs type", good(idxs=3), "idxs to be a tensor, got int"))
     if op == "batched_nms":
@@ -241,7 +274,13 @@ def nms_samples() -> list[Sample]:
 
 def padded_samples() -> list[Sample]:
     def plain(dtype: torch.dtype) -> tuple[Any, ...]:
-        return crowd(40, 3).to(dtype).view(2, 20, 4), random_scores(40).to(dtype).view(2, 20), None, 0.5, 6
+        return (
+            crowd(40, 3).to(dtype).view(2, 20, 4),
+            random_scores(40).to(dtype).view(2, 20),
+            None,
+            0.5,
+            6,
+        )
 
     def with_idxs(dtype: torch.dtype) -> tuple[Any, ...]:
         boxes, scores, _, threshold, most = plain(dtype)
@@ -321,8 +360,8 @@ class TestNmsPadded(OpTests):
     )
 
 
-# ---------------------------------------------------------------------------------------------------
-# Hand-worked numbers
+# --------------------------------------------------------------------------------------------------
+# - Hand-worked numbers
 
 
 def test_hand_worked(device: str) -> None:
@@ -331,7 +370,10 @@ def test_hand_worked(device: str) -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10], [5, 0, 15, 10], [8, 0, 18, 10]], device=device)
     scores = torch.tensor([0.9, 0.8, 0.7], device=device)
     assert nms(boxes, scores, 0.5).tolist() == [0, 1]  # B survives A, and suppresses C
-    assert nms(boxes, scores, 0.3).tolist() == [0, 2]  # A suppresses B, which no longer suppresses C
+    assert nms(boxes, scores, 0.3).tolist() == [
+        0,
+        2,
+    ]  # A suppresses B, which no longer suppresses C
     assert nms(boxes, scores, 0.1).tolist() == [0]
     assert nms(boxes, scores, 0.6).tolist() == [0, 1, 2]
     assert nms(boxes, scores.flip(0), 0.5).tolist() == [2, 0]  # order by score: C, then A
@@ -372,8 +414,8 @@ def test_threshold_is_compared_as_a_real_number(dtype: torch.dtype, device: str)
 
 
 def test_subnormal_areas_are_divided_exactly(device: str) -> None:
-    # In units of the smallest float32, d = 2^-149: areas 3 d and 2 d, inter 2 d, union 3 d, IoU 2 / 3.
-    # A product like 0.6 * union rounds to a whole number of d and must not decide.
+    # In units of the smallest float32, d = 2^-149: areas 3 d and 2 d, inter 2 d, union 3 d, IoU 2 /
+    # 3. A product like 0.6 * union rounds to a whole number of d and must not decide.
     w, h = 2.0**-75, 2.0**-74
     boxes = torch.tensor([[0, 0, 3 * w, h], [0, 0, 2 * w, h]], device=device)
     scores = torch.tensor([1.0, 0.5], device=device)
@@ -419,8 +461,8 @@ def test_infinite_scores_are_ordinary(device: str) -> None:
     assert nms(boxes, scores, 0.5).tolist() == [1, 2]
 
 
-# ---------------------------------------------------------------------------------------------------
-# Properties
+# --------------------------------------------------------------------------------------------------
+# - Properties
 
 
 @st.composite
@@ -457,7 +499,9 @@ def test_scaling_by_a_power_of_two_changes_nothing(problem: Any, power: int) -> 
     assert_same(nms(boxes * 2.0**power, scores, threshold), nms(boxes, scores, threshold))
 
 
-@given(st.integers(0, 2**31), st.sampled_from([-4096.0, -64.0, 1024.0]), st.sampled_from(THRESHOLDS))
+@given(
+    st.integers(0, 2**31), st.sampled_from([-4096.0, -64.0, 1024.0]), st.sampled_from(THRESHOLDS)
+)
 def test_shifting_whole_boxes_changes_nothing(seed: int, shift: float, threshold: float) -> None:
     boxes, scores = grid_boxes(80, seed).float(), random_scores(80, seed, 9)
     assert_same(nms(boxes + shift, scores, threshold), nms(boxes, scores, threshold))
@@ -482,8 +526,10 @@ def test_classes_never_interact(problem: Any, dtype: torch.dtype, how_many: int)
     boxes, scores, threshold = problem
     idxs = classes(len(boxes), how_many, dtype=dtype)
     kept = batched_nms(boxes, scores, idxs, threshold)
-    apart = [rows[nms(boxes[rows], scores[rows], threshold)] for rows in
-             [(idxs == c).nonzero().flatten() for c in idxs.unique()]]
+    apart = [
+        rows[nms(boxes[rows], scores[rows], threshold)]
+        for rows in [(idxs == c).nonzero().flatten() for c in idxs.unique()]
+    ]
     expected = torch.cat(apart) if apart else kept.new_zeros(0)
     assert sorted(kept.tolist()) == sorted(expected.tolist())
     ranks = [(-float(scores[i]), i) for i in kept.tolist()]
@@ -511,7 +557,9 @@ def test_class_ids_are_compared_in_all_their_bits(device: str) -> None:
 
 
 @given(problems(60), st.integers(1, 3), st.integers(0, 70), st.booleans())
-def test_padded_is_nms_of_every_image(problem: Any, images: int, most: int, with_idxs: bool) -> None:
+def test_padded_is_nms_of_every_image(
+    problem: Any, images: int, most: int, with_idxs: bool
+) -> None:
     boxes, scores, threshold = problem
     count = len(boxes)
     generator = torch.Generator().manual_seed(count)
@@ -532,22 +580,32 @@ def test_padded_is_nms_of_every_image(problem: Any, images: int, most: int, with
 
 
 def test_padded_without_images_or_boxes(device: str) -> None:
-    keep, count = nms_padded(torch.ones(0, 5, 4, device=device), torch.ones(0, 5, device=device), 0.5, 3)
+    keep, count = nms_padded(
+        torch.ones(0, 5, 4, device=device), torch.ones(0, 5, device=device), 0.5, 3
+    )
     assert keep.shape == (0, 3) and count.shape == (0,)
-    keep, count = nms_padded(torch.ones(2, 0, 4, device=device), torch.ones(2, 0, device=device), 0.5, 3)
+    keep, count = nms_padded(
+        torch.ones(2, 0, 4, device=device), torch.ones(2, 0, device=device), 0.5, 3
+    )
     assert keep.tolist() == [[-1] * 3] * 2 and count.tolist() == [0, 0]
-    keep, count = nms_padded(torch.ones(2, 5, 4, device=device), torch.ones(2, 5, device=device), 0.5, 0)
+    keep, count = nms_padded(
+        torch.ones(2, 5, 4, device=device), torch.ones(2, 5, device=device), 0.5, 0
+    )
     assert keep.shape == (2, 0) and count.tolist() == [0, 0]
 
 
 @given(problems(60))
 def test_the_result_is_greedy(problem: Any) -> None:
-    """What defines the result: kept boxes do not overlap, and a kept better one covers each other."""
+    """What defines the result: a box is kept unless a better kept box overlaps it."""
     boxes, scores, threshold = problem
     kept = nms(boxes, scores, threshold)
     b = boxes.float()
-    width = torch.minimum(b[:, None, 2], b[None, :, 2]) - torch.maximum(b[:, None, 0], b[None, :, 0])
-    height = torch.minimum(b[:, None, 3], b[None, :, 3]) - torch.maximum(b[:, None, 1], b[None, :, 1])
+    width = torch.minimum(b[:, None, 2], b[None, :, 2]) - torch.maximum(
+        b[:, None, 0], b[None, :, 0]
+    )
+    height = torch.minimum(b[:, None, 3], b[None, :, 3]) - torch.maximum(
+        b[:, None, 1], b[None, :, 1]
+    )
     inter = width.clamp(min=0) * height.clamp(min=0)
     area = (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1])
     over = (inter / (area[:, None] + area[None] - inter)).double() > threshold
@@ -558,8 +616,8 @@ def test_the_result_is_greedy(problem: Any) -> None:
         assert (i in inside) == (not better)
 
 
-# ---------------------------------------------------------------------------------------------------
-# Many boxes: the CPU's spatial index against the plain loop
+# --------------------------------------------------------------------------------------------------
+# - Many boxes: the CPU's spatial index against the plain loop
 
 
 def scattered_sizes(count: int, seed: int) -> Tensor:
@@ -634,7 +692,9 @@ def test_twenty_thousand_boxes(kind: str, dtype: torch.dtype, device: str) -> No
     assert_same(batched_nms(boxes, scores, idxs, 0.0, max_output=5000), expected)
 
 
-@pytest.mark.parametrize("count", [1, 7, 8, 9, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257])
+@pytest.mark.parametrize(
+    "count", [1, 7, 8, 9, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257]
+)
 def test_every_block_edge(count: int, device: str) -> None:
     """Counts around vector and block widths, where the last box decides and is decided."""
     boxes = (10 * torch.arange(float(count), device=device))[:, None] + torch.tensor(
@@ -649,8 +709,8 @@ def test_every_block_edge(count: int, device: str) -> None:
     assert kept == (list(range(count - 1, 0, -1)) if count > 1 else [0])
 
 
-# ---------------------------------------------------------------------------------------------------
-# torchvision
+# --------------------------------------------------------------------------------------------------
+# - torchvision
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -672,7 +732,9 @@ def test_batched_nms_equals_torchvision_where_that_is_exact(device: str) -> None
     ops = pytest.importorskip("torchvision.ops")
     for seed in range(5):
         boxes = grid_boxes(120, seed).float().to(device)
-        boxes = torch.cat([boxes[:, :2].minimum(boxes[:, 2:]), boxes[:, :2].maximum(boxes[:, 2:])], 1)
+        boxes = torch.cat(
+            [boxes[:, :2].minimum(boxes[:, 2:]), boxes[:, :2].maximum(boxes[:, 2:])], 1
+        )
         scores = random_scores(120, seed).float().to(device)
         idxs = classes(120, 6, seed).to(device)
         ours = batched_nms(boxes, scores, idxs, 0.4)
@@ -692,13 +754,17 @@ def test_batched_nms_is_exact_where_torchvision_is_not(device: str) -> None:
     boxes = (spread(count, 3, side=300) + 3700).float().to(device)
     idxs = 1200 + classes(count, 3).to(device)
     scores = random_scores(count).float().to(device)
-    expected = torch.cat([rows[reference.nms(boxes[rows].cpu(), scores[rows].cpu(), 0.5)] for rows in
-                          [(idxs.cpu() == c).nonzero().flatten() for c in (1200, 1201, 1202)]])
+    expected = torch.cat(
+        [
+            rows[reference.nms(boxes[rows].cpu(), scores[rows].cpu(), 0.5)]
+            for rows in [(idxs.cpu() == c).nonzero().flatten() for c in (1200, 1201, 1202)]
+        ]
+    )
     assert sorted(batched_nms(boxes, scores, idxs, 0.5).tolist()) == sorted(expected.tolist())
 
 
-# ---------------------------------------------------------------------------------------------------
-# Autograd and compilation
+# --------------------------------------------------------------------------------------------------
+# - Autograd and compilation
 
 
 def test_no_gradient_flows(device: str) -> None:
@@ -727,4 +793,6 @@ def test_batched_nms_compiles_at_any_size(count: int) -> None:
 
 def test_nms_cannot_be_vmapped_and_says_so() -> None:
     with pytest.raises((RuntimeError, NotImplementedError), match="nms_padded"):
-        torch.vmap(lambda b, s: nms(b, s, 0.5))(spread(20).view(2, 10, 4), random_scores(20).view(2, 10))
+        torch.vmap(lambda b, s: nms(b, s, 0.5))(
+            spread(20).view(2, 10, 4), random_scores(20).view(2, 10)
+        )

@@ -45,7 +45,10 @@ def random_boxes(
     height, width = extent
     image = torch.randint(0, images, (count,), generator=generator).double()
     x = uniform(-spill * width, width * (1 + spill)), uniform(-spill * width, width * (1 + spill))
-    y = uniform(-spill * height, height * (1 + spill)), uniform(-spill * height, height * (1 + spill))
+    y = (
+        uniform(-spill * height, height * (1 + spill)),
+        uniform(-spill * height, height * (1 + spill)),
+    )
     return torch.stack(
         [image, torch.minimum(*x), torch.minimum(*y), torch.maximum(*x), torch.maximum(*y)], 1
     )
@@ -93,7 +96,9 @@ def make_cases() -> list[Case]:
     # Widths and heights that are whole numbers of bins: ceil() must not see them a rounding above.
     exact = box(*[(i % 2, 1, 2, 1 + 3 * k, 2 + 5 * k) for i, k in enumerate((1, 2, 3, 4, 1, 2))])
     crowded = random_boxes(40, 1, (6, 7), seed=4, spill=0.0)
-    dense = torch.randint(-64, 65, (2, 3, 9, 10), generator=torch.Generator().manual_seed(9)).double()
+    dense = torch.randint(
+        -64, 65, (2, 3, 9, 10), generator=torch.Generator().manual_seed(9)
+    ).double()
     # All arithmetic on these is exact in every dtype, and equal maxima are everywhere.
     dyadic = box(
         (0, 1, 1, 5, 5), (1, 0, 2, 8, 6), (0, -2, -2, 6, 6), (1, 4, 4, 12, 12), (0, 2, 2, 2, 6)
@@ -103,43 +108,180 @@ def make_cases() -> list[Case]:
     for mode in ("avg", "max"):
         jumpy: dict[str, Any] = {} if mode == "avg" else random_max
         cases += [
-            case("small", features(2, 2, 5, 6), random_boxes(3, 2, (10, 12)), 2, 0.5, 2, True, mode,
-                 small=True, **jumpy),
-            case("small-adaptive", features(1, 3, 6, 5), random_boxes(2, 1, (6, 5)), (2, 3), 1.0, -1,
-                 False, mode, small=True, **jumpy),
-            case("fpn", features(2, 5, 14, 17), random_boxes(9, 2, (56, 68)), 7, 0.25, 2, True, mode,
-                 **jumpy),
-            case("adaptive", features(2, 4, 13, 11), random_boxes(8, 2, (26, 22)), (3, 5), 0.5, -1,
-                 False, mode, **jumpy),
+            case(
+                "small",
+                features(2, 2, 5, 6),
+                random_boxes(3, 2, (10, 12)),
+                2,
+                0.5,
+                2,
+                True,
+                mode,
+                small=True,
+                **jumpy,
+            ),
+            case(
+                "small-adaptive",
+                features(1, 3, 6, 5),
+                random_boxes(2, 1, (6, 5)),
+                (2, 3),
+                1.0,
+                -1,
+                False,
+                mode,
+                small=True,
+                **jumpy,
+            ),
+            case(
+                "fpn",
+                features(2, 5, 14, 17),
+                random_boxes(9, 2, (56, 68)),
+                7,
+                0.25,
+                2,
+                True,
+                mode,
+                **jumpy,
+            ),
+            case(
+                "adaptive",
+                features(2, 4, 13, 11),
+                random_boxes(8, 2, (26, 22)),
+                (3, 5),
+                0.5,
+                -1,
+                False,
+                mode,
+                **jumpy,
+            ),
             case("odd boxes", features(2, 3, 12, 13), odd, 3, 1.0, 0, True, mode, **jumpy),
             case("odd boxes legacy", features(2, 3, 12, 13), odd, 3, 1.0, 2, False, mode, **jumpy),
-            case("list", features(3, 3, 9, 9),
-                 [random_boxes(3, 1, (18, 18), seed=s)[:k, 1:] for s, k in ((1, 3), (2, 0), (3, 2))],
-                 4, 0.5, 2, True, mode, **jumpy),
-            case("one channel", features(1, 1, 10, 10), random_boxes(5, 1, (10, 10)), 1, 1.0, 3, True,
-                 mode, **jumpy),
-            case("channel tail", features(1, 67, 6, 6), random_boxes(4, 1, (12, 12)), 2, 0.5, 2, True,
-                 mode, **jumpy),
-            case("channel blocks", features(1, 128, 5, 5), random_boxes(3, 1, (5, 5)), 2, 1.0, 1,
-                 False, mode, **jumpy),
-            case("one pixel", features(2, 3, 1, 1), random_boxes(4, 2, (2, 2)), 2, 1.0, 2, True, mode,
-                 **jumpy),
+            case(
+                "list",
+                features(3, 3, 9, 9),
+                [random_boxes(3, 1, (18, 18), seed=s)[:k, 1:] for s, k in ((1, 3), (2, 0), (3, 2))],
+                4,
+                0.5,
+                2,
+                True,
+                mode,
+                **jumpy,
+            ),
+            case(
+                "one channel",
+                features(1, 1, 10, 10),
+                random_boxes(5, 1, (10, 10)),
+                1,
+                1.0,
+                3,
+                True,
+                mode,
+                **jumpy,
+            ),
+            case(
+                "channel tail",
+                features(1, 67, 6, 6),
+                random_boxes(4, 1, (12, 12)),
+                2,
+                0.5,
+                2,
+                True,
+                mode,
+                **jumpy,
+            ),
+            case(
+                "channel blocks",
+                features(1, 128, 5, 5),
+                random_boxes(3, 1, (5, 5)),
+                2,
+                1.0,
+                1,
+                False,
+                mode,
+                **jumpy,
+            ),
+            case(
+                "one pixel",
+                features(2, 3, 1, 1),
+                random_boxes(4, 2, (2, 2)),
+                2,
+                1.0,
+                2,
+                True,
+                mode,
+                **jumpy,
+            ),
             case("whole bins", features(2, 3, 24, 16), exact, (5, 3), 1.0, -1, True, mode, **jumpy),
             case("crowded", features(1, 4, 6, 7), crowded, 3, 1.0, 2, True, mode, **jumpy),
-            case("image without boxes", features(4, 2, 8, 8), box((2, 1, 1, 6, 5), (0, 2, 2, 7, 7)),
-                 2, 1.0, 2, True, mode, **jumpy),
-            case("large grid", features(1, 2, 40, 44), random_boxes(2, 1, (40, 44), seed=6, spill=0),
-                 2, 1.0, 0, False, mode, **jumpy),
-            case("float32 boxes", features(2, 4, 9, 8),
-                 random_boxes(5, 2, (144, 128), seed=7).float(), 3, 1 / 16, 2, True, mode,
-                 keeps=("boxes",), **jumpy),
-            case("float64 boxes", features(2, 4, 9, 8), random_boxes(5, 2, (144, 128), seed=8).float()
-                 .double(), 3, 1 / 16, 2, True, mode, keeps=("boxes",), **jumpy),
-            case("half boxes", features(2, 4, 9, 8), random_boxes(5, 2, (144, 128), seed=8).half(), 3,
-                 1 / 16, 2, True, mode, keeps=("boxes",), **jumpy),
+            case(
+                "image without boxes",
+                features(4, 2, 8, 8),
+                box((2, 1, 1, 6, 5), (0, 2, 2, 7, 7)),
+                2,
+                1.0,
+                2,
+                True,
+                mode,
+                **jumpy,
+            ),
+            case(
+                "large grid",
+                features(1, 2, 40, 44),
+                random_boxes(2, 1, (40, 44), seed=6, spill=0),
+                2,
+                1.0,
+                0,
+                False,
+                mode,
+                **jumpy,
+            ),
+            case(
+                "float32 boxes",
+                features(2, 4, 9, 8),
+                random_boxes(5, 2, (144, 128), seed=7).float(),
+                3,
+                1 / 16,
+                2,
+                True,
+                mode,
+                keeps=("boxes",),
+                **jumpy,
+            ),
+            case(
+                "float64 boxes",
+                features(2, 4, 9, 8),
+                random_boxes(5, 2, (144, 128), seed=8).float().double(),
+                3,
+                1 / 16,
+                2,
+                True,
+                mode,
+                keeps=("boxes",),
+                **jumpy,
+            ),
+            case(
+                "half boxes",
+                features(2, 4, 9, 8),
+                random_boxes(5, 2, (144, 128), seed=8).half(),
+                3,
+                1 / 16,
+                2,
+                True,
+                mode,
+                keeps=("boxes",),
+                **jumpy,
+            ),
             case("ties", dense, dyadic, 2, 1.0, 2, True, mode),
-            case("all equal", torch.ones(2, 2, 9, 10, dtype=torch.float64), dyadic, 2, 1.0, 2, True,
-                 mode),
+            case(
+                "all equal",
+                torch.ones(2, 2, 9, 10, dtype=torch.float64),
+                dyadic,
+                2,
+                1.0,
+                2,
+                True,
+                mode,
+            ),
             case("no boxes", features(2, 3, 4, 5), box(), 2, 1.0, 2, True, mode),
             case("no images", features(0, 3, 4, 5), box(), (2, 3), 1.0, -1, False, mode),
             case("no channels", features(2, 0, 4, 5), box((0, 0, 0, 2, 2)), 2, 1.0, 2, True, mode),
@@ -166,65 +308,162 @@ def good(**changes: Any) -> Callable[[], Args]:
 
 FLOATS = "float16, bfloat16, float32 or float64"
 ERRORS = [
-    ErrorCase("input dims", good(input=lambda: torch.ones(3, 4)),
-              "roi_align: expected input of shape (N, C, H, W), got (3, 4)"),
-    ErrorCase("input 1-d", good(input=lambda: torch.ones(3)),
-              "roi_align: expected input of shape (N, C, H, W), got (3,)"),
-    ErrorCase("input dtype", good(input=lambda: torch.ones(2, 3, 8, 8, dtype=torch.int64)),
-              f"roi_align: expected input of dtype {FLOATS}, got int64"),
-    ErrorCase("input complex", good(input=lambda: torch.ones(2, 3, 8, 8, dtype=torch.complex64)),
-              f"roi_align: expected input of dtype {FLOATS}, got complex64"),
-    ErrorCase("boxes columns", good(boxes=lambda: torch.ones(10, 4)),
-              "roi_align: expected boxes of shape (K, 5), got (10, 4)"),
-    ErrorCase("boxes dims", good(boxes=lambda: torch.ones(5)),
-              "roi_align: expected boxes of shape (K, 5), got (5,)"),
-    ErrorCase("boxes dtype", good(boxes=lambda: torch.ones(4, 5, dtype=torch.int32)),
-              f"roi_align: expected boxes of dtype {FLOATS}, got int32"),
-    ErrorCase("boxes device", good(boxes=lambda: torch.ones(4, 5, device="meta")),
-              "roi_align: expected boxes on the device of input (cpu), got meta"),
-    ErrorCase("list shape", good(boxes=lambda: [torch.ones(2, 4), torch.ones(3, 5)]),
-              "roi_align: expected boxes[1] of shape (L, 4), got (3, 5)"),
-    ErrorCase("list dtype", good(boxes=lambda: [torch.ones(2, 4, dtype=torch.int64)]),
-              f"roi_align: expected boxes[0] of dtype {FLOATS}, got int64"),
-    ErrorCase("list member", good(boxes=lambda: [torch.ones(2, 4), None]),
-              "roi_align: expected boxes[1] to be a tensor, got NoneType", TypeError),
-    ErrorCase("list device", good(boxes=lambda: [torch.ones(2, 4, device="meta")]),
-              "roi_align: expected boxes[0] on the device of input (cpu), got meta"),
-    ErrorCase("output zero", good(output_size=(0, 7)),
-              "roi_align: expected output_size of positive 32-bit values, got (0, 7)"),
-    ErrorCase("output negative", good(output_size=-1),
-              "roi_align: expected output_size of positive 32-bit values, got (-1, -1)"),
-    ErrorCase("output huge", good(output_size=(1, 2**31)),
-              "roi_align: expected output_size of positive 32-bit values, got (1, 2147483648)"),
-    ErrorCase("output three", good(output_size=(1, 2, 3)),
-              "roi_align: expected output_size to be an integer or a pair of integers, got 3 values"),
-    ErrorCase("output float", good(output_size=2.5),
-              "roi_align: expected output_size to be an integer, got float", TypeError),
-    ErrorCase("scale nan", good(spatial_scale=float("nan")),
-              "roi_align: expected spatial_scale to be finite and positive, got nan"),
-    ErrorCase("scale zero", good(spatial_scale=0.0),
-              "roi_align: expected spatial_scale to be finite and positive, got 0"),
-    ErrorCase("scale negative", good(spatial_scale=-0.5),
-              "roi_align: expected spatial_scale to be finite and positive, got -0.5"),
-    ErrorCase("sampling huge", good(sampling_ratio=32769),
-              "roi_align: expected sampling_ratio of at most 32768, got 32769"),
+    ErrorCase(
+        "input dims",
+        good(input=lambda: torch.ones(3, 4)),
+        "roi_align: expected input of shape (N, C, H, W), got (3, 4)",
+    ),
+    ErrorCase(
+        "input 1-d",
+        good(input=lambda: torch.ones(3)),
+        "roi_align: expected input of shape (N, C, H, W), got (3,)",
+    ),
+    ErrorCase(
+        "input dtype",
+        good(input=lambda: torch.ones(2, 3, 8, 8, dtype=torch.int64)),
+        f"roi_align: expected input of dtype {FLOATS}, got int64",
+    ),
+    ErrorCase(
+        "input complex",
+        good(input=lambda: torch.ones(2, 3, 8, 8, dtype=torch.complex64)),
+        f"roi_align: expected input of dtype {FLOATS}, got complex64",
+    ),
+    ErrorCase(
+        "boxes columns",
+        good(boxes=lambda: torch.ones(10, 4)),
+        "roi_align: expected boxes of shape (K, 5), got (10, 4)",
+    ),
+    ErrorCase(
+        "boxes dims",
+        good(boxes=lambda: torch.ones(5)),
+        "roi_align: expected boxes of shape (K, 5), got (5,)",
+    ),
+    ErrorCase(
+        "boxes dtype",
+        good(boxes=lambda: torch.ones(4, 5, dtype=torch.int32)),
+        f"roi_align: expected boxes of dtype {FLOATS}, got int32",
+    ),
+    ErrorCase(
+        "boxes device",
+        good(boxes=lambda: torch.ones(4, 5, device="meta")),
+        "roi_align: expected boxes on the device of input (cpu), got meta",
+    ),
+    ErrorCase(
+        "list shape",
+        good(boxes=lambda: [torch.ones(2, 4), torch.ones(3, 5)]),
+        "roi_align: expected boxes[1] of shape (L, 4), got (3, 5)",
+    ),
+    ErrorCase(
+        "list dtype",
+        good(boxes=lambda: [torch.ones(2, 4, dtype=torch.int64)]),
+        f"roi_align: expected boxes[0] of dtype {FLOATS}, got int64",
+    ),
+    ErrorCase(
+        "list member",
+        good(boxes=lambda: [torch.ones(2, 4), None]),
+        "roi_align: expected boxes[1] to be a tensor, got NoneType",
+        TypeError,
+    ),
+    ErrorCase(
+        "list device",
+        good(boxes=lambda: [torch.ones(2, 4, device="meta")]),
+        "roi_align: expected boxes[0] on the device of input (cpu), got meta",
+    ),
+    ErrorCase(
+        "output zero",
+        good(output_size=(0, 7)),
+        "roi_align: expected output_size of positive 32-bit values, got (0, 7)",
+    ),
+    ErrorCase(
+        "output negative",
+        good(output_size=-1),
+        "roi_align: expected output_size of positive 32-bit values, got (-1, -1)",
+    ),
+    ErrorCase(
+        "output huge",
+        good(output_size=(1, 2**31)),
+        "roi_align: expected output_size of positive 32-bit values, got (1, 2147483648)",
+    ),
+    ErrorCase(
+        "output three",
+        good(output_size=(1, 2, 3)),
+        "roi_align: expected output_size to be an integer or a pair of integers, got 3 values",
+    ),
+    ErrorCase(
+        "output float",
+        good(output_size=2.5),
+        "roi_align: expected output_size to be an integer, got float",
+        TypeError,
+    ),
+    ErrorCase(
+        "scale nan",
+        good(spatial_scale=float("nan")),
+        "roi_align: expected spatial_scale to be finite and positive, got nan",
+    ),
+    ErrorCase(
+        "scale zero",
+        good(spatial_scale=0.0),
+        "roi_align: expected spatial_scale to be finite and positive, got 0",
+    ),
+    ErrorCase(
+        "scale negative",
+        good(spatial_scale=-0.5),
+        "roi_align: expected spatial_scale to be finite and positive, got -0.5",
+    ),
+    ErrorCase(
+        "sampling huge",
+        good(sampling_ratio=32769),
+        "roi_align: expected sampling_ratio of at most 32768, got 32769",
+    ),
     ErrorCase("mode", good(mode="sum"), "roi_align: expected mode to be 'avg' or 'max', got 'sum'"),
-    ErrorCase("input type", good(input=None),
-              "roi_align: expected input to be a tensor, got NoneType", TypeError),
-    ErrorCase("boxes type", good(boxes=3),
-              "roi_align: expected boxes to be a tensor or a list of tensors, got int", TypeError),
-    ErrorCase("index high", good(boxes=lambda: torch.tensor([[0.0, 0, 0, 1, 1], [2, 0, 0, 1, 1]])),
-              "roi_align: expected boxes[:, 0] in [0, 2), got 2 in row 1", reads_data=True),
-    ErrorCase("index negative", good(boxes=lambda: torch.tensor([[-1.0, 0, 0, 1, 1]])),
-              "roi_align: expected boxes[:, 0] in [0, 2), got -1 in row 0", reads_data=True),
-    ErrorCase("index nan", good(boxes=lambda: torch.tensor([[float("nan"), 0, 0, 1, 1]])),
-              "roi_align: expected boxes[:, 0] in [0, 2), got nan in row 0", reads_data=True),
-    ErrorCase("index inf", good(boxes=lambda: torch.tensor([[float("inf"), 0, 0, 1, 1]])),
-              "roi_align: expected boxes[:, 0] in [0, 2), got inf in row 0", reads_data=True),
-    ErrorCase("index huge", good(boxes=lambda: torch.tensor([[1e20, 0, 0, 1, 1]])),
-              "roi_align: expected boxes[:, 0] in [0, 2), got 1e+20 in row 0", reads_data=True),
-    ErrorCase("no images", good(input=lambda: torch.ones(0, 3, 8, 8)),
-              "roi_align: expected boxes[:, 0] in [0, 0), got 1 in row 0", reads_data=True),
+    ErrorCase(
+        "input type",
+        good(input=None),
+        "roi_align: expected input to be a tensor, got NoneType",
+        TypeError,
+    ),
+    ErrorCase(
+        "boxes type",
+        good(boxes=3),
+        "roi_align: expected boxes to be a tensor or a list of tensors, got int",
+        TypeError,
+    ),
+    ErrorCase(
+        "index high",
+        good(boxes=lambda: torch.tensor([[0.0, 0, 0, 1, 1], [2, 0, 0, 1, 1]])),
+        "roi_align: expected boxes[:, 0] in [0, 2), got 2 in row 1",
+        reads_data=True,
+    ),
+    ErrorCase(
+        "index negative",
+        good(boxes=lambda: torch.tensor([[-1.0, 0, 0, 1, 1]])),
+        "roi_align: expected boxes[:, 0] in [0, 2), got -1 in row 0",
+        reads_data=True,
+    ),
+    ErrorCase(
+        "index nan",
+        good(boxes=lambda: torch.tensor([[float("nan"), 0, 0, 1, 1]])),
+        "roi_align: expected boxes[:, 0] in [0, 2), got nan in row 0",
+        reads_data=True,
+    ),
+    ErrorCase(
+        "index inf",
+        good(boxes=lambda: torch.tensor([[float("inf"), 0, 0, 1, 1]])),
+        "roi_align: expected boxes[:, 0] in [0, 2), got inf in row 0",
+        reads_data=True,
+    ),
+    ErrorCase(
+        "index huge",
+        good(boxes=lambda: torch.tensor([[1e20, 0, 0, 1, 1]])),
+        "roi_align: expected boxes[:, 0] in [0, 2), got 1e+20 in row 0",
+        reads_data=True,
+    ),
+    ErrorCase(
+        "no images",
+        good(input=lambda: torch.ones(0, 3, 8, 8)),
+        "roi_align: expected boxes[:, 0] in [0, 0), got 1 in row 0",
+        reads_data=True,
+    ),
 ]
 
 
@@ -311,8 +550,8 @@ class TestRoIAlign(DifferentiableOpTests):
     )
 
 
-# ---------------------------------------------------------------------------------------------------
-# Hand-worked numbers. The reference has its own in tests/reference; these reach the kernels.
+# --------------------------------------------------------------------------------------------------
+# - Hand-worked numbers. The reference has its own in tests/reference; these reach the kernels.
 
 
 def test_hand_worked_average(device: str) -> None:
@@ -322,7 +561,8 @@ def test_hand_worked_average(device: str) -> None:
     x = (10 * torch.arange(4.0)[:, None] + torch.arange(4.0)).reshape(1, 1, 4, 4).to(device)
     boxes = torch.tensor([[0.0, 0, 0, 2, 2]], device=device)
     assert roi_align(x, boxes, 1, sampling_ratio=2).item() == 11.0
-    # aligned=True moves every sample by (-0.5, -0.5): samples at 0 and 1, mean of 0, 1, 10, 11 = 5.5.
+    # aligned=True moves every sample by (-0.5, -0.5): samples at 0 and 1, mean of 0, 1, 10, 11 =
+    # 5.5.
     assert roi_align(x, boxes, 1, sampling_ratio=2, aligned=True).item() == 5.5
     # Maximum of those samples: at (1.5, 1.5) = 16.5, and at (1, 1) = 11.
     assert roi_align(x, boxes, 1, sampling_ratio=2, mode="max").item() == 16.5
@@ -330,9 +570,9 @@ def test_hand_worked_average(device: str) -> None:
 
 
 def test_hand_worked_border(device: str) -> None:
-    # One row of ones, 1x4. Box x from -2 to 6, y from 0 to 1, 8 bins of width 1 with one sample each,
-    # aligned=False: samples at x = -1.5, -0.5, 0.5, ..., 5.5 and y = 0.5. Range is -1 <= x <= 4, so
-    # -1.5, 4.5 and 5.5 count as 0 and the rest, -0.5 and 3.5 included, read a pixel: 1.
+    # One row of ones, 1x4. Box x from -2 to 6, y from 0 to 1, 8 bins of width 1 with one sample
+    # each, aligned=False: samples at x = -1.5, -0.5, 0.5, ..., 5.5 and y = 0.5. Range is -1 <= x <=
+    # 4, so -1.5, 4.5 and 5.5 count as 0 and the rest, -0.5 and 3.5 included, read a pixel: 1.
     x = torch.ones(1, 1, 1, 4, device=device)
     boxes = torch.tensor([[0.0, -2, 0, 6, 1]], device=device)
     out = roi_align(x, boxes, (1, 8), sampling_ratio=1)
@@ -343,8 +583,8 @@ def test_hand_worked_border(device: str) -> None:
 
 
 def test_hand_worked_gradient(device: str) -> None:
-    # 1x1x3x3 map, box (0, 0)-(1, 1), one bin, one sample at (0.5, 0.5), aligned=False: the output is
-    # the mean of four pixels, each with weight 1/4.
+    # 1x1x3x3 map, box (0, 0)-(1, 1), one bin, one sample at (0.5, 0.5), aligned=False: the output
+    # is the mean of four pixels, each with weight 1/4.
     x = torch.zeros(1, 1, 3, 3, device=device, requires_grad=True)
     boxes = torch.tensor([[0.0, 0, 0, 1, 1]], device=device)
     (grad,) = torch.autograd.grad(roi_align(x, boxes, 1, sampling_ratio=1).sum(), x)
@@ -352,8 +592,8 @@ def test_hand_worked_gradient(device: str) -> None:
 
 
 def test_maximum_gives_the_gradient_to_the_first_of_equal_samples(device: str) -> None:
-    # aligned=True, box (0, 0)-(4, 4), one bin, 2x2 samples at 0.5 and 2.5. All samples are equal on a
-    # constant map; the first, at (0.5, 0.5), spreads 1 over pixels (0..1, 0..1).
+    # aligned=True, box (0, 0)-(4, 4), one bin, 2x2 samples at 0.5 and 2.5. All samples are equal on
+    # a constant map; the first, at (0.5, 0.5), spreads 1 over pixels (0..1, 0..1).
     x = torch.ones(1, 1, 4, 4, device=device, requires_grad=True)
     boxes = torch.tensor([[0.0, 0, 0, 4, 4]], device=device)
     out = roi_align(x, boxes, 1, sampling_ratio=2, aligned=True, mode="max")
@@ -374,8 +614,8 @@ def test_an_outside_sample_competes_with_zero_in_the_maximum(device: str) -> Non
 
 
 def test_adaptive_grid_counts_whole_bins_exactly(device: str) -> None:
-    # A 21-pixel box over 7 bins has 3 samples per bin. The map is 0 but for column 10: with samples at
-    # 0.5, 1.5, ... (aligned=False, start 0) bin 3 holds 9.5, 10.5, 11.5: two of three weigh 1/2.
+    # A 21-pixel box over 7 bins has 3 samples per bin. The map is 0 but for column 10: with samples
+    # at 0.5, 1.5, ... (aligned=False, start 0) bin 3 holds 9.5, 10.5, 11.5: two of three weigh 1/2.
     x = torch.zeros(1, 1, 1, 24, device=device)
     x[..., 10] = 1
     boxes = torch.tensor([[0.0, 0, 0, 21, 1]], device=device)
@@ -383,8 +623,8 @@ def test_adaptive_grid_counts_whole_bins_exactly(device: str) -> None:
     assert_close(out, torch.tensor([0, 0, 0, 1 / 3, 0, 0, 0]), torch.float32)
 
 
-# ---------------------------------------------------------------------------------------------------
-# Not-a-number, infinity, bad indices
+# --------------------------------------------------------------------------------------------------
+# - Not-a-number, infinity, bad indices
 
 
 BAD_BOXES = [
@@ -426,7 +666,9 @@ def test_non_finite_boxes_give_zeros(
 def test_huge_boxes_end_and_are_bounded(mode: str, device: str) -> None:
     x = torch.ones(1, 2, 4, 4, device=device, requires_grad=True)
     for size in (1e6, 1e9, 1e18, 1e30, 3e38):
-        boxes = torch.tensor([[0.0, 0, 0, size, size], [0, -size, -size, size, size]], device=device)
+        boxes = torch.tensor(
+            [[0.0, 0, 0, size, size], [0, -size, -size, size, size]], device=device
+        )
         for sampling_ratio in (0, 2):
             out = roi_align(x, boxes, 2, 1.0, sampling_ratio, True, mode=mode)
             assert bool(((out >= 0) & (out <= 1)).all())
@@ -445,9 +687,7 @@ def test_bad_image_index_gives_zeros_on_devices(mode: str, index: float) -> None
     assert out[1].abs().sum().item() == 0
     assert out[0].min().item() > 0 and out[2].min().item() > 0
     (grad,) = torch.autograd.grad(out.sum(), x)
-    (expected,) = torch.autograd.grad(
-        roi_align(x, boxes[::2], 2, 1.0, 2, True, mode=mode).sum(), x
-    )
+    (expected,) = torch.autograd.grad(roi_align(x, boxes[::2], 2, 1.0, 2, True, mode=mode).sum(), x)
     assert_same(grad, expected)
 
 
@@ -480,8 +720,8 @@ def test_a_list_of_half_boxes_reaches_every_image(device: str) -> None:
     assert roi_align(x, boxes, 1).flatten().tolist() == list(range(images))
 
 
-# ---------------------------------------------------------------------------------------------------
-# The module, memory format, autograd
+# --------------------------------------------------------------------------------------------------
+# - The module, memory format, autograd
 
 
 def test_module_is_the_function(device: str) -> None:
@@ -489,14 +729,22 @@ def test_module_is_the_function(device: str) -> None:
     module = RoIAlign((3, 2), 0.5, 2, aligned=True, mode="max")
     assert_same(module(x, boxes), roi_align(x, boxes, (3, 2), 0.5, 2, True, mode="max"))
     text = repr(module)
-    for word in ("output_size=(3, 2)", "spatial_scale=0.5", "sampling_ratio=2", "aligned=True", "max"):
+    for word in (
+        "output_size=(3, 2)",
+        "spatial_scale=0.5",
+        "sampling_ratio=2",
+        "aligned=True",
+        "max",
+    ):
         assert word in text
     assert list(module.state_dict()) == []
 
 
 def test_boxes_receive_no_gradient(device: str) -> None:
     x = features(1, 1, 5, 5).to(device).requires_grad_()
-    boxes = torch.tensor([[0.0, 0, 0, 4, 4]], device=device, dtype=torch.float64, requires_grad=True)
+    boxes = torch.tensor(
+        [[0.0, 0, 0, 4, 4]], device=device, dtype=torch.float64, requires_grad=True
+    )
     roi_align(x, boxes, 2).sum().backward()
     assert x.grad is not None and boxes.grad is None
 
@@ -529,7 +777,7 @@ def test_many_output_gradients_at_once(mode: str, device: str) -> None:
 
 
 def test_a_bad_argmax_is_harmless(device: str) -> None:
-    """An index read from a tensor is checked before use: no fault, and no gradient outside the image."""
+    """An index read from a tensor is checked before it is used."""
     generator = torch.Generator().manual_seed(0)
     boxes = random_boxes(6, 2, (12, 14)).float().to(device)
     for values in (-(2**31), -2, -1, 4, 5, 2**16, 2**31 - 1, None):
@@ -563,8 +811,8 @@ def test_double_backward_is_the_forward(device: str) -> None:
     assert_close(second, pool(v), torch.float64)
 
 
-# ---------------------------------------------------------------------------------------------------
-# Properties
+# --------------------------------------------------------------------------------------------------
+# - Properties
 
 
 @st.composite
@@ -576,7 +824,9 @@ def problems(draw: st.DrawFn) -> tuple[Tensor, Tensor, dict[str, Any]]:
     x = features(n, c, h, w, seed=seed)
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
-    boxes = random_boxes(draw(st.integers(1, 6)), n, (h, w), seed=seed + 1, spill=draw(st.floats(0, 1)))
+    boxes = random_boxes(
+        draw(st.integers(1, 6)), n, (h, w), seed=seed + 1, spill=draw(st.floats(0, 1))
+    )
     options = {
         "output_size": (draw(st.integers(1, 4)), draw(st.integers(1, 4))),
         "sampling_ratio": draw(st.sampled_from([-1, 0, 1, 2, 3])),
@@ -655,8 +905,8 @@ def test_layouts_agree(device: str) -> None:
             assert_close(second, first, dtype)
 
 
-# ---------------------------------------------------------------------------------------------------
-# torchvision
+# --------------------------------------------------------------------------------------------------
+# - torchvision
 
 
 @pytest.mark.parametrize("aligned", [False, True])
@@ -682,6 +932,4 @@ def test_list_of_boxes_equals_torchvision(device: str) -> None:
     ops = pytest.importorskip("torchvision.ops")
     x = features(3, 2, 9, 9).to(device)
     boxes = [random_boxes(k, 1, (18, 18), seed=k + 1)[:, 1:].to(device) for k in (2, 0, 3)]
-    assert_close(
-        roi_align(x, boxes, 3, 0.5), ops.roi_align(x, boxes, 3, 0.5), torch.float64
-    )
+    assert_close(roi_align(x, boxes, 3, 0.5), ops.roi_align(x, boxes, 3, 0.5), torch.float64)

@@ -1,4 +1,4 @@
-"""The harness itself: it passes a right operator and catches operators that are wrong in one way."""
+"""The harness itself: it passes a right operator and catches ones that are wrong in one way."""
 
 from __future__ import annotations
 
@@ -34,8 +34,15 @@ CASE = Case("plain", arguments, small=True)
 
 def matrix_for(op: Callable[..., Any]) -> DifferentiableOpTests:
     tests = DifferentiableOpTests()
-    tests.spec = OpSpec("roi_align", op, reference.roi_align, [CASE], differentiable=("input",),
-                        memory_format_of="input", second_order=lambda args: True)
+    tests.spec = OpSpec(
+        "roi_align",
+        op,
+        reference.roi_align,
+        [CASE],
+        differentiable=("input",),
+        memory_format_of="input",
+        second_order=lambda args: True,
+    )
     return tests
 
 
@@ -64,7 +71,9 @@ def test_the_reference_passes(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_an_error_of_four_roundings_is_caught(dtype: torch.dtype) -> None:
-    slightly = 1 + {torch.float32: 1e-4, torch.float64: 1e-10}.get(dtype, 4 * torch.finfo(dtype).eps)
+    slightly = 1 + {torch.float32: 1e-4, torch.float64: 1e-10}.get(
+        dtype, 4 * torch.finfo(dtype).eps
+    )
 
     def wrong(**kwargs: Any) -> Tensor:
         return right(**kwargs) * slightly

@@ -76,7 +76,9 @@ def by_matrix(boxes: Tensor, scores: Tensor, threshold: float) -> list[int]:
     st.sampled_from([-0.1, 0.0, 0.2, 0.5, 1.0]),
     st.booleans(),
 )
-def test_equals_the_matrix_formulation(seed: int, count: int, threshold: float, whole: bool) -> None:
+def test_equals_the_matrix_formulation(
+    seed: int, count: int, threshold: float, whole: bool
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     if whole:
         boxes = torch.randint(0, 7, (count, 4), generator=generator).float()

@@ -64,7 +64,8 @@ def test_border_rule() -> None:
 
 
 def test_outside_samples_count_in_the_divisor() -> None:
-    # Legacy box x in (-3, 1), y in (0, 1) of ones: 4 samples at x = -2.5, -1.5, -0.5, 0.5; half are in.
+    # Legacy box x in (-3, 1), y in (0, 1) of ones: 4 samples at x = -2.5, -1.5, -0.5, 0.5; half are
+    # in.
     x = torch.ones(1, 1, 1, 4, dtype=torch.float64)
     out = roi_align(x, rows((0, -3, 0, 1, 1)), 1, sampling_ratio=4)
     assert out.item() == 0.5
@@ -72,7 +73,8 @@ def test_outside_samples_count_in_the_divisor() -> None:
 
 def test_adaptive_grid_rounds_up() -> None:
     # 5 pixels over 2 bins: ceil(2.5) = 3 samples per bin, each 2.5 / 3 apart. A map that is 1 at
-    # column 0 only: samples at 0.41667, 1.25, 2.08333 weigh 1 - 0.41667 = 7 / 12, 0, 0: mean 7 / 36.
+    # column 0 only: samples at 0.41667, 1.25, 2.08333 weigh 1 - 0.41667 = 7 / 12, 0, 0: mean 7 /
+    # 36.
     x = torch.zeros(1, 1, 1, 8, dtype=torch.float64)
     x[..., 0] = 1
     out = roi_align(x, rows((0, 0, 0, 5, 1)), (1, 2))
@@ -108,7 +110,9 @@ def random_problem(seed: int) -> tuple[Tensor, Tensor]:
     return x, torch.cat([(u[:, :1] * 3).floor(), corner, corner + u[:, 3:] * 12], 1)
 
 
-def by_grid_sample(x: Tensor, boxes: Tensor, bins: tuple[int, int], ratio: int, mode: str) -> Tensor:
+def by_grid_sample(
+    x: Tensor, boxes: Tensor, bins: tuple[int, int], ratio: int, mode: str
+) -> Tensor:
     """Aligned RoI Align through torch's own sampler, its border rule restored by hand."""
     height, width = x.shape[2:]
     out = []
@@ -192,5 +196,8 @@ def test_precision_chooses_the_arithmetic() -> None:
     assert not torch.equal(double, single)
     assert_close(single, double, torch.float32)
     assert_same(roi_align(x.float(), boxes.float(), 3), double)  # restored
-    with pytest.raises(ValueError, match="precision: expected dtype"), reference.precision(torch.half):
+    with (
+        pytest.raises(ValueError, match="precision: expected dtype"),
+        reference.precision(torch.half),
+    ):
         pass
