@@ -52,6 +52,7 @@ import contextlib
 import importlib
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -399,6 +400,11 @@ def _register(counting: bool) -> None:
     skipped: dict[str, str] = {}
     devices = []
     library = _Library("torchvision", "IMPL")
+
+    def replace(name: str, kernel: Kernel, key: str) -> None:
+        library.impl(name, kernel, key, allow_override=True)
+        operators[name].append(key)
+
     try:
         for device_key, libraries in _DEVICE_KEYS.items():
             if not set(libraries) & set(_load._loaded):
@@ -406,14 +412,11 @@ def _register(counting: bool) -> None:
                 continue
             devices.append(device_key.lower())
             for name, kernel in _kernels(device_key).items():
-                library.impl(name, _counted(name, kernel) if counting else kernel, device_key)
-                operators[name].append(device_key)
+                replace(name, _counted(name, kernel) if counting else kernel, device_key)
             for name in ("torchvision::nms", "torchvision::roi_align"):
-                library.impl(name, torch.library.fallthrough_kernel, f"Autocast{device_key}")
-                operators[name].append(f"Autocast{device_key}")
+                replace(name, torch.library.fallthrough_kernel, f"Autocast{device_key}")
         for name, kernel in _META.items():
-            library.impl(name, kernel, "Meta")
-            operators[name].append("Meta")
+            replace(name, kernel, "Meta")
     except BaseException:
         library._destroy()
         raise
@@ -448,7 +451,10 @@ def _apply() -> None:
     for module in ("cvkernels.nms", "cvkernels.roi_align"):  # Load the kernels, register the fakes.
         importlib.import_module(module)
     _load.load()
-    _register(counting)
+    with warnings.catch_warnings():
+        # Older torch warns, once a process, that a kernel is being overridden. That is the point.
+        warnings.filterwarnings("ignore", message="(?s).*Overriding a previously registered kernel")
+        _register(counting)
     if not _state.active:
         _state.original = boxes.batched_nms
         current = _state.original
