@@ -44,7 +44,7 @@ struct RoiAlignShape {
   CVK_HD int64_t pixels() const { return static_cast<int64_t>(height) * width; }
 };
 
-// CPU only: the boxes digested. `layout` fills the first four, `plan` fills the arena.
+// CPU only: the boxes digested. `layout` fills the first four and most_boxes, `plan` the arena, `forward_items` the last.
 struct RoiAlignPlan {
   int64_t* order;        // [K] boxes grouped by image, ascending within an image
   int64_t* image_begin;  // [N + 1] where an image's boxes begin in `order`
@@ -52,6 +52,7 @@ struct RoiAlignPlan {
   int64_t* image_of;     // [K] batch index
   char* arena;           // records; see roi_align_cpu.cpp
   int64_t most_boxes;    // of one image
+  bool copy_images;      // forward of NCHW: scratch copies of whole images, or of the boxes' rectangles
 };
 
 template <class T>
@@ -78,8 +79,9 @@ int64_t roi_align_layout_cpu(RoiAlignParams<T>& params);
 template <Isa isa, class T>
 void roi_align_plan_cpu(const RoiAlignParams<T>& params, int64_t first, int64_t last);
 
+// Chooses how to cut the work; returns the number of work items.
 template <Isa isa, class T>
-int64_t roi_align_forward_items_cpu(const RoiAlignParams<T>& params);
+int64_t roi_align_forward_items_cpu(RoiAlignParams<T>& params);
 template <Isa isa, class T>
 void roi_align_forward_cpu(const RoiAlignParams<T>& params, int64_t first, int64_t last);
 

@@ -436,14 +436,37 @@ struct ForwardCut {
 
 template <class T>
 CVK_HD ForwardCut forward_cut(const RoiAlignParams<T>& params) {
-  const RoiAlignShape& shape = params.shape;
   ForwardCut cut;
-  cut.tiles = ceil_div<int64_t>(shape.channels, kRoiAlignChannelTile);
+  cut.per_image = params.plan.copy_images;
+  cut.tiles = ceil_div<int64_t>(params.shape.channels, kRoiAlignChannelTile);
   cut.chunks = ceil_div<int64_t>(params.plan.most_boxes, kRoiAlignBoxChunk);
-  const int64_t tile_bytes = shape.pixels() * kRoiAlignChannelTile * static_cast<int64_t>(sizeof(Acc<T>));
-  // Perf: copying the image pays when its boxes together read it about once; 64 pixels is a small box's rectangle.
-  cut.per_image = tile_bytes <= kRoiAlignScratchBytes && params.plan.most_boxes * 64 >= shape.pixels();
   return cut;
+}
+
+// The rectangle of pixels that box k reads; may be empty.
+template <class T>
+CVK_HD const RecordHeader& rectangle_of(const RoiAlignParams<T>& params, int64_t k) {
+  return *reinterpret_cast<const RecordHeader*>(params.plan.arena + params.plan.record_begin[k]);
+}
+
+CVK_HD int64_t rectangle_pixels(const RecordHeader& rect) {
+  return int64_t{max_of(0, rect.y_last - rect.y_first + 1)} * max_of(0, rect.x_last - rect.x_first + 1);
+}
+
+// The rectangle with its columns widened to whole vectors where the image has them: the transposition then runs in
+// registers. An empty rectangle stays empty.
+template <Isa isa, class A>
+CVK_HD RecordHeader widened(const RoiAlignShape& shape, RecordHeader rect) {
+  if (rectangle_pixels(rect) == 0) return rect;
+  const int width = round_up(rect.x_last - rect.x_first + 1, Simd<isa, A>::kLanes);
+  if (width >= shape.width) {
+    rect.x_first = 0;
+    rect.x_last = shape.width - 1;
+  } else {
+    rect.x_first = min_of(rect.x_first, shape.width - width);
+    rect.x_last = rect.x_first + width - 1;
+  }
+  return rect;
 }
 
 struct BackwardCut {
@@ -538,16 +561,6 @@ CVK_HD void forward_per_image(const RoiAlignParams<T>& params, const ForwardCut&
   }
 }
 
-// The rectangle of pixels that box k reads; may be empty.
-template <class T>
-CVK_HD const RecordHeader& rectangle_of(const RoiAlignParams<T>& params, int64_t k) {
-  return *reinterpret_cast<const RecordHeader*>(params.plan.arena + params.plan.record_begin[k]);
-}
-
-CVK_HD int64_t rectangle_pixels(const RecordHeader& rect) {
-  return int64_t{max_of(0, rect.y_last - rect.y_first + 1)} * max_of(0, rect.x_last - rect.x_first + 1);
-}
-
 template <Isa isa, class T>
 CVK_HD void forward_per_box(const RoiAlignParams<T>& params, int64_t first, int64_t last) {
   using A = Acc<T>;
@@ -556,14 +569,14 @@ CVK_HD void forward_per_box(const RoiAlignParams<T>& params, int64_t first, int6
   constexpr int64_t kMostPixels = kRoiAlignScratchBytes / (pitch * static_cast<int64_t>(sizeof(A)));
   int64_t most_pixels = 0;
   for (int64_t k = first; k < last; ++k) {
-    const int64_t pixels = rectangle_pixels(rectangle_of(params, k));
+    const int64_t pixels = rectangle_pixels(widened<isa, A>(shape, rectangle_of(params, k)));
     if (pixels <= kMostPixels) most_pixels = max_of(most_pixels, pixels);
   }
   const Scratch tile(most_pixels * pitch * sizeof(A));
   const Scratch bins(shape.bins() * pitch * sizeof(A));
   const Scratch indices(params.argmax != nullptr ? shape.bins() * pitch * sizeof(int32_t) : 0);
   for (int64_t k = first; k < last; ++k) {
-    const RecordHeader& rect = rectangle_of(params, k);
+    const RecordHeader rect = widened<isa, A>(shape, rectangle_of(params, k));
     const T* image = params.input + params.plan.image_of[k] * shape.channels * shape.pixels();
     if (rectangle_pixels(rect) > kMostPixels) {  // read the planes in place, one channel at a time
       for (int64_t c = 0; c < shape.channels; ++c) {
@@ -636,9 +649,21 @@ void roi_align_plan_cpu(const RoiAlignParams<T>& params, int64_t first, int64_t 
 }
 
 template <Isa isa, class T>
-int64_t roi_align_forward_items_cpu(const RoiAlignParams<T>& params) {
+int64_t roi_align_forward_items_cpu(RoiAlignParams<T>& params) {
+  using A = Acc<T>;
   const RoiAlignShape& shape = params.shape;
+  RoiAlignPlan& plan = params.plan;
+  plan.copy_images = false;
   if (shape.channels_last) return shape.boxes;
+  const int64_t tile_bytes = shape.pixels() * kRoiAlignChannelTile * static_cast<int64_t>(sizeof(A));
+  if (tile_bytes <= kRoiAlignScratchBytes) {
+    int64_t by_box = 0, by_image = 0;
+    for (int64_t k = 0; k < shape.boxes; ++k) by_box += rectangle_pixels(widened<isa, A>(shape, rectangle_of(params, k)));
+    for (int64_t n = 0; n < shape.batch; ++n) {
+      if (plan.image_begin[n + 1] > plan.image_begin[n]) by_image += shape.pixels();
+    }
+    plan.copy_images = by_box >= by_image;  // whichever transposes fewer pixels
+  }
   const ForwardCut cut = forward_cut(params);
   return cut.per_image ? shape.batch * cut.tiles * cut.chunks : shape.boxes;
 }
@@ -720,7 +745,7 @@ void roi_align_backward_cpu(const RoiAlignParams<T>& params, int64_t first, int6
 #define CVK_INSTANTIATE(T)                                                                                     \
   template int64_t roi_align_layout_cpu<Isa::CVK_ISA, T>(RoiAlignParams<T>&);                                  \
   template void roi_align_plan_cpu<Isa::CVK_ISA, T>(const RoiAlignParams<T>&, int64_t, int64_t);               \
-  template int64_t roi_align_forward_items_cpu<Isa::CVK_ISA, T>(const RoiAlignParams<T>&);                     \
+  template int64_t roi_align_forward_items_cpu<Isa::CVK_ISA, T>(RoiAlignParams<T>&);                           \
   template void roi_align_forward_cpu<Isa::CVK_ISA, T>(const RoiAlignParams<T>&, int64_t, int64_t);            \
   template int64_t roi_align_backward_items_cpu<Isa::CVK_ISA, T>(const RoiAlignParams<T>&);                    \
   template void roi_align_backward_cpu<Isa::CVK_ISA, T>(const RoiAlignParams<T>&, int64_t, int64_t);
