@@ -44,14 +44,13 @@ struct RoiAlignShape {
   CVK_HD int64_t pixels() const { return static_cast<int64_t>(height) * width; }
 };
 
-// CPU only: the boxes digested. `layout` fills the first four and most_boxes, `plan` the arena, `forward_items` the last.
+// CPU only: the boxes digested. `layout` fills the first four, `plan` the arena, `forward_items` the last.
 struct RoiAlignPlan {
   int64_t* order;        // [K] boxes grouped by image, ascending within an image
   int64_t* image_begin;  // [N + 1] where an image's boxes begin in `order`
   int64_t* record_begin; // [K + 1] offset in bytes of a box's record in `arena`
   int64_t* image_of;     // [K] batch index
   char* arena;           // records; see roi_align_cpu.cpp
-  int64_t most_boxes;    // of one image
   bool copy_images;      // forward of NCHW: scratch copies of whole images, or of the boxes' rectangles
 };
 

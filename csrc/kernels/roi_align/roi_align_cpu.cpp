@@ -427,8 +427,8 @@ CVK_HD void spread_box_max(const G* grad, const int32_t* argmax, int64_t bin_str
 
 // ---- how a pass is cut into work items
 
-// Forward of a contiguous input. `per_image`: an item is (image, channel tile, chunk of boxes) over a scratch copy of
-// the whole image tile; otherwise an item is a box over a scratch copy of the rectangle that it reads.
+// Forward of a contiguous input. `per_image`: an item is (channel tile, chunk of boxes in image order) over scratch
+// copies of whole image tiles; otherwise an item is a box over a scratch copy of the rectangle that it reads.
 struct ForwardCut {
   bool per_image;
   int64_t tiles, chunks;
@@ -439,7 +439,7 @@ CVK_HD ForwardCut forward_cut(const RoiAlignParams<T>& params) {
   ForwardCut cut;
   cut.per_image = params.plan.copy_images;
   cut.tiles = ceil_div<int64_t>(params.shape.channels, kRoiAlignChannelTile);
-  cut.chunks = ceil_div<int64_t>(params.plan.most_boxes, kRoiAlignBoxChunk);
+  cut.chunks = ceil_div<int64_t>(params.shape.boxes, kRoiAlignBoxChunk);
   return cut;
 }
 
@@ -540,23 +540,21 @@ CVK_HD void forward_per_image(const RoiAlignParams<T>& params, const ForwardCut&
   const Scratch indices(params.argmax != nullptr ? shape.bins() * pitch * sizeof(int32_t) : 0);
   const RecordHeader whole{0, shape.height - 1, 0, shape.width - 1, 0, 0};
   View<A> view{};
-  int64_t loaded = -1;
+  int64_t loaded_image = -1, loaded_channel = -1;
   for (int64_t item = first; item < last; ++item) {
-    const int64_t image_tile = item / cut.chunks;
-    const int64_t n = image_tile / cut.tiles;
-    const int64_t begin = plan.image_begin[n] + (item % cut.chunks) * kRoiAlignBoxChunk;
-    const int64_t end = min_of(begin + kRoiAlignBoxChunk, plan.image_begin[n + 1]);
-    if (begin >= end) continue;
-    const int64_t c = image_tile % cut.tiles * kRoiAlignChannelTile;
+    const int64_t c = item / cut.chunks * kRoiAlignChannelTile;
     const int channels = static_cast<int>(min_of<int64_t>(kRoiAlignChannelTile, shape.channels - c));
-    if (loaded != image_tile) {
-      view = load_rectangle<isa>(params.input + n * shape.channels * shape.pixels(), shape, c, channels, pitch, whole,
-                                 tile.template as<A>());
-      loaded = image_tile;
-    }
+    const int64_t begin = item % cut.chunks * kRoiAlignBoxChunk;
+    const int64_t end = min_of(begin + kRoiAlignBoxChunk, shape.boxes);
     for (int64_t i = begin; i < end; ++i) {
-      pool_box_contiguous<isa>(params, plan.order[i], c, channels, view, bins.template as<A>(),
-                               indices.template as<int32_t>());
+      const int64_t k = plan.order[i], n = plan.image_of[k];
+      if (n != loaded_image || c != loaded_channel) {
+        view = load_rectangle<isa>(params.input + n * shape.channels * shape.pixels(), shape, c, channels, pitch, whole,
+                                   tile.template as<A>());
+        loaded_image = n;
+        loaded_channel = c;
+      }
+      pool_box_contiguous<isa>(params, k, c, channels, view, bins.template as<A>(), indices.template as<int32_t>());
     }
   }
 }
@@ -623,11 +621,7 @@ int64_t roi_align_layout_cpu(RoiAlignParams<T>& params) {
                               : record_bytes<Tap<Acc<T>>>(shape.pooled_height, shape.pooled_width, 2 * samples);
   }
   plan.record_begin[shape.boxes] = bytes;
-  plan.most_boxes = 0;
-  for (int64_t n = 0; n < shape.batch; ++n) {
-    plan.most_boxes = max_of(plan.most_boxes, plan.image_begin[n + 1]);
-    plan.image_begin[n + 1] += plan.image_begin[n];
-  }
+  for (int64_t n = 0; n < shape.batch; ++n) plan.image_begin[n + 1] += plan.image_begin[n];
   // A stable counting sort; image_begin[n] runs ahead while it places and is set back afterwards.
   for (int64_t k = 0; k < shape.boxes; ++k) plan.order[plan.image_begin[plan.image_of[k]]++] = k;
   for (int64_t n = shape.batch; n > 0; --n) plan.image_begin[n] = plan.image_begin[n - 1];
@@ -665,7 +659,7 @@ int64_t roi_align_forward_items_cpu(RoiAlignParams<T>& params) {
     plan.copy_images = by_box >= by_image;  // whichever transposes fewer pixels
   }
   const ForwardCut cut = forward_cut(params);
-  return cut.per_image ? shape.batch * cut.tiles * cut.chunks : shape.boxes;
+  return cut.per_image ? cut.tiles * cut.chunks : shape.boxes;
 }
 
 template <Isa isa, class T>
@@ -700,10 +694,11 @@ void roi_align_backward_cpu(const RoiAlignParams<T>& params, int64_t first, int6
   const Scratch bins(shape.channels_last ? 0 : shape.bins() * pitch * sizeof(A));
   A* const pixels = band.template as<A>();
   for (int64_t item = first; item < last; ++item) {
-    const int64_t n = item / (cut.tiles * cut.bands);
-    const int64_t c = item / cut.bands % cut.tiles * kRoiAlignChannelTile;
+    // Images innermost: where one image has most boxes, every thread gets its share of them.
+    const int64_t n = item % shape.batch;
+    const int64_t c = item / (shape.batch * cut.bands) * kRoiAlignChannelTile;
     const int channels = static_cast<int>(min_of<int64_t>(kRoiAlignChannelTile, shape.channels - c));
-    const int y_begin = static_cast<int>(item % cut.bands) * cut.rows;
+    const int y_begin = static_cast<int>(item / shape.batch % cut.bands) * cut.rows;
     const int y_end = static_cast<int>(min_of<int64_t>(int64_t{y_begin} + cut.rows, shape.height));
     const int64_t band_pixels = static_cast<int64_t>(y_end - y_begin) * shape.width;
     memset(pixels, 0, static_cast<size_t>(band_pixels * pitch) * sizeof(A));
