@@ -159,14 +159,20 @@ def roi_align_mode(mode: object) -> None:
         _fail("roi_align", "mode to be 'avg' or 'max'", repr(mode))
 
 
-def roi_align_batch_index(input: Tensor, boxes: Tensor) -> None:
-    """Checks column 0 of ``boxes``; the only check that reads data (CPU and references)."""
-    index = boxes[:, 0].double()
+def roi_align_batch_index(input: Tensor, boxes: Tensor) -> Tensor:
+    """Checks column 0 of ``boxes`` and returns it as int64, truncated toward zero.
+
+    The only check that reads data (CPU and references). Boxes are rounded to the arithmetic of
+    ``input`` first, float32 or float64, as the kernels do.
+    """
+    arithmetic = torch.float64 if input.dtype == torch.float64 else torch.float32
+    index = boxes[:, 0].to(arithmetic).double()
     size = input.shape[0]
     bad = ~((index > -1) & (index < size))  # NaN fails both comparisons
     if bool(bad.any()):
         row = int(bad.nonzero()[0, 0])
         _fail("roi_align", f"boxes[:, 0] in [0, {size})", f"{float(index[row]):g} in row {row}")
+    return index.trunc().to(torch.int64)
 
 
 def _nms(op: str, boxes: Tensor, scores: Tensor, idxs: Tensor | None, threshold: float) -> None:

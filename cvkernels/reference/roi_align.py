@@ -147,13 +147,12 @@ def roi_align(
     _checks.roi_align_mode(mode)
     _checks.roi_align(input, boxes, spatial_scale, *bins, sampling_ratio, aligned)
     boxes = boxes.detach()
-    _checks.roi_align_batch_index(input, boxes)
+    image = _checks.roi_align_batch_index(input, boxes)
 
     dtype = compute_dtype()
     channels = input.shape[1]
     features = input.to(dtype)
     b = boxes.to(dtype)
-    image = boxes[:, 0].double().trunc().to(torch.int64)
     offset = 0.5 if aligned else 0.0
     x1, y1, x2, y2 = (b[:, i] * spatial_scale - offset for i in range(1, 5))
     width, height = x2 - x1, y2 - y1

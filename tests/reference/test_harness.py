@@ -21,6 +21,8 @@ from torch.autograd.gradcheck import GradcheckError
 
 from cvkernels import reference
 
+pytestmark = pytest.mark.native  # no kernel runs here
+
 
 def arguments() -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)

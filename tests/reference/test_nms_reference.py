@@ -10,6 +10,8 @@ from torch import Tensor
 
 from cvkernels.reference import batched_nms, nms, nms_padded
 
+pytestmark = pytest.mark.native  # no kernel runs here
+
 NAN = float("nan")
 
 

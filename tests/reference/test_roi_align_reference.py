@@ -11,6 +11,8 @@ from torch import Tensor
 from cvkernels import reference
 from cvkernels.reference import roi_align
 
+pytestmark = pytest.mark.native  # no kernel runs here
+
 
 def plane(height: int, width: int) -> Tensor:
     """x[y, w] = 10 y + w: bilinear interpolation gives 10 y + x anywhere inside."""
