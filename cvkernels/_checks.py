@@ -168,7 +168,7 @@ def roi_align_batch_index(input: Tensor, boxes: Tensor) -> Tensor:
     arithmetic = torch.float64 if input.dtype == torch.float64 else torch.float32
     index = boxes[:, 0].to(arithmetic).double()
     size = input.shape[0]
-    bad = ~((index > -1) & (index < size))  # NaN fails both comparisons
+    bad = ~((index > -1) & (index.trunc() < size))  # NaN fails both comparisons
     if bool(bad.any()):
         row = int(bad.nonzero()[0, 0])
         _fail("roi_align", f"boxes[:, 0] in [0, {size})", f"{float(index[row]):g} in row {row}")
