@@ -58,7 +58,9 @@ step lint lint
 step ptxas ptxas
 step cpu "$python" -m pytest -q
 for seed in $seeds; do
-  step "emulated seed $seed" env CVKERNELS_BACKEND=emulated CVKERNELS_EMULATION_SEED="$seed" "$python" -m pytest -q
+  # The emulation runs on one thread; so does everything around it here, one process per core.
+  step "emulated seed $seed" env CVKERNELS_BACKEND=emulated CVKERNELS_EMULATION_SEED="$seed" OMP_NUM_THREADS=1 \
+    "$python" -m pytest -q -n "$jobs"
 done
 step c++ cpp
 
