@@ -10,8 +10,8 @@ CVKERNELS_BUILD_EMULATED=1
 
 Environment:
     MAX_JOBS                  parallel compilations (default: number of CPUs)
-    CVKERNELS_BUILD_CUDA      auto (default: build CUDA when nvcc is found), 1 (nvcc is required)
-    or 0 CVKERNELS_BUILD_EMULATED  1 builds ``_emulated.so`` too
+    CVKERNELS_BUILD_CUDA      auto (default: build CUDA when nvcc is found), 1 (required) or 0 (off)
+    CVKERNELS_BUILD_EMULATED  1 builds ``_emulated.so`` too
     CVKERNELS_CUDA_ARCHS      CMake architecture list (default: 80-real;90a-real;90-virtual)
     CVKERNELS_BUILD_DIR       where CMake builds the kernels (default: build/kernels)
     CMAKE_ARGS                further arguments for CMake
