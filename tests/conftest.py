@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent))  # tests import harness
 pytest.register_assert_rewrite("harness")
 
 import harness  # noqa: E402
@@ -25,6 +25,7 @@ settings.load_profile("cvkernels")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: needs tens of seconds or gigabytes")
+    config.addinivalue_line("markers", "gpu: needs a CUDA device")
     config.addinivalue_line("markers", "native: says nothing about emulated CUDA kernels")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import harness
@@ -774,6 +775,44 @@ def test_no_gradient_flows(device: str) -> None:
     assert not any(t.requires_grad for t in nms_padded(boxes[None], scores[None], 0.5, 4))
     (scores[nms(boxes, scores, 0.5)].sum() + boxes.sum()).backward()  # indexing still does
     assert scores.grad is not None
+
+
+@pytest.mark.native
+def test_concurrent_calls_do_not_disturb_each_other() -> None:
+    def work(seed: int) -> list[Tensor]:
+        boxes, scores = spread(900, seed).float(), random_scores(900, seed).float()
+        padded = nms_padded(boxes.view(3, 300, 4), scores.view(3, 300), 0.4, 50)
+        return [nms(boxes, scores, 0.4), batched_nms(boxes, scores, classes(900, 5), 0.4), *padded]
+
+    expected = [work(seed) for seed in range(24)]
+    with ThreadPoolExecutor(4) as pool:
+        for actual, wanted in zip(pool.map(work, range(24)), expected, strict=True):
+            for a, e in zip(actual, wanted, strict=True):
+                assert_same(a, e)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not harness.HAVE_CUDA, reason="no GPU")
+def test_padded_neither_waits_for_the_device_nor_breaks_a_graph() -> None:
+    boxes = crowd(600, 9).view(3, 200, 4).float().cuda()
+    scores = random_scores(600).view(3, 200).float().cuda()
+    idxs = classes(600, 3).view(3, 200).cuda()
+    nms_padded(boxes, scores, 0.5, 20, idxs=idxs)  # warm up
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        nms_padded(boxes, scores, 0.5, 20, idxs=idxs)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        keep, count = nms_padded(boxes, scores, 0.5, 20, idxs=idxs)
+    boxes.copy_(crowd(600, 9, seed=4).view(3, 200, 4))
+    graph.replay()
+    torch.cuda.synchronize()
+    expected = reference.nms_padded(boxes.cpu(), scores.cpu(), 0.5, 20, idxs=idxs.cpu())
+    assert_same(keep, expected[0])
+    assert_same(count, expected[1])
 
 
 @settings(max_examples=5)

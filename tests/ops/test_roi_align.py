@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import harness
@@ -24,6 +25,7 @@ from harness import (
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from cvkernels import reference
 from cvkernels.roi_align import RoIAlign, roi_align
@@ -890,6 +892,82 @@ def test_average_is_linear_and_maximum_bounds_it(problem: Any) -> None:
     assert_close(both + 100, apart + 100, torch.float64)
     most = roi_align(x, boxes, **{**options, "mode": "max"})
     assert bool((most >= roi_align(x, boxes, **options) - 1e-9).all())
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
+def test_one_compilation_serves_any_number_of_boxes(mode: str, device: str) -> None:
+    counter = CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+
+    @torch.compile(backend=counter, fullgraph=True, dynamic=True)
+    def pool(x: Tensor, boxes: Tensor) -> Tensor:
+        return roi_align(x * 2, boxes, 3, 0.5, 2, True, mode=mode) + 1
+
+    # No size may equal another at first: torch.compile takes equal sizes for the same one.
+    for count, side in ((17, 8), (9, 11), (30, 6)):
+        x = features(2, 3, side, side + 1, seed=count).to(device).requires_grad_()
+        boxes = random_boxes(count, 2, (12, 12), seed=count).to(device)
+        out = pool(x, boxes)
+        assert_same(out, roi_align(x * 2, boxes, 3, 0.5, 2, True, mode=mode) + 1)
+        (grad,) = torch.autograd.grad(out.sum(), x)
+        assert grad.abs().sum() > 0
+    assert counter.frame_count == 1
+
+
+@pytest.mark.native
+def test_concurrent_calls_do_not_disturb_each_other() -> None:
+    def work(seed: int) -> list[Tensor]:
+        results = []
+        for mode in ("avg", "max"):
+            x = features(2, 8, 16, 15, seed=seed).requires_grad_()
+            boxes = random_boxes(20, 2, (16, 15), seed=seed)
+            out = roi_align(x, boxes, 4, 1.0, -1, True, mode=mode)
+            results += [out.detach(), *torch.autograd.grad(out.sum(), x)]
+        return results
+
+    expected = [work(seed) for seed in range(24)]
+    with ThreadPoolExecutor(4) as pool:
+        for actual, wanted in zip(pool.map(work, range(24)), expected, strict=True):
+            for a, e in zip(actual, wanted, strict=True):
+                assert_same(a, e)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not harness.HAVE_CUDA, reason="no GPU")
+@pytest.mark.parametrize("mode", ["avg", "max"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_neither_pass_waits_for_the_device(channels_last: bool, mode: str) -> None:
+    x = features(2, 32, 20, 22).cuda().half()
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    x.requires_grad_()
+    boxes = random_boxes(64, 2, (40, 44)).float().cuda()
+    upstream = torch.ones(64, 32, 7, 7, device="cuda", dtype=torch.half)
+    expected = torch.autograd.grad(roi_align(x, boxes, 7, 0.5, mode=mode), x, upstream)[0]
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        out = roi_align(x, boxes, 7, 0.5, mode=mode)
+        (grad,) = torch.autograd.grad(out, x, upstream)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert_same(grad, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not harness.HAVE_CUDA, reason="no GPU")
+def test_a_cuda_graph_replays_on_new_contents() -> None:
+    x, boxes = features(1, 16, 12, 12).cuda().float(), random_boxes(9, 1, (12, 12)).cuda().float()
+    roi_align(x, boxes, 3)  # warm up
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = roi_align(x, boxes, 3)
+    x.copy_(features(1, 16, 12, 12, seed=5))
+    boxes.copy_(random_boxes(9, 1, (12, 12), seed=6))
+    graph.replay()
+    torch.cuda.synchronize()
+    assert_same(out, roi_align(x, boxes, 3))
 
 
 def test_layouts_agree(device: str) -> None:
