@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NoReturn
+
 import torch
 from torch import Tensor
 
@@ -10,8 +13,8 @@ from cvkernels import _checks, _load
 __all__ = ["batched_nms", "nms", "nms_padded"]
 
 _load.load()
-_op = torch.ops.cvkernels.nms.default
-_op_padded = torch.ops.cvkernels.nms_padded.default
+_op: Callable[..., Tensor] = torch.ops.cvkernels.nms.default
+_op_padded: Callable[..., tuple[Tensor, Tensor]] = torch.ops.cvkernels.nms_padded.default
 
 
 def nms(
@@ -24,19 +27,19 @@ def nms(
     """Keeps the boxes that overlap no better box by more than ``iou_threshold``.
 
     Boxes are visited by descending score, ties by ascending index; a box is kept unless its
-    intersection over union with a box kept before exceeds the threshold. The positional arguments and
-    the results are those of :func:`torchvision.ops.nms`.
+    intersection over union with a box kept before exceeds the threshold. The positional arguments
+    and the results are those of :func:`torchvision.ops.nms`.
 
     Args:
-        boxes: shape [N, 4], rows (x1, y1, x2, y2) in any unit, float16, bfloat16, float32 or float64;
-            overlaps are evaluated in float32 (float64 for float64 boxes).
+        boxes: shape [N, 4], rows (x1, y1, x2, y2) in any unit, float16, bfloat16, float32 or
+            float64; overlaps are evaluated in float32 (float64 for float64 boxes).
         scores: shape [N], any of the four dtypes, not necessarily that of ``boxes``.
         iou_threshold: a finite number; 1 or more keeps everything.
         max_output: stop as soon as this many boxes are kept; None keeps all.
 
     Returns:
-        int64 tensor [M] of kept indices by descending score. A box whose score is NaN is never kept; a
-        box with NaN coordinates or no extent overlaps nothing.
+        int64 tensor [M] of kept indices by descending score. A box whose score is NaN is never
+        kept; a box with NaN coordinates or no extent overlaps nothing.
 
     Raises:
         ValueError: an argument of the wrong shape, dtype or device or out of its range.
@@ -76,8 +79,9 @@ def batched_nms(
 ) -> Tensor:
     """:func:`nms` within each class: boxes of different classes never suppress each other.
 
-    The positional arguments are those of :func:`torchvision.ops.batched_nms`. Class ids are compared,
-    coordinates are not shifted, so the result is exact for any ids and coordinates, negative ones too.
+    The positional arguments are those of :func:`torchvision.ops.batched_nms`. Class ids are
+    compared, coordinates are not shifted, so the result is exact for any ids and coordinates,
+    negative ones too.
 
     Args:
         boxes: shape [N, 4], rows (x1, y1, x2, y2), float16, bfloat16, float32 or float64.
@@ -131,8 +135,8 @@ def nms_padded(
     On CUDA nothing waits for the device, so it can be captured in a CUDA graph.
 
     Args:
-        boxes: shape [B, N, 4], float16, bfloat16, float32 or float64. Images with fewer boxes are padded
-            with boxes of score NaN, which are never kept.
+        boxes: shape [B, N, 4], float16, bfloat16, float32 or float64. Images with fewer boxes are
+            padded with boxes of score NaN, which are never kept.
         scores: shape [B, N], any of the four dtypes.
         iou_threshold: a finite number.
         max_output: most boxes to keep per image.
@@ -181,7 +185,9 @@ def _limit(op: str, max_output: int | None) -> int:
 
 
 @torch.library.register_fake("cvkernels::nms")
-def _(boxes, scores, idxs, iou_threshold, max_output):
+def _(
+    boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float, max_output: int
+) -> Tensor:
     op = "nms" if idxs is None else "batched_nms"
     _checks.nms(boxes, scores, idxs, iou_threshold, None, op=op)
     kept = torch.library.get_ctx().new_dynamic_size()
@@ -189,7 +195,9 @@ def _(boxes, scores, idxs, iou_threshold, max_output):
 
 
 @torch.library.register_fake("cvkernels::nms_padded")
-def _(boxes, scores, idxs, iou_threshold, max_output):
+def _(
+    boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float, max_output: int
+) -> tuple[Tensor, Tensor]:
     _checks.nms_padded(boxes, scores, idxs, iou_threshold, max_output)
     batch = boxes.shape[0]
     return (
@@ -211,7 +219,7 @@ for _name in ("nms", "nms_padded"):
 
 
 @torch.library.register_vmap("cvkernels::nms")
-def _(info, in_dims, *args):
+def _(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> NoReturn:
     raise NotImplementedError(
         "nms: expected no vmap, got a mapped call; each image may keep another number of boxes. "
         "Use nms_padded, whose output has a fixed size"
@@ -219,10 +227,18 @@ def _(info, in_dims, *args):
 
 
 @torch.library.register_vmap("cvkernels::nms_padded")
-def _(info, in_dims, boxes, scores, idxs, iou_threshold, max_output):
+def _(
+    info: Any,
+    in_dims: tuple[int | None, ...],
+    boxes: Tensor,
+    scores: Tensor,
+    idxs: Tensor | None,
+    iou_threshold: float,
+    max_output: int,
+) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
     size = info.batch_size
 
-    def folded(tensor, dim):
+    def folded(tensor: Tensor | None, dim: int | None) -> Tensor | None:
         if tensor is None:
             return None
         tensor = tensor.movedim(dim, 0) if dim is not None else tensor.expand(size, *tensor.shape)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,10 @@ from cvkernels import _checks, _load
 __all__ = ["RoIAlign", "roi_align"]
 
 _load.load()
-_op = torch.ops.cvkernels.roi_align.default
-_op_max = torch.ops.cvkernels.roi_align_max.default
-_op_backward = torch.ops.cvkernels.roi_align_backward.default
-_op_max_backward = torch.ops.cvkernels.roi_align_max_backward.default
+_op: Callable[..., Tensor] = torch.ops.cvkernels.roi_align.default
+_op_max: Callable[..., tuple[Tensor, Tensor]] = torch.ops.cvkernels.roi_align_max.default
+_op_backward: Callable[..., Tensor] = torch.ops.cvkernels.roi_align_backward.default
+_op_max_backward: Callable[..., Tensor] = torch.ops.cvkernels.roi_align_max_backward.default
 
 
 def roi_align(
@@ -28,29 +29,31 @@ def roi_align(
     *,
     mode: str = "avg",
 ) -> Tensor:
-    """Pools the features of each box into a grid of fixed size, sampling the feature map bilinearly.
+    """Pools the features of each box into a grid of fixed size, sampling the map bilinearly.
 
     The positional arguments and the results are those of :func:`torchvision.ops.roi_align`.
 
     Args:
-        input: feature map, shape [N, C, H, W], float16, bfloat16, float32 or float64; contiguous and
-            channels_last are read in place, other strides are copied.
-        boxes: shape [K, 5], rows (image index, x1, y1, x2, y2) in input-image pixels, any of the four
-            float dtypes; or a list with the [L, 4] boxes of each image.
+        input: feature map, shape [N, C, H, W], float16, bfloat16, float32 or float64; contiguous
+            and channels_last are read in place, other strides are copied.
+        boxes: shape [K, 5], rows (image index, x1, y1, x2, y2) in input-image pixels, any of the
+            four float dtypes; or a list with the [L, 4] boxes of each image.
         output_size: bins (height, width); an integer stands for both.
         spatial_scale: feature-map pixels per pixel of the box coordinates; 1/16 for a stride of 16.
         sampling_ratio: samples per bin and axis, at most 32768; 0 or less: ceil(box / bins).
-        aligned: shift coordinates by half a pixel (exact alignment) and do not stretch boxes narrower
-            than one pixel. False is torchvision's default, True that of mmcv and detectron2.
+        aligned: shift coordinates by half a pixel (exact alignment) and do not stretch boxes
+            narrower than one pixel. False is torchvision's default, True that of mmcv and
+            detectron2.
         mode: ``"avg"`` for the mean of a bin's samples, ``"max"`` for their maximum (as in mmcv).
 
     Returns:
-        Tensor of shape [K, C, height, width], dtype and memory format of ``input``. A sample more than
-        one pixel outside the map counts as 0; a box with NaN coordinates gives zeros.
+        Tensor of shape [K, C, height, width], dtype and memory format of ``input``. A sample more
+        than one pixel outside the map counts as 0; a box with NaN coordinates gives zeros.
 
     Raises:
-        ValueError: an argument of the wrong shape, dtype or device or out of its range, or (on CPU) a
-            row of ``boxes`` with an image index outside [0, N). On CUDA such a row gives zeros.
+        ValueError: an argument of the wrong shape, dtype or device or out of its range, or (on
+            CPU) a row of ``boxes`` with an image index outside [0, N). On CUDA such a row gives
+            zeros.
         TypeError: an argument of the wrong type.
 
     Gradient:
@@ -77,18 +80,16 @@ def roi_align(
         height = width = output_size
     else:
         height, width = _checks.pair("roi_align", "output_size", output_size)
-    if mode == "avg":
-        op = _op
-    else:
+    if mode != "avg":
         _checks.roi_align_mode(mode)
-        op = _op_max
     try:
-        result = op(input, boxes, spatial_scale, height, width, sampling_ratio, aligned)
+        if mode == "avg":
+            return _op(input, boxes, spatial_scale, height, width, sampling_ratio, aligned)
+        return _op_max(input, boxes, spatial_scale, height, width, sampling_ratio, aligned)[0]
     except Exception:
         # The dispatcher refuses some arguments before our checks see them; say those in our words.
         _checks.roi_align(input, boxes, spatial_scale, height, width, sampling_ratio, aligned)
         raise
-    return result if mode == "avg" else result[0]
 
 
 class RoIAlign(nn.Module):
@@ -161,7 +162,15 @@ def _like(tensor: Tensor, size: tuple[int, ...], dtype: torch.dtype | None = Non
 
 
 @torch.library.register_fake("cvkernels::roi_align")
-def _(input, boxes, spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned):
+def _(
+    input: Tensor,
+    boxes: Tensor,
+    spatial_scale: float,
+    pooled_height: int,
+    pooled_width: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
     _checks.roi_align(
         input, boxes, spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned
     )
@@ -169,7 +178,15 @@ def _(input, boxes, spatial_scale, pooled_height, pooled_width, sampling_ratio, 
 
 
 @torch.library.register_fake("cvkernels::roi_align_max")
-def _(input, boxes, spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned):
+def _(
+    input: Tensor,
+    boxes: Tensor,
+    spatial_scale: float,
+    pooled_height: int,
+    pooled_width: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> tuple[Tensor, Tensor]:
     _checks.roi_align(
         input, boxes, spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned
     )
@@ -177,90 +194,77 @@ def _(input, boxes, spatial_scale, pooled_height, pooled_width, sampling_ratio, 
     return _like(input, size), _like(input, size, torch.int32)
 
 
-@torch.library.register_fake("cvkernels::roi_align_backward")
-def _(
-    grad,
-    boxes,
-    spatial_scale,
-    pooled_height,
-    pooled_width,
-    batch_size,
-    channels,
-    height,
-    width,
-    sampling_ratio,
-    aligned,
-):
+def _fake_backward(
+    grad: Tensor,
+    boxes: Tensor,
+    spatial_scale: float,
+    pooled_height: int,
+    pooled_width: int,
+    batch_size: int,
+    channels: int,
+    height: int,
+    width: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
     return _like(grad, (batch_size, channels, height, width))
+
+
+torch.library.register_fake("cvkernels::roi_align_backward", _fake_backward)
 
 
 @torch.library.register_fake("cvkernels::roi_align_max_backward")
-def _(grad, argmax, *args):
+def _(grad: Tensor, argmax: Tensor, *args: Any) -> Tensor:
     return _fake_backward(grad, *args)
-
-
-def _fake_backward(
-    grad,
-    boxes,
-    spatial_scale,
-    pooled_height,
-    pooled_width,
-    batch_size,
-    channels,
-    height,
-    width,
-    *_,
-):
-    return _like(grad, (batch_size, channels, height, width))
 
 
 # ---- autograd
 
 
-def _setup(ctx, inputs, output) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     input, boxes, *arguments = inputs
     ctx.arguments = arguments
     ctx.input_shape = input.shape
     ctx.save_for_backward(boxes)
 
 
-def _backward_arguments(ctx) -> tuple:
+def _backward_arguments(ctx: Any) -> tuple[Any, ...]:
     *front, sampling_ratio, aligned = ctx.arguments
     return (*front, *ctx.input_shape, sampling_ratio, aligned)
 
 
-def _backward(ctx, grad):
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     (boxes,) = ctx.saved_tensors
     grad_input = _op_backward(grad, boxes, *_backward_arguments(ctx))
     return grad_input, None, None, None, None, None, None
 
 
-def _setup_max(ctx, inputs, output) -> None:
+def _setup_max(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     input, boxes, *arguments = inputs
     ctx.arguments = arguments
     ctx.input_shape = input.shape
     ctx.save_for_backward(boxes, output[1])
 
 
-def _backward_max(ctx, grad, _):
+def _backward_max(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     boxes, argmax = ctx.saved_tensors
     grad_input = _op_max_backward(grad, argmax, boxes, *_backward_arguments(ctx))
     return grad_input, None, None, None, None, None, None
 
 
-def _setup_backward(ctx, inputs, output) -> None:
+def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, boxes, scale, pooled_height, pooled_width, *_, sampling_ratio, aligned = inputs
     ctx.arguments = (scale, pooled_height, pooled_width, sampling_ratio, aligned)
     ctx.save_for_backward(boxes)
 
 
-def _double_backward(ctx, grad_grad):
+def _double_backward(ctx: Any, grad_grad: Tensor) -> tuple[Tensor | None, ...]:
     # The mean is linear in its input, so the derivative of the backward pass is the forward pass.
     (boxes,) = ctx.saved_tensors
     return (_op(grad_grad, boxes, *ctx.arguments), *([None] * 10))
 
 
-def _no_double_backward(ctx, *_):
+def _no_double_backward(ctx: Any, *_: Any) -> NoReturn:
     raise NotImplementedError(
         'roi_align: expected at most one differentiation in mode "max", got a second; '
         'mode "avg" is twice differentiable'
@@ -279,19 +283,17 @@ torch.library.register_autograd(
 
 # ---- vmap: the mapped dimension joins the images, and image indices move with it
 
+InDims = tuple[int | None, ...]
 
-def _fold(info, in_dims, input, boxes):
+
+def _fold(info: Any, in_dims: InDims, input: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, int]:
     """Returns input [B*N, C, H, W], boxes [B*K, 5] with shifted image indices, and (N, K)."""
     size = info.batch_size
     input = (
-        input.movedim(in_dims[0], 0)
-        if in_dims[0] is not None
-        else input.expand(size, *input.shape)
+        input.movedim(in_dims[0], 0) if in_dims[0] is not None else input.expand(size, *input.shape)
     )
     boxes = (
-        boxes.movedim(in_dims[1], 0)
-        if in_dims[1] is not None
-        else boxes.expand(size, *boxes.shape)
+        boxes.movedim(in_dims[1], 0) if in_dims[1] is not None else boxes.expand(size, *boxes.shape)
     )
     images = input.shape[1]
     # float32 counts images exactly up to 2^24; narrower boxes are widened first.
@@ -305,8 +307,8 @@ def _fold(info, in_dims, input, boxes):
     return input.flatten(0, 1), boxes.flatten(0, 1), boxes.shape[1]
 
 
-def _vmap(op):
-    def rule(info, in_dims, input, boxes, *arguments):
+def _vmap(op: Callable[..., Any]) -> Callable[..., Any]:
+    def rule(info: Any, in_dims: InDims, input: Tensor, boxes: Tensor, *arguments: Any) -> Any:
         input, boxes, rows = _fold(info, in_dims, input, boxes)
         result = op(input, boxes, *arguments)
         if isinstance(result, Tensor):
@@ -321,22 +323,35 @@ torch.library.register_vmap("cvkernels::roi_align_max", _vmap(_op_max))
 
 
 @torch.library.register_vmap("cvkernels::roi_align_backward")
-def _(info, in_dims, grad, boxes, scale, ph, pw, n, c, h, w, sampling_ratio, aligned):
-    grad, boxes = _fold_backward(info, in_dims, n, grad, boxes)
-    size = info.batch_size
-    result = _op_backward(grad[0], boxes, scale, ph, pw, size * n, c, h, w, sampling_ratio, aligned)
-    return result.unflatten(0, (size, n)), 0
+def _(
+    info: Any, in_dims: InDims, grad: Tensor, boxes: Tensor, *arguments: Any
+) -> tuple[Tensor, int]:
+    scale, ph, pw, n, c, h, w, sampling_ratio, aligned = arguments
+    grads, boxes = _fold_backward(info, in_dims, n, grad, boxes)
+    shape = (info.batch_size * n, c, h, w)
+    result = _op_backward(*grads, boxes, scale, ph, pw, *shape, sampling_ratio, aligned)
+    return result.unflatten(0, (info.batch_size, n)), 0
 
 
 @torch.library.register_vmap("cvkernels::roi_align_max_backward")
-def _(info, in_dims, grad, argmax, boxes, scale, ph, pw, n, c, h, w, sampling_ratio, aligned):
+def _(
+    info: Any,
+    in_dims: InDims,
+    grad: Tensor,
+    argmax: Tensor,
+    boxes: Tensor,
+    *arguments: Any,
+) -> tuple[Tensor, int]:
+    scale, ph, pw, n, c, h, w, sampling_ratio, aligned = arguments
     grads, boxes = _fold_backward(info, in_dims, n, grad, argmax, boxes)
-    size = info.batch_size
-    result = _op_max_backward(*grads, boxes, scale, ph, pw, size * n, c, h, w, sampling_ratio, aligned)
-    return result.unflatten(0, (size, n)), 0
+    shape = (info.batch_size * n, c, h, w)
+    result = _op_max_backward(*grads, boxes, scale, ph, pw, *shape, sampling_ratio, aligned)
+    return result.unflatten(0, (info.batch_size, n)), 0
 
 
-def _fold_backward(info, in_dims, images, *tensors):
+def _fold_backward(
+    info: Any, in_dims: InDims, images: int, *tensors: Tensor
+) -> tuple[list[Tensor], Tensor]:
     """Folds gradients [B, K, ...] to [B*K, ...] and the boxes (the last tensor) with them."""
     *grads, boxes = tensors
     size = info.batch_size
