@@ -138,7 +138,7 @@ def parametrize(metafunc: Any, spec: OpSpec) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# - Building arguments
+# Building arguments
 
 
 def lay_out(tensor: Tensor, layout: str) -> Tensor:
@@ -196,7 +196,7 @@ def as_tuple(result: Any) -> tuple[Tensor, ...]:
 
 
 # --------------------------------------------------------------------------------------------------
-# - Comparing
+# Comparing
 
 
 def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype, what: str = "") -> None:
@@ -296,7 +296,7 @@ def expected_of(spec: OpSpec, args: Args) -> Any:
 
 
 # --------------------------------------------------------------------------------------------------
-# - The matrix
+# The matrix
 
 
 class OpTests:

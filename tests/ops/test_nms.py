@@ -362,7 +362,7 @@ class TestNmsPadded(OpTests):
 
 
 # --------------------------------------------------------------------------------------------------
-# - Hand-worked numbers
+# Hand-worked numbers
 
 
 def test_hand_worked(device: str) -> None:
@@ -463,7 +463,7 @@ def test_infinite_scores_are_ordinary(device: str) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# - Properties
+# Properties
 
 
 @st.composite
@@ -618,7 +618,7 @@ def test_the_result_is_greedy(problem: Any) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# - Many boxes: the CPU's spatial index against the plain loop
+# Many boxes: the CPU's spatial index against the plain loop
 
 
 def scattered_sizes(count: int, seed: int) -> Tensor:
@@ -711,7 +711,7 @@ def test_every_block_edge(count: int, device: str) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# - torchvision
+# torchvision
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -765,7 +765,7 @@ def test_batched_nms_is_exact_where_torchvision_is_not(device: str) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# - Autograd and compilation
+# Autograd and compilation
 
 
 def test_no_gradient_flows(device: str) -> None:

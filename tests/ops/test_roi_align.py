@@ -553,7 +553,7 @@ class TestRoIAlign(DifferentiableOpTests):
 
 
 # --------------------------------------------------------------------------------------------------
-# - Hand-worked numbers. The reference has its own in tests/reference; these reach the kernels.
+# Hand-worked numbers. The reference has its own in tests/reference; these reach the kernels.
 
 
 def test_hand_worked_average(device: str) -> None:
@@ -626,7 +626,7 @@ def test_adaptive_grid_counts_whole_bins_exactly(device: str) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# - Not-a-number, infinity, bad indices
+# Not-a-number, infinity, bad indices
 
 
 BAD_BOXES = [
@@ -708,8 +708,7 @@ def test_non_finite_features_reach_only_the_bins_that_read_them(device: str) -> 
             x[0, 0, 1, 1] = value
             boxes = torch.tensor([[0.0, 0, 0, 8, 8]], device=device)
             out = roi_align(x, boxes, 4, 1.0, 2, True, mode=mode)
-            if mode == "avg":
-                assert not bool(out[0, 0, 0, 0].isfinite())
+            assert not bool(out[0, 0, 0, 0].isfinite())  # NaN wins a maximum, as in torch
             assert bool((out[0, 0, 2:, 2:] == 1).all())  # far from the pixel
             assert bool((out[0, 1] == 1).all())  # the other channel
 
@@ -723,7 +722,7 @@ def test_a_list_of_half_boxes_reaches_every_image(device: str) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# - The module, memory format, autograd
+# The module, memory format, autograd
 
 
 def test_module_is_the_function(device: str) -> None:
@@ -814,7 +813,7 @@ def test_double_backward_is_the_forward(device: str) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# - Properties
+# Properties
 
 
 @st.composite
@@ -984,7 +983,56 @@ def test_layouts_agree(device: str) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# - torchvision
+# The size of a detector: blocks of channels, bands of rows and threads meet their edges
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_detector_sized_average(dtype: torch.dtype, channels_last: bool, device: str) -> None:
+    ops = pytest.importorskip("torchvision.ops")
+    x = features(2, 200, 50, 83).to(device, dtype)
+    boxes = random_boxes(300, 2, (800, 1328)).float().to(device)
+    wide = x.double().requires_grad_()
+    theirs = ops.roi_align(wide, boxes.double(), 7, 1 / 16, 2, True)
+    upstream = features(*theirs.shape, seed=5).to(device, dtype)
+    (expected,) = torch.autograd.grad(theirs, wide, upstream.double())
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    x.requires_grad_()
+    results = []
+    for count in (1, 2, 3):
+        with harness.threads(count):
+            ours = roi_align(x, boxes, 7, 1 / 16, 2, True)
+            results.append([ours, *torch.autograd.grad(ours, x, upstream)])
+    assert_close(results[0][0], theirs, dtype)
+    assert_close(results[0][1], expected, dtype)
+    for other in results[1:]:
+        for a, e in zip(other, results[0], strict=True):
+            assert_same(a, e)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("mode", ["avg", "max"])
+def test_detector_sized_adaptive(mode: str, channels_last: bool, device: str) -> None:
+    x = features(2, 70, 61, 50).to(device)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    x.requires_grad_()
+    boxes = random_boxes(60, 2, (61, 50), spill=0.05).to(device)
+    ours = roi_align(x, boxes, (7, 6), 1.0, -1, False, mode=mode)
+    wide = x.detach().cpu().contiguous().requires_grad_()
+    expected = reference.roi_align(wide, boxes.cpu(), (7, 6), 1.0, -1, False, mode=mode)
+    assert_close(ours, expected, torch.float64)
+    upstream = features(*ours.shape, seed=5)
+    (a,) = torch.autograd.grad(ours, x, upstream.to(device))
+    (e,) = torch.autograd.grad(expected, wide, upstream)
+    assert_close(a, e, torch.float64)
+
+
+# --------------------------------------------------------------------------------------------------
+# torchvision
 
 
 @pytest.mark.parametrize("aligned", [False, True])
