@@ -223,6 +223,8 @@ CVK_HD bool Grid<A>::build(const BoxArrays<A>& boxes, int64_t first, int64_t las
     cells += static_cast<int64_t>(level.columns) * level.rows;
   }
 
+  if (cells >= std::numeric_limits<int32_t>::max()) return false;  // hundreds of millions of boxes: scan
+
   // One allocation: slots (and a vector to read beyond them), cells (and one that ends the last), cell_of.
   const int64_t slot_bytes = round_up<int64_t>(BoxArrays<A>::bytes(size) + kSimdBytes<isa>, 64);
   const int64_t cell_bytes = (cells + 1) * static_cast<int64_t>(sizeof(Cell));
