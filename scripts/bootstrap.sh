@@ -37,7 +37,7 @@ wanted=$(cat requirements/*.txt)
 if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
   echo "bootstrap: installing $requirements into $venv (torch is large; the first time takes minutes)"
   install -r "$requirements"
-  if [ "$kind" = demo ] || [ "$kind" = dev ]; then
+  if [ "$kind" != build ]; then
     install --no-deps -r requirements/demo-no-deps.txt
   fi
   printf '%s' "$wanted" >"$stamp"
