@@ -175,6 +175,27 @@ def roi_align_batch_index(input: Tensor, boxes: Tensor) -> Tensor:
     return index.trunc().to(torch.int64)
 
 
+def _rows_differ(tensor: Tensor, boxes: Tensor) -> bool:
+    """Whether ``tensor`` is not of shape [...] where boxes is [..., 4].
+
+    Two sizes that a compiler cannot know (both counted from data) are taken as equal, and checked when
+    the compiled code runs.
+    """
+    if tensor.dim() != boxes.dim() - 1:
+        return True
+    for mine, theirs in zip(tensor.shape, boxes.shape[:-1], strict=True):
+        if isinstance(mine, int) and isinstance(theirs, int):
+            if mine != theirs:
+                return True
+            continue
+        from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+        if guard_or_false(mine != theirs):
+            return True
+        torch._check(mine == theirs)
+    return False
+
+
 def _nms(op: str, boxes: Tensor, scores: Tensor, idxs: Tensor | None, threshold: float) -> None:
     dims, names = (3, "(B, N, 4)") if op == "nms_padded" else (2, "(N, 4)")
     _tensor(op, "boxes", boxes)
@@ -183,13 +204,13 @@ def _nms(op: str, boxes: Tensor, scores: Tensor, idxs: Tensor | None, threshold:
         _fail(op, f"boxes of shape {names}", _shape(boxes))
     _float_dtype(op, "boxes", boxes)
     rows = _shape(boxes[..., 0])
-    if scores.shape != boxes.shape[:-1]:
+    if _rows_differ(scores, boxes):
         _fail(op, f"scores of shape {rows}", _shape(scores))
     _float_dtype(op, "scores", scores)
     _same_device(op, "scores", scores, "boxes", boxes)
     if idxs is not None:
         _tensor(op, "idxs", idxs)
-        if idxs.shape != boxes.shape[:-1]:
+        if _rows_differ(idxs, boxes):
             _fail(op, f"idxs of shape {rows}", _shape(idxs))
         if idxs.dtype not in INTEGER_DTYPES:
             _fail(op, f"idxs of dtype {_INTEGERS}", _dtype(idxs))

@@ -91,8 +91,14 @@ def nms(
     _check_float("scores", scores)
     if not _is_a(numbers.Real, iou_threshold):
         _fail_type("iou_threshold to be a number", iou_threshold)
-    if not math.isfinite(iou_threshold):
-        _fail("iou_threshold to be finite", f"{float(iou_threshold):g}")
+    try:
+        threshold = float(iou_threshold)
+    except OverflowError:  # an integer beyond any float
+        threshold = math.inf
+    if not math.isfinite(threshold):
+        _fail("iou_threshold to be finite", f"{threshold:g}")
+    if len(scores) >= 2**31:
+        _fail("fewer than 2^31 boxes", len(scores))
     if max_output is None:
         max_output = len(scores)
     elif not _is_a(numbers.Integral, max_output):
@@ -100,7 +106,7 @@ def nms(
     elif max_output < 0:
         _fail("max_output to be None or at least 0", max_output)
     kept: NDArray[np.int64] = _extension().nms(
-        _settled(boxes), _settled(scores), float(iou_threshold), min(int(max_output), len(scores))
+        _settled(boxes), _settled(scores), threshold, min(int(max_output), len(scores))
     )
     return kept
 

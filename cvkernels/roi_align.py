@@ -57,7 +57,8 @@ def roi_align(
         TypeError: an argument of the wrong type.
 
     Gradient:
-        With respect to ``input``; ``boxes`` gets none. Twice differentiable in mode "avg".
+        With respect to ``input``; ``boxes`` gets none. Twice differentiable in mode "avg". Reverse mode
+        only: torch's forward mode sees a zero tangent, as with torchvision's operator.
 
     Determinism:
         Forward and backward are bitwise repeatable on every device, for any number of threads.
@@ -146,10 +147,16 @@ class RoIAlign(nn.Module):
 
 def _memory_format(tensor: Tensor) -> torch.memory_format:
     """channels_last only for dense channels-last strides that are not contiguous as well."""
+    if tensor.is_contiguous():
+        return torch.contiguous_format
     _, c, h, w = tensor.shape
-    if not tensor.is_contiguous() and tensor.stride() == (h * w * c, 1, w * c, c):
-        return torch.channels_last
-    return torch.contiguous_format
+    # The stride of a dimension of size 1 says nothing.
+    for size, stride, wanted in zip(
+        tensor.shape, tensor.stride(), (h * w * c, 1, w * c, c), strict=True
+    ):
+        if size != 1 and stride != wanted:
+            return torch.contiguous_format
+    return torch.channels_last
 
 
 def _like(tensor: Tensor, size: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
@@ -287,15 +294,20 @@ InDims = tuple[int | None, ...]
 
 
 def _fold(info: Any, in_dims: InDims, input: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Returns input [B*N, C, H, W], boxes [B*K, 5] with shifted image indices, and (N, K)."""
+    """Returns input [B*N, C, H, W], boxes [B*K, 5] with shifted image indices, and K.
+
+    A feature map that is not mapped over is shared: it stays [N, C, H, W] and no index moves.
+    """
     size = info.batch_size
-    input = (
-        input.movedim(in_dims[0], 0) if in_dims[0] is not None else input.expand(size, *input.shape)
-    )
+    shared = in_dims[0] is None
+    if not shared:
+        input = input.movedim(in_dims[0], 0).flatten(0, 1)
+    images = input.shape[0] if shared else input.shape[0] // size
     boxes = (
         boxes.movedim(in_dims[1], 0) if in_dims[1] is not None else boxes.expand(size, *boxes.shape)
     )
-    images = input.shape[1]
+    if shared:
+        return input, boxes.flatten(0, 1), boxes.shape[1]
     # float32 counts images exactly up to 2^24; narrower boxes are widened first.
     boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
     shift = torch.arange(size, device=boxes.device, dtype=boxes.dtype) * images
@@ -304,7 +316,7 @@ def _fold(info: Any, in_dims: InDims, input: Tensor, boxes: Tensor) -> tuple[Ten
     valid = (index > -1) & (index < images)
     index = torch.where(valid, index.trunc() + shift[:, None, None], -1.0)
     boxes = torch.cat([index, boxes[..., 1:]], dim=-1)
-    return input.flatten(0, 1), boxes.flatten(0, 1), boxes.shape[1]
+    return input, boxes.flatten(0, 1), boxes.shape[1]
 
 
 def _vmap(op: Callable[..., Any]) -> Callable[..., Any]:
@@ -359,7 +371,7 @@ def _fold_backward(
     for grad, dim in zip(grads, in_dims, strict=False):
         grad = grad.movedim(dim, 0) if dim is not None else grad.expand(size, *grad.shape)
         folded.append(grad.flatten(0, 1))
-    # _fold wants a feature map only for its number of images.
-    image = boxes.new_empty(()).expand(images, 1, 1, 1)
-    _, boxes, _ = _fold(info, (None, in_dims[len(grads)]), image, boxes)
+    # _fold wants a feature map only for its number of images; each mapped call has its own.
+    image = boxes.new_empty(()).expand(size, images, 1, 1, 1)
+    _, boxes, _ = _fold(info, (0, in_dims[len(grads)]), image, boxes)
     return folded, boxes

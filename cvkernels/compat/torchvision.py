@@ -225,11 +225,10 @@ def _kernels(device_key: str) -> dict[str, Kernel]:
     autocast and tracing are done by then, and doing them again would cost microseconds a call.
     """
     keyset = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, device_key))
-    nms: Kernel = torch.library.get_kernel("cvkernels::nms", device_key).call_boxed
-    roi_align: Kernel = torch.library.get_kernel("cvkernels::roi_align", device_key).call_boxed
-    roi_align_backward: Kernel = torch.library.get_kernel(
-        "cvkernels::roi_align_backward", device_key
-    ).call_boxed
+    # redispatch gives up the interpreter lock while the kernel runs; a kernel object's call_boxed keeps it.
+    nms: Kernel = torch.ops.cvkernels.nms.default.redispatch
+    roi_align: Kernel = torch.ops.cvkernels.roi_align.default.redispatch
+    roi_align_backward: Kernel = torch.ops.cvkernels.roi_align_backward.default.redispatch
 
     def nms_kernel(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         try:

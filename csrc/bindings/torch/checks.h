@@ -104,11 +104,12 @@ inline Tensor converted(const Tensor& tensor, ScalarType type) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
-// Dense channels-last strides that are not contiguous as well.
+// Dense channels-last strides that are not contiguous as well. The stride of a dimension of size 1 says nothing.
 inline bool is_channels_last(const Tensor& tensor) {
   if (tensor.dim() != 4 || tensor.is_contiguous()) return false;
   const int64_t c = tensor.size(1), h = tensor.size(2), w = tensor.size(3);
-  return tensor.stride(1) == 1 && tensor.stride(3) == c && tensor.stride(2) == w * c && tensor.stride(0) == h * w * c;
+  const auto has = [&](int64_t dim, int64_t stride) { return tensor.size(dim) == 1 || tensor.stride(dim) == stride; };
+  return has(1, 1) && has(3, c) && has(2, w * c) && has(0, h * w * c);
 }
 
 }  // namespace cvk::bindings

@@ -179,7 +179,6 @@ std::tuple<Tensor, Tensor> nms_padded(const Tensor& boxes, const Tensor& scores,
   check(op, 3, boxes, scores, idxs, iou_threshold);
   if (max_output < 0) reject(op, "max_output to be at least 0, got ", max_output);
   const int64_t batch = boxes.size(0), count = boxes.size(1);
-  if (!kOnCpu && batch > 65535) reject(op, "at most 65535 images, got ", batch);
   const std::optional<Tensor> classes = as_int64(idxs);
   const Tensor keep = allocate({batch, max_output}, ScalarType::Long, boxes);
   const Tensor kept = allocate({batch}, ScalarType::Long, boxes);

@@ -12,7 +12,10 @@ namespace {
 constexpr char kOp[] = "roi_align";
 
 // Boxes that a thread should get at least when plans are made; a plan takes well under a microsecond.
-constexpr int64_t kPlanGrain = 128;
+constexpr int64_t kPlanGrain = 512;
+
+// Multiply-adds of one pooled value, roughly.
+constexpr int64_t kOperations = 8;
 
 void check_boxes(const Tensor& boxes, const char* with, const Tensor& other) {
   if (boxes.dim() != 2 || boxes.size(1) != 5) reject(kOp, "boxes of shape (K, 5), got ", shape_text(boxes));
@@ -33,8 +36,8 @@ RoiAlignShape check_shape(int64_t batch, int64_t channels, int64_t height, int64
   if (sampling_ratio > kRoiAlignMaxGrid) {
     reject(kOp, "sampling_ratio of at most ", kRoiAlignMaxGrid, ", got ", sampling_ratio);
   }
-  if (height > kIntMax || width > kIntMax) {
-    reject(kOp, "input of height and width below 2^31, got ", height, " x ", width);
+  if (channels > kIntMax || height > kIntMax || width > kIntMax) {
+    reject(kOp, "input of channels, height and width below 2^31, got ", channels, ", ", height, ", ", width);
   }
   RoiAlignShape shape;
   shape.batch = batch;
@@ -64,11 +67,15 @@ class PlanMemory {
     plan.record_begin = plan.image_of + shape.boxes;
     plan.image_begin = plan.record_begin + shape.boxes + 1;
     const int64_t bytes = once([&](auto isa) { return roi_align_layout_cpu<isa.value>(params); });
+    if (bytes == kRoiAlignTooManySamples) {
+      reject(kOp, "fewer than 2^30 samples of a box along an axis, got more");
+    }
     if (bytes < 0) {
       const int64_t row = -1 - bytes;
       reject(kOp, "boxes[:, 0] in [0, ", shape.batch, "), got ", number_text(params.boxes[row * 5]), " in row ",
              row);
     }
+    if (shape.channels == 0) return;  // only the image indices wanted checking
     arena_ = std::make_unique<HostScratch<char>>(bytes);
     plan.arena = arena_->get();
     run(kOp, on, {shape.boxes, kPlanGrain},
@@ -87,7 +94,7 @@ void forward(RoiAlignParams<T>& params, const Tensor& on) {
     const PlanMemory<T> memory(params, on);  // checks the image indices, also where the output is empty
     if (params.shape.boxes == 0 || params.shape.channels == 0) return;
     const int64_t items = once([&](auto isa) { return roi_align_forward_items_cpu<isa.value>(params); });
-    run(kOp, on, {items},
+    run(kOp, on, work_of(items, kOperations * params.shape.boxes * params.shape.channels * params.shape.bins()),
         [&](auto isa, int64_t first, int64_t last) { roi_align_forward_cpu<isa.value>(params, first, last); },
         [](CudaStream) { return CudaStatus{0}; });
   } else {
@@ -103,7 +110,9 @@ void backward(RoiAlignParams<T>& params, const Tensor& on) {
   if constexpr (kOnCpu) {
     const PlanMemory<T> memory(params, on);
     const int64_t items = once([&](auto isa) { return roi_align_backward_items_cpu<isa.value>(params); });
-    run(kOp, on, {items},
+    const RoiAlignShape& shape = params.shape;
+    run(kOp, on,
+        work_of(items, shape.channels * (kOperations * shape.boxes * shape.bins() + shape.batch * shape.pixels())),
         [&](auto isa, int64_t first, int64_t last) { roi_align_backward_cpu<isa.value>(params, first, last); },
         [](CudaStream) { return CudaStatus{0}; });
   } else {

@@ -220,7 +220,7 @@ int64_t nms_cpu(const NmsParams<A, S>& params, const Parallel& parallel) {
   engine.rank_of = rank_of;
   engine.kept = box_memory.as<uint8_t>() + BoxArrays<A>::bytes(ranked);
   memset(engine.kept, 0, static_cast<size_t>(ranked));
-  parallel(ranked, 8192, [&](int64_t first, int64_t last) {
+  parallel(ranked, kNmsGatherGrain, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       const A* p = params.boxes + int64_t{4} * order[rank_of != nullptr ? rank_of[i] : i];
       const Box<A> box{p[0], p[1], p[2], p[3]};
@@ -234,7 +234,7 @@ int64_t nms_cpu(const NmsParams<A, S>& params, const Parallel& parallel) {
     // Small segments in parallel, each by one thread; then the large ones one after another, each by all threads.
     const Parallel alone;
     const int64_t large = parallel.threads > 1 ? 2 * kNmsBlock : std::numeric_limits<int64_t>::max();
-    parallel(segments, max_of<int64_t>(1, segments * 512 / ranked), [&](int64_t first, int64_t last) {
+    parallel(segments, max_of<int64_t>(1, segments * kNmsSegmentGrain / ranked), [&](int64_t first, int64_t last) {
       for (int64_t s = first; s < last; ++s) {
         if (int64_t{segment_begin[s + 1]} - segment_begin[s] < large) {
           decide_segment<isa>(engine, segment_begin[s], segment_begin[s + 1], alone);

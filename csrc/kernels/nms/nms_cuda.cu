@@ -53,9 +53,9 @@ NmsScratch<A> carve(const NmsBatchParams<A>& params, char* memory, int64_t* byte
 // Boxes and classes into score order; NaN scores and the bits beyond N start as removed. One thread per position.
 template <class A>
 __global__ void __launch_bounds__(kNmsSuppressThreads)
-    nms_prepare_kernel(NmsBatchParams<A> params, NmsScratch<A> scratch) {
-  const int64_t image = blockIdx.y;
-  const int64_t position = int64_t{blockIdx.x} * kNmsSuppressThreads + threadIdx.x;
+    nms_prepare_kernel(NmsBatchParams<A> params, NmsScratch<A> scratch, int64_t blocks) {
+  const int64_t image = blockIdx.x / blocks;
+  const int64_t position = (blockIdx.x % blocks) * kNmsSuppressThreads + threadIdx.x;
   bool removed = true;
   if (position < params.count) {
     const int64_t at = image * params.count + position;
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kNmsSuppressThreads)
     scratch.removed[image * scratch.words + position / kWarp] = word;
   }
   // The padding of the output, spread over the same threads.
-  const int64_t threads = int64_t{gridDim.x} * kNmsSuppressThreads;
+  const int64_t threads = blocks * kNmsSuppressThreads;
   for (int64_t i = position; i < params.max_output; i += threads) params.keep[image * params.max_output + i] = -1;
   if (position == 0) params.kept[image] = 0;
 }
@@ -174,17 +174,17 @@ __global__ void __launch_bounds__(kNmsChunk)
 // Tests every box after the chunk against the boxes that the chunk kept. One thread per position, one word per warp.
 template <class A>
 __global__ void __launch_bounds__(kNmsSuppressThreads)
-    nms_suppress_kernel(NmsBatchParams<A> params, NmsScratch<A> scratch, int64_t chunk) {
+    nms_suppress_kernel(NmsBatchParams<A> params, NmsScratch<A> scratch, int64_t chunk, int64_t blocks) {
   struct Shared {
     RankedBox<A> boxes[kNmsSuppressThreads];
     int64_t classes[kNmsSuppressThreads];
   };
   auto& shared = static_shared<Shared>();
-  const int64_t image = blockIdx.y;
+  const int64_t image = blockIdx.x / blocks;
   const int count = scratch.chunk_count[image];
   if (count == 0 || params.kept[image] >= params.max_output) return;  // the same for the whole block
   const int64_t position =
-      (chunk + 1) * kNmsChunk + int64_t{blockIdx.x} * kNmsSuppressThreads + threadIdx.x;
+      (chunk + 1) * kNmsChunk + (blockIdx.x % blocks) * kNmsSuppressThreads + threadIdx.x;
   const bool present = position < params.count;
   RankedBox<A> mine{};
   int64_t my_class = 0;
@@ -233,19 +233,20 @@ template <class A>
 CudaStatus nms_cuda(const NmsBatchParams<A>& params, void* scratch_memory, CudaStream stream) {
   int64_t bytes = 0;
   const NmsScratch<A> scratch = carve(params, static_cast<char*>(scratch_memory), &bytes);
-  const unsigned images = static_cast<unsigned>(params.batch);
-  const auto blocks = [](int64_t threads) {
-    return static_cast<unsigned>(max_of<int64_t>(1, ceil_div<int64_t>(threads, kNmsSuppressThreads)));
-  };
-  cudaError_t status = launch(nms_prepare_kernel<A>, {dim3(blocks(params.count), images), dim3(kNmsSuppressThreads)},
-                              stream, params, scratch);
+  // Blocks of an image; images lie one after another in the grid's x, which alone may pass 65,535.
+  const auto blocks = [](int64_t threads) { return ceil_div<int64_t>(threads, kNmsSuppressThreads); };
+  const auto grid = [&](int64_t blocks_of_image) { return dim3(static_cast<unsigned>(params.batch * blocks_of_image)); };
+  const int64_t every = blocks(max_of<int64_t>(1, max_of(params.count, min_of(params.max_output, kNmsMostPadding))));
+  if (params.batch > 0x7fffffffLL / every) return static_cast<CudaStatus>(cudaErrorInvalidConfiguration);
+  cudaError_t status =
+      launch(nms_prepare_kernel<A>, {grid(every), dim3(kNmsSuppressThreads)}, stream, params, scratch, every);
   const int64_t chunks = params.max_output > 0 ? ceil_div<int64_t>(params.count, kNmsChunk) : 0;
   for (int64_t chunk = 0; chunk < chunks && status == cudaSuccess; ++chunk) {
-    status = launch(nms_decide_kernel<A>, {dim3(images), dim3(kNmsChunk)}, stream, params, scratch, chunk);
+    status = launch(nms_decide_kernel<A>, {grid(1), dim3(kNmsChunk)}, stream, params, scratch, chunk);
     const int64_t later = params.count - (chunk + 1) * kNmsChunk;
     if (status == cudaSuccess && later > 0) {
-      status = launch(nms_suppress_kernel<A>, {dim3(blocks(later), images), dim3(kNmsSuppressThreads)}, stream,
-                      params, scratch, chunk);
+      status = launch(nms_suppress_kernel<A>, {grid(blocks(later)), dim3(kNmsSuppressThreads)}, stream, params, scratch,
+                      chunk, blocks(later));
     }
   }
   return static_cast<CudaStatus>(status);

@@ -58,6 +58,7 @@ CVK_HD bool overlaps_any(const BoxArrays<A>& list, int64_t first, int64_t last, 
                       S::broadcast(box.box.y2)};
   const Vec area = S::broadcast(box.area), exact = S::broadcast(threshold);
   const Vec loose = S::broadcast(nms_loose_threshold(threshold)), small = S::broadcast(nms_small_union<A>());
+  const bool shortcut = nms_has_shortcut(threshold);
   for (int64_t i = first; i < last; i += S::kLanes) {
     const A* p = list.base + i;
     const Box<Vec> there{S::load(p), S::load(p + list.stride), S::load(p + 2 * list.stride),
@@ -65,7 +66,7 @@ CVK_HD bool overlaps_any(const BoxArrays<A>& list, int64_t first, int64_t last, 
     const Vec intersection = box_intersection(here, there);
     const Vec united = box_union(area, S::load(p + 4 * list.stride), intersection);
     const typename S::IntVec present = S::first_lanes(last - i);
-    if (threshold >= A(0) && !S::any(((intersection > loose * united) | (united < small)) & present)) continue;
+    if (shortcut && !S::any(((intersection > loose * united) | (united < small)) & present)) continue;
     if (S::any((intersection / united > exact) & present)) return true;
   }
   return false;
@@ -81,8 +82,8 @@ class Grid {
   Grid(const Grid&) = delete;
   Grid& operator=(const Grid&) = delete;
 
-  // Allots cells to positions [first, last) of `boxes`. False where the bounds do not hold (a negative threshold, areas near
-  // the subnormal range) and every pair must be tested.
+  // Allots cells to positions [first, last) of `boxes`. False where the bounds do not hold (a negative threshold, many
+  // areas near the subnormal range) and every pair must be tested.
   template <Isa isa>
   CVK_HD bool build(const BoxArrays<A>& boxes, int64_t first, int64_t last, A threshold);
 
@@ -105,7 +106,11 @@ class Grid {
   }
 
  private:
-  static constexpr int kMostLevels = 32;
+  static constexpr int kSizeLevels = 32;
+  // One more level, a single cell that every box looks at: boxes whose areas are so small that the computed IoU of two of
+  // them can be far from the true one. More than a few make the grid pointless.
+  static constexpr int kTinyLevel = kSizeLevels;
+  static constexpr int kMostTiny = 64;
 
   struct Cell {
     uint32_t begin, kept, settled;  // the next cell's begin ends this one's slots
@@ -124,6 +129,12 @@ class Grid {
     int columns, rows;
     int64_t first_cell;
 
+    CVK_HD double wanted_columns() const {
+      return (static_cast<double>(most_x) - least_x) / (kNmsCellSize * most_w) + 1;
+    }
+    CVK_HD double wanted_rows() const { return (static_cast<double>(most_y) - least_y) / (kNmsCellSize * most_h) + 1; }
+    CVK_HD double wanted_cells() const { return wanted_columns() * wanted_rows(); }
+
     CVK_HD int column(A x) const { return cell(x, least_x, per_x, columns); }
     CVK_HD int row(A y) const { return cell(y, least_y, per_y, rows); }
     // Monotone in the coordinate, so that a range of coordinates maps into a range of cells.
@@ -133,6 +144,40 @@ class Grid {
       return scaled < static_cast<A>(cells) ? static_cast<int>(scaled) : cells - 1;
     }
   };
+
+  // Narrows a level's range of centres to where nearly all of a sample lies, so that a few far boxes do not stretch the cells
+  // of all others. Exact all the same: a centre outside the range belongs to the cell at the rim.
+  template <class InLevel>
+  static CVK_HD void trim(Level& level, const BoxArrays<A>& boxes, int64_t first, int64_t last, InLevel in_level) {
+    constexpr int kSample = 256;
+    A x[kSample], y[kSample];
+    int taken = 0;
+    const int64_t stride = max_of<int64_t>(1, (last - first) / (4 * kSample));
+    for (int64_t i = first; i < last && taken < kSample; i += stride) {
+      const BoxWithArea<A> b = boxes.get(i);
+      if (nms_is_inert(b.box, b.area) || !in_level(b)) continue;
+      x[taken] = middle(b.box.x1, b.box.x2);
+      y[taken++] = middle(b.box.y1, b.box.y2);
+    }
+    if (taken < 16) return;
+    sort(x, taken);
+    sort(y, taken);
+    const int cut = taken / 16;
+    const A margin_x = (x[taken - 1 - cut] - x[cut]) * A(0.25) + level.most_w;
+    const A margin_y = (y[taken - 1 - cut] - y[cut]) * A(0.25) + level.most_h;
+    level.least_x = max_of(level.least_x, x[cut] - margin_x);
+    level.most_x = min_of(level.most_x, x[taken - 1 - cut] + margin_x);
+    level.least_y = max_of(level.least_y, y[cut] - margin_y);
+    level.most_y = min_of(level.most_y, y[taken - 1 - cut] + margin_y);
+  }
+  static CVK_HD void sort(A* values, int count) {
+    for (int i = 1; i < count; ++i) {
+      const A value = values[i];
+      int j = i;
+      for (; j > 0 && values[j - 1] > value; --j) values[j] = values[j - 1];
+      values[j] = value;
+    }
+  }
 
   static CVK_HD A middle(A low, A high) { return low * A(0.5) + high * A(0.5); }
 
@@ -146,7 +191,7 @@ class Grid {
 
   int64_t first_ = 0;
   int levels_ = 0;
-  Level level_[kMostLevels];
+  Level level_[kSizeLevels + 1];
   int32_t* cell_of_ = nullptr;  // [last - first], -1 for inert boxes
   Cell* cells_ = nullptr;
   A* slots_ = nullptr;
@@ -163,18 +208,21 @@ CVK_HD bool Grid<A>::build(const BoxArrays<A>& boxes, int64_t first, int64_t las
 
   // The longest side decides where the levels begin.
   A longest = A(0);
+  int tiny = 0;
   for (int64_t i = first; i < last; ++i) {
     const BoxWithArea<A> b = boxes.get(i);
     if (nms_is_inert(b.box, b.area)) continue;
-    if (b.area < nms_small_union<A>()) return false;
+    if (b.area < nms_small_union<A>() && ++tiny > kMostTiny) return false;
     longest = max_of(longest, max_of(b.box.x2 - b.box.x1, b.box.y2 - b.box.y1));
   }
   constexpr int kMantissa = kFloat ? 23 : 52;
   using Bits = std::conditional_t<kFloat, uint32_t, uint64_t>;
   const int top = static_cast<int>(bit_cast<Bits>(longest) >> kMantissa);
-  const auto level_of = [&](A w, A h) {
-    const int below = top - static_cast<int>(bit_cast<Bits>(max_of(w, h)) >> kMantissa);
-    return below < kMostLevels ? below : kMostLevels - 1;
+  const auto level_of = [&](const BoxWithArea<A>& b) {
+    if (b.area < nms_small_union<A>()) return kTinyLevel;
+    const A side = max_of(b.box.x2 - b.box.x1, b.box.y2 - b.box.y1);
+    const int below = top - static_cast<int>(bit_cast<Bits>(side) >> kMantissa);
+    return below < kSizeLevels ? below : kSizeLevels - 1;
   };
 
   levels_ = 0;
@@ -184,7 +232,7 @@ CVK_HD bool Grid<A>::build(const BoxArrays<A>& boxes, int64_t first, int64_t las
     if (nms_is_inert(b.box, b.area)) continue;
     const A w = b.box.x2 - b.box.x1, h = b.box.y2 - b.box.y1;
     const A x = middle(b.box.x1, b.box.x2), y = middle(b.box.y1, b.box.y2);
-    const int which = level_of(w, h);
+    const int which = level_of(b);
     Level& level = level_[which];
     if (level.count++ == 0) {
       level.least_x = level.most_x = x;
@@ -208,11 +256,19 @@ CVK_HD bool Grid<A>::build(const BoxArrays<A>& boxes, int64_t first, int64_t las
   for (int l = 0; l < levels_; ++l) {
     Level& level = level_[l];
     if (level.count == 0) continue;
+    if (l == kTinyLevel) {
+      level.least_w = level.least_h = A(0);
+      level.most_w = level.most_h = std::numeric_limits<A>::infinity();
+      level.columns = level.rows = 1;
+      level.per_x = level.per_y = A(0);
+      level.first_cell = cells++;
+      continue;
+    }
+    const double most = static_cast<double>(min_of<int64_t>(kNmsCellsPerBox * level.count + 16, 1 << 30));
+    if (level.wanted_cells() > 64 * most) trim(level, boxes, first, last, [&](const auto& b) { return level_of(b) == l; });
     const double wide = static_cast<double>(level.most_x) - level.least_x;
     const double high = static_cast<double>(level.most_y) - level.least_y;
-    const double columns = wide / (kNmsCellSize * level.most_w) + 1;
-    const double rows = high / (kNmsCellSize * level.most_h) + 1;
-    const double most = static_cast<double>(min_of<int64_t>(kNmsCellsPerBox * level.count + 16, 1 << 30));
+    const double columns = level.wanted_columns(), rows = level.wanted_rows();
     const double shrink = columns * rows > most ? std::sqrt(most / (columns * rows)) : 1;
     const double fitting = max_of(1.0, min_of(columns * shrink, most));
     level.columns = static_cast<int>(fitting);
@@ -241,7 +297,7 @@ CVK_HD bool Grid<A>::build(const BoxArrays<A>& boxes, int64_t first, int64_t las
       cell_of_[i - first] = -1;
       continue;
     }
-    const Level& level = level_[level_of(b.box.x2 - b.box.x1, b.box.y2 - b.box.y1)];
+    const Level& level = level_[level_of(b)];
     const int64_t cell = level.first_cell +
                          static_cast<int64_t>(level.row(middle(b.box.y1, b.box.y2))) * level.columns +
                          level.column(middle(b.box.x1, b.box.x2));

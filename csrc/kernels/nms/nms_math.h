@@ -30,6 +30,10 @@ CVK_HD A nms_loose_threshold(A threshold) {
 }
 
 template <class A>
+CVK_HD bool nms_has_shortcut(A threshold) {
+  return threshold == A(0) || threshold >= A(1e-6);  // smaller ones meet small unions in subnormal products
+}
+template <class A>
 CVK_HD A nms_small_union() {
   return sizeof(A) == 4 ? A(1e-30) : A(1e-290);
 }
@@ -40,7 +44,7 @@ template <class A>
 CVK_HD bool nms_suppresses(const Box<A>& a, A area_a, const Box<A>& b, A area_b, A threshold) {
   const A intersection = box_intersection(a, b);
   const A united = box_union(area_a, area_b, intersection);
-  if (threshold >= A(0) && !(intersection > nms_loose_threshold(threshold) * united) &&
+  if (nms_has_shortcut(threshold) && !(intersection > nms_loose_threshold(threshold) * united) &&
       !(united < nms_small_union<A>())) {
     return false;
   }

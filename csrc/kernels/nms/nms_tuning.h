@@ -20,6 +20,10 @@ constexpr int64_t kNmsBlock = 4096;
 // Candidates that a thread should get at least; about 100 us of work.
 constexpr int64_t kNmsGrain = 512;
 
+// Boxes of small segments that a thread should get at least, and boxes gathered into score order: 100 us each, too.
+constexpr int64_t kNmsSegmentGrain = 4096;
+constexpr int64_t kNmsGatherGrain = 32768;
+
 // Cells of a grid level relative to its largest box side, and at most this many cells per box.
 constexpr double kNmsCellSize = 0.5;
 constexpr int64_t kNmsCellsPerBox = 4;
@@ -31,5 +35,8 @@ constexpr int kNmsChunk = 1024;
 
 // Threads of the kernel that applies a chunk's kept boxes to all later boxes, one thread per box.
 constexpr int kNmsSuppressThreads = 256;
+
+// Output slots that get a thread each when the padding is written; the rest is strided over.
+constexpr int64_t kNmsMostPadding = 1 << 16;
 
 }  // namespace cvk

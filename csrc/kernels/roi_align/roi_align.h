@@ -16,7 +16,7 @@
 // Traffic    input once + output once (+ the plan, 100 to 500 bytes a box); CPU NCHW adds a cache-resident copy of the input.
 // Bound      max(bytes / memory bandwidth, 2 * taps * C * bins / FMA rate); 4 to 16 taps per bin at sampling_ratio 2.
 // Determinism forward and backward, CPU and CUDA: bitwise equal for any thread count; no atomics.
-// Limits     H, W, bins < 2^31; K * C * bins and N * C * H * W up to 2^63 elements.
+// Limits     C, H, W, bins < 2^31, samples of a box along an axis < 2^30 (CPU); K * C * bins and N * C * H * W up to 2^63 elements.
 // Source     arXiv 1703.06870; torchvision.ops.roi_align and mmcv.ops.roi_align for the edge rules.
 #pragma once
 
@@ -71,7 +71,9 @@ struct RoiAlignParams {
 
 // ---- CPU. Order of calls: layout (once, serial), plan (slices of boxes), forward or backward (slices of work items).
 
-// Groups the boxes by image and sizes the records. Returns the arena's bytes, or -1 - k for a bad batch index in row k.
+// Groups the boxes by image and sizes the records. Returns the arena's bytes, or -1 - k for a bad batch index in row k, or
+// kRoiAlignTooManySamples where a box would have 2^30 samples along an axis.
+constexpr int64_t kRoiAlignTooManySamples = INT64_MIN;
 template <Isa isa, class T>
 int64_t roi_align_layout_cpu(RoiAlignParams<T>& params);
 

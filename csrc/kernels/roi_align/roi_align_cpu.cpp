@@ -348,6 +348,26 @@ CVK_HD void pool_box_max(const View<E>& view, const RoiAlignShape& shape, char* 
   }
 }
 
+// One bin's gradient, kVecs vectors of channels, onto the pixels of its taps.
+template <Isa isa, int kVecs, class G, class A>
+CVK_HD void spread_bin(const G* grad, const Tap<A>* y, int y_count, const Tap<A>* x, int x_count, int y_begin, int y_end,
+                       int width, A* scratch, int pitch) {
+  using S = Simd<isa, A>;
+  typename S::Vec g[kVecs];
+  for (int v = 0; v < kVecs; ++v) g[v] = S::load(grad + v * S::kLanes);
+  for (int m = 0; m < y_count; ++m) {
+    if (y[m].pixel < y_begin || y[m].pixel >= y_end) continue;
+    A* row = scratch + static_cast<int64_t>(y[m].pixel - y_begin) * width * pitch;
+    for (int n = 0; n < x_count; ++n) {
+      A* pixel = row + static_cast<int64_t>(x[n].pixel) * pitch;
+      const typename S::Vec weight = S::broadcast(y[m].weight * x[n].weight);
+      for (int v = 0; v < kVecs; ++v) {
+        S::store(pixel + v * S::kLanes, S::mul_add(weight, g[v], S::load(pixel + v * S::kLanes)));
+      }
+    }
+  }
+}
+
 // grad[bin * grad_stride + channel] spread over the pixels of rows [y_begin, y_end) of a zeroed channels-last scratch
 // with `pitch` elements per pixel, pixel (y_begin, 0) first.
 template <Isa isa, class G, class A>
@@ -359,22 +379,15 @@ CVK_HD void spread_box(const G* grad, int64_t grad_stride, const RoiAlignShape& 
   const auto record = finished_record_at<A, Tap<A>>(arena, shape.pooled_height, shape.pooled_width);
   for (int i = 0; i < shape.pooled_height; ++i) {
     for (int j = 0; j < shape.pooled_width; ++j, grad += grad_stride) {
+      const Tap<A>* y = record.y + record.y_begin[i];
+      const Tap<A>* x = record.x + record.x_begin[j];
+      const int y_count = record.y_begin[i + 1] - record.y_begin[i], x_count = record.x_begin[j + 1] - record.x_begin[j];
       int c = 0;
       for (; c + kMost * kLanes <= channels; c += kMost * kLanes) {
-        typename S::Vec g[kMost];
-        for (int v = 0; v < kMost; ++v) g[v] = S::load(grad + c + v * kLanes);
-        for (int m = record.y_begin[i]; m < record.y_begin[i + 1]; ++m) {
-          const int y = record.y[m].pixel;
-          if (y < y_begin || y >= y_end) continue;
-          A* row = scratch + static_cast<int64_t>(y - y_begin) * shape.width * pitch + c;
-          for (int n = record.x_begin[j]; n < record.x_begin[j + 1]; ++n) {
-            A* pixel = row + static_cast<int64_t>(record.x[n].pixel) * pitch;
-            const typename S::Vec weight = S::broadcast(record.y[m].weight * record.x[n].weight);
-            for (int v = 0; v < kMost; ++v) {
-              S::store(pixel + v * kLanes, S::mul_add(weight, g[v], S::load(pixel + v * kLanes)));
-            }
-          }
-        }
+        spread_bin<isa, kMost>(grad + c, y, y_count, x, x_count, y_begin, y_end, shape.width, scratch + c, pitch);
+      }
+      for (; c + kLanes <= channels; c += kLanes) {
+        spread_bin<isa, 1>(grad + c, y, y_count, x, x_count, y_begin, y_end, shape.width, scratch + c, pitch);
       }
       for (; c < channels; ++c) {
         const A g = to_acc(grad[c]);
@@ -427,6 +440,11 @@ CVK_HD void spread_box_max(const G* grad, const int32_t* argmax, int64_t bin_str
 
 // ---- how a pass is cut into work items
 
+// Scratch elements per pixel or bin.
+CVK_HD int pitch_of(const RoiAlignShape& shape) {
+  return static_cast<int>(min_of<int64_t>(kRoiAlignChannelTile, shape.channels));
+}
+
 // Forward of a contiguous input. `per_image`: an item is (channel tile, chunk of boxes in image order) over scratch
 // copies of whole image tiles; otherwise an item is a box over a scratch copy of the rectangle that it reads.
 struct ForwardCut {
@@ -478,16 +496,12 @@ template <class T>
 CVK_HD BackwardCut backward_cut(const RoiAlignShape& shape) {
   BackwardCut cut;
   cut.tiles = ceil_div<int64_t>(shape.channels, kRoiAlignChannelTile);
-  const int64_t row_bytes = static_cast<int64_t>(shape.width) * kRoiAlignChannelTile * sizeof(Acc<T>);
+  const int64_t row_bytes = static_cast<int64_t>(shape.width) * pitch_of(shape) * sizeof(Acc<T>);
   const int64_t rows = max_of<int64_t>(1, kRoiAlignBandBytes / max_of<int64_t>(1, row_bytes));
   cut.rows = static_cast<int>(min_of<int64_t>(rows, shape.height));
   cut.bands = ceil_div<int64_t>(shape.height, cut.rows);
   return cut;
 }
-
-// Scratch elements per pixel or bin: the tile's channels, rounded so that rows keep vector alignment.
-template <Isa isa, class A>
-inline constexpr int kPitch = kRoiAlignChannelTile;
 
 // One box of a contiguous input: channels [c, c + channels) from `view` into output[k], through the bins' scratch.
 template <Isa isa, class T, class E>
@@ -495,7 +509,7 @@ CVK_HD void pool_box_contiguous(const RoiAlignParams<T>& params, int64_t k, int6
                                 const View<E>& view, Acc<T>* bins, int32_t* bin_indices) {
   using A = Acc<T>;
   const RoiAlignShape& shape = params.shape;
-  constexpr int pitch = kPitch<isa, A>;
+  const int pitch = pitch_of(shape);
   char* arena = params.plan.arena + params.plan.record_begin[k];
   const int64_t at = (k * shape.channels + c) * shape.bins();
   if (params.argmax != nullptr) {
@@ -538,7 +552,7 @@ CVK_HD void forward_per_image(const RoiAlignParams<T>& params, const ForwardCut&
   using A = Acc<T>;
   const RoiAlignShape& shape = params.shape;
   const RoiAlignPlan& plan = params.plan;
-  constexpr int pitch = kPitch<isa, A>;
+  const int pitch = pitch_of(shape);
   const Scratch tile(shape.pixels() * pitch * sizeof(A));
   const Scratch bins(2 * shape.bins() * pitch * sizeof(A));  // channels-last, then as planes
   const Scratch indices(params.argmax != nullptr ? shape.bins() * pitch * sizeof(int32_t) : 0);
@@ -567,12 +581,12 @@ template <Isa isa, class T>
 CVK_HD void forward_per_box(const RoiAlignParams<T>& params, int64_t first, int64_t last) {
   using A = Acc<T>;
   const RoiAlignShape& shape = params.shape;
-  constexpr int pitch = kPitch<isa, A>;
-  constexpr int64_t kMostPixels = kRoiAlignScratchBytes / (pitch * static_cast<int64_t>(sizeof(A)));
+  const int pitch = pitch_of(shape);
+  const int64_t most_in_scratch = kRoiAlignScratchBytes / (pitch * static_cast<int64_t>(sizeof(A)));
   int64_t most_pixels = 0;
   for (int64_t k = first; k < last; ++k) {
     const int64_t pixels = rectangle_pixels(widened<isa, A>(shape, rectangle_of(params, k)));
-    if (pixels <= kMostPixels) most_pixels = max_of(most_pixels, pixels);
+    if (pixels <= most_in_scratch) most_pixels = max_of(most_pixels, pixels);
   }
   const Scratch tile(most_pixels * pitch * sizeof(A));
   const Scratch bins(2 * shape.bins() * pitch * sizeof(A));  // channels-last, then as planes
@@ -580,7 +594,7 @@ CVK_HD void forward_per_box(const RoiAlignParams<T>& params, int64_t first, int6
   for (int64_t k = first; k < last; ++k) {
     const RecordHeader rect = widened<isa, A>(shape, rectangle_of(params, k));
     const T* image = params.input + params.plan.image_of[k] * shape.channels * shape.pixels();
-    if (rectangle_pixels(rect) > kMostPixels) {  // read the planes in place, one channel at a time
+    if (rectangle_pixels(rect) > most_in_scratch) {  // read the planes in place, one channel at a time
       for (int64_t c = 0; c < shape.channels; ++c) {
         const View<T> plane{image + c * shape.pixels(), 1, shape.width, 0, 0};
         char* arena = params.plan.arena + params.plan.record_begin[k];
@@ -595,10 +609,15 @@ CVK_HD void forward_per_box(const RoiAlignParams<T>& params, int64_t first, int6
     }
     for (int64_t c = 0; c < shape.channels; c += kRoiAlignChannelTile) {
       const int channels = static_cast<int>(min_of<int64_t>(kRoiAlignChannelTile, shape.channels - c));
-      View<A> view{};
-      if (rectangle_pixels(rect) > 0) {
-        view = load_rectangle<isa>(image, shape, c, channels, pitch, rect, tile.template as<A>());
+      if (rectangle_pixels(rect) == 0) {  // reads nothing
+        const int64_t at = (k * shape.channels + c) * shape.bins();
+        for (int64_t i = 0; i < channels * shape.bins(); ++i) {
+          params.output[at + i] = from_acc<T>(A(0));
+          if (params.argmax != nullptr) params.argmax[at + i] = -1;
+        }
+        continue;
       }
+      const View<A> view = load_rectangle<isa>(image, shape, c, channels, pitch, rect, tile.template as<A>());
       pool_box_contiguous<isa>(params, k, c, channels, view, bins.template as<A>(), indices.template as<int32_t>());
     }
   }
@@ -619,7 +638,11 @@ int64_t roi_align_layout_cpu(RoiAlignParams<T>& params) {
     plan.image_of[k] = n;
     ++plan.image_begin[n + 1];
     const BoxAxes<Acc<T>> axes = box_axes(shape, box);
-    const int64_t samples = count_samples(axes.y, shape.pooled_height) + count_samples(axes.x, shape.pooled_width);
+    const int64_t y_samples = count_samples(axes.y, shape.pooled_height);
+    const int64_t x_samples = count_samples(axes.x, shape.pooled_width);
+    // Records index their entries, two per sample, by int.
+    if (max_of(y_samples, x_samples) >= int64_t{1} << 30) return kRoiAlignTooManySamples;
+    const int64_t samples = y_samples + x_samples;
     plan.record_begin[k] = bytes;
     bytes += params.maximum() ? record_bytes<Sample<Acc<T>>>(shape.pooled_height, shape.pooled_width, samples)
                               : record_bytes<Tap<Acc<T>>>(shape.pooled_height, shape.pooled_width, 2 * samples);
@@ -653,7 +676,7 @@ int64_t roi_align_forward_items_cpu(RoiAlignParams<T>& params) {
   RoiAlignPlan& plan = params.plan;
   plan.copy_images = false;
   if (shape.channels_last) return shape.boxes;
-  const int64_t tile_bytes = shape.pixels() * kRoiAlignChannelTile * static_cast<int64_t>(sizeof(A));
+  const int64_t tile_bytes = shape.pixels() * pitch_of(shape) * static_cast<int64_t>(sizeof(A));
   if (tile_bytes <= kRoiAlignScratchBytes) {
     int64_t by_box = 0, by_image = 0;
     for (int64_t k = 0; k < shape.boxes; ++k) by_box += rectangle_pixels(widened<isa, A>(shape, rectangle_of(params, k)));
@@ -693,7 +716,7 @@ void roi_align_backward_cpu(const RoiAlignParams<T>& params, int64_t first, int6
   const RoiAlignShape& shape = params.shape;
   const RoiAlignPlan& plan = params.plan;
   const BackwardCut cut = backward_cut<T>(shape);
-  constexpr int pitch = kPitch<isa, A>;
+  const int pitch = pitch_of(shape);
   const Scratch band(static_cast<int64_t>(cut.rows) * shape.width * pitch * sizeof(A));
   const Scratch bins(shape.channels_last ? 0 : shape.bins() * pitch * sizeof(A));
   A* const pixels = band.template as<A>();

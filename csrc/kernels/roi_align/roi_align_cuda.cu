@@ -419,25 +419,29 @@ __global__ void __launch_bounds__(kRoiAlignThreads, kRoiAlignBlocksPerSm) roi_al
                 if (!y.inside || !x.inside) continue;
                 const A y_weight =
                     (y.low == row ? y.low_weight : A(0)) + (y.high == row ? y.high_weight : A(0));
+                if (y_weight == A(0)) continue;
                 const A grad = shared.grad[i * kBins + j][lane] * y_weight;
 #pragma unroll
                 for (int column = 0; column < kColumns; ++column) {
                   const int pixel = tile_x + column;
                   const A x_weight =
                       (x.low == pixel ? x.low_weight : A(0)) + (x.high == pixel ? x.high_weight : A(0));
-                  sum[column] = mul_add(x_weight, grad, sum[column]);
+                  if (x_weight != A(0)) sum[column] = mul_add(x_weight, grad, sum[column]);
                 }
               }
             }
           } else {
             for (int j = 0; j < x_bins; ++j) {
               A along_y = A(0);
+              // Edge: a weight of zero passes nothing on, not even an infinite gradient.
               for (int i = 0; i < y_bins; ++i) {
-                along_y = mul_add(shared.y_weight[warp][i], shared.grad[i * kBins + j][lane], along_y);
+                const A weight = shared.y_weight[warp][i];
+                if (weight != A(0)) along_y = mul_add(weight, shared.grad[i * kBins + j][lane], along_y);
               }
 #pragma unroll
               for (int column = 0; column < kColumns; ++column) {
-                sum[column] = mul_add(shared.x_weight[j][column], along_y, sum[column]);
+                const A weight = shared.x_weight[j][column];
+                if (weight != A(0)) sum[column] = mul_add(weight, along_y, sum[column]);
               }
             }
           }
