@@ -249,6 +249,13 @@ TEST(Nms, NanAndTies) {
     EXPECT_EQ((on_cpu<Isa::kBaseline, float, float>(p, Parallel{})), (Keep{1, 2}));
     expect_all_backends<float, float>(p, "nan");
   }
+  // Minus zero equals zero, so the index decides.
+  p.boxes = {0, 0, 4, 4, 10, 0, 14, 4, 20, 0, 24, 4};
+  p.scores = {-0.0, 0.0, -0.0};
+  EXPECT_EQ((on_cpu<Isa::kBaseline, float, float>(p, Parallel{})), (Keep{0, 1, 2}));
+  EXPECT_EQ((on_cpu<Isa::kBaseline, float, double>(p, Parallel{})), (Keep{0, 1, 2}));
+  expect_all_backends<float, float>(p, "zeros");
+  expect_all_backends<double, double>(p, "zeros");
 }
 
 TEST(Nms, SubnormalAreas) {
