@@ -131,7 +131,7 @@ template <Isa isa, class A>
 CVK_HD void decide_by_grid(const Engine<A>& engine, int64_t first, int64_t last, Grid<A>& grid,
                            const Parallel& parallel) {
   int64_t kept = 0;
-  if (parallel.threads <= 1 || last - first < 2 * kNmsBlock) {
+  if (parallel.threads <= 1 || last - first < kNmsParallelSegment) {
     for (int64_t i = first; i < last && kept < engine.max_output; ++i) {
       if (!grid.is_inert(i)) {
         const BoxWithArea<A> box = engine.candidates.get(i);
@@ -143,10 +143,11 @@ CVK_HD void decide_by_grid(const Engine<A>& engine, int64_t first, int64_t last,
     }
     return;
   }
-  const Scratch survivors(kNmsBlock);
+  const Scratch survivors(kNmsMostBlock);
   uint8_t* survives = survivors.as<uint8_t>();
-  for (int64_t block = first; block < last && kept < engine.max_output; block += kNmsBlock) {
-    const int64_t size = min_of(kNmsBlock, last - block);
+  int64_t size = 0;
+  for (int64_t block = first; block < last && kept < engine.max_output; block += size) {
+    size = min_of(max_of(kNmsLeastBlock, min_of(block - first, kNmsMostBlock)), last - block);
     parallel(size, kNmsGrain, [&](int64_t begin, int64_t end) {  // filter: the grid is only read
       for (int64_t i = begin; i < end; ++i) {
         survives[i] = grid.is_inert(block + i) || !grid.template suppresses<isa, false>(
@@ -233,7 +234,7 @@ int64_t nms_cpu(const NmsParams<A, S>& params, const Parallel& parallel) {
   } else {
     // Small segments in parallel, each by one thread; then the large ones one after another, each by all threads.
     const Parallel alone;
-    const int64_t large = parallel.threads > 1 ? 2 * kNmsBlock : std::numeric_limits<int64_t>::max();
+    const int64_t large = parallel.threads > 1 ? kNmsParallelSegment : std::numeric_limits<int64_t>::max();
     parallel(segments, max_of<int64_t>(1, segments * kNmsSegmentGrain / ranked), [&](int64_t first, int64_t last) {
       for (int64_t s = first; s < last; ++s) {
         if (int64_t{segment_begin[s + 1]} - segment_begin[s] < large) {

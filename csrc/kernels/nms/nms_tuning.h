@@ -13,9 +13,14 @@ constexpr int kNmsSmallSegment = 64;
 // Segments from this size on use the grid; below it the plain scan is as quick.
 constexpr int64_t kNmsGridSegment = 512;
 
-// Candidates tested against the grid in parallel between two commits, which are serial. Segments of fewer than two blocks
-// (about 2 ms of work) stay on one thread: waking another costs up to half of what it saves.
-constexpr int64_t kNmsBlock = 4096;
+// Segments from this size on are filtered in parallel. A smaller one takes under 4 ms on one thread, and every join of the
+// threads can cost several where other work holds a core.
+constexpr int64_t kNmsParallelSegment = 16384;
+
+// Candidates filtered in parallel between two commits, which are serial: as many as have been decided already, within
+// these limits. Few joins, and little left for the commit.
+constexpr int64_t kNmsLeastBlock = 4096;
+constexpr int64_t kNmsMostBlock = 32768;
 
 // Candidates that a thread should get at least; about 100 us of work.
 constexpr int64_t kNmsGrain = 512;
