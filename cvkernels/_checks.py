@@ -178,8 +178,8 @@ def roi_align_batch_index(input: Tensor, boxes: Tensor) -> Tensor:
 def _rows_differ(tensor: Tensor, boxes: Tensor) -> bool:
     """Whether ``tensor`` is not of shape [...] where boxes is [..., 4].
 
-    Two sizes that a compiler cannot know (both counted from data) are taken as equal, and checked when
-    the compiled code runs.
+    Two sizes that a compiler cannot know (both counted from data) are taken as equal, and checked
+    when the compiled code runs.
     """
     if tensor.dim() != boxes.dim() - 1:
         return True

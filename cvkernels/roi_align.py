@@ -57,8 +57,8 @@ def roi_align(
         TypeError: an argument of the wrong type.
 
     Gradient:
-        With respect to ``input``; ``boxes`` gets none. Twice differentiable in mode "avg". Reverse mode
-        only: torch's forward mode sees a zero tangent, as with torchvision's operator.
+        With respect to ``input``; ``boxes`` gets none. Twice differentiable in mode "avg". Reverse
+        mode only: torch's forward mode sees a zero tangent, as with torchvision's operator.
 
     Determinism:
         Forward and backward are bitwise repeatable on every device, for any number of threads.
@@ -299,15 +299,15 @@ def _fold(info: Any, in_dims: InDims, input: Tensor, boxes: Tensor) -> tuple[Ten
     A feature map that is not mapped over is shared: it stays [N, C, H, W] and no index moves.
     """
     size = info.batch_size
-    shared = in_dims[0] is None
-    if not shared:
-        input = input.movedim(in_dims[0], 0).flatten(0, 1)
-    images = input.shape[0] if shared else input.shape[0] // size
+    mapped = in_dims[0]
+    if mapped is not None:
+        input = input.movedim(mapped, 0).flatten(0, 1)
     boxes = (
         boxes.movedim(in_dims[1], 0) if in_dims[1] is not None else boxes.expand(size, *boxes.shape)
     )
-    if shared:
+    if mapped is None:
         return input, boxes.flatten(0, 1), boxes.shape[1]
+    images = input.shape[0] // size
     # float32 counts images exactly up to 2^24; narrower boxes are widened first.
     boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
     shift = torch.arange(size, device=boxes.device, dtype=boxes.dtype) * images

@@ -225,7 +225,8 @@ def _kernels(device_key: str) -> dict[str, Kernel]:
     autocast and tracing are done by then, and doing them again would cost microseconds a call.
     """
     keyset = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, device_key))
-    # redispatch gives up the interpreter lock while the kernel runs; a kernel object's call_boxed keeps it.
+    # redispatch gives up the interpreter lock while the kernel runs; call_boxed of a kernel object
+    # keeps it.
     nms: Kernel = torch.ops.cvkernels.nms.default.redispatch
     roi_align: Kernel = torch.ops.cvkernels.roi_align.default.redispatch
     roi_align_backward: Kernel = torch.ops.cvkernels.roi_align_backward.default.redispatch

@@ -131,7 +131,7 @@ template <Isa isa, class A>
 CVK_HD void decide_by_grid(const Engine<A>& engine, int64_t first, int64_t last, Grid<A>& grid,
                            const Parallel& parallel) {
   int64_t kept = 0;
-  if (parallel.threads <= 1 || last - first < kNmsParallelSegment) {
+  if (last - first < kNmsBlockedSegment) {
     for (int64_t i = first; i < last && kept < engine.max_output; ++i) {
       if (!grid.is_inert(i)) {
         const BoxWithArea<A> box = engine.candidates.get(i);
@@ -145,11 +145,19 @@ CVK_HD void decide_by_grid(const Engine<A>& engine, int64_t first, int64_t last,
   }
   const Scratch survivors(kNmsMostBlock);
   uint8_t* survives = survivors.as<uint8_t>();
+  const Scratch places(2 * kNmsMostBlock * static_cast<int64_t>(sizeof(Keyed<uint32_t>)));
   int64_t size = 0;
   for (int64_t block = first; block < last && kept < engine.max_output; block += size) {
     size = min_of(max_of(kNmsLeastBlock, min_of(block - first, kNmsMostBlock)), last - block);
-    parallel(size, kNmsGrain, [&](int64_t begin, int64_t end) {  // filter: the grid is only read
-      for (int64_t i = begin; i < end; ++i) {
+    // Filter: the grid is only read, so any order will do. Perf: neighbours after one another find their cells in cache.
+    Keyed<uint32_t>* entries = places.as<Keyed<uint32_t>>();
+    for (int64_t i = 0; i < size; ++i) {
+      entries[i] = {static_cast<uint32_t>(grid.cell_of(block + i) + 1), static_cast<uint32_t>(i)};
+    }
+    const Keyed<uint32_t>* by_place = radix_sort(entries, entries + size, size);
+    parallel(size, kNmsGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t j = begin; j < end; ++j) {
+        const int64_t i = by_place[j].value;
         survives[i] = grid.is_inert(block + i) || !grid.template suppresses<isa, false>(
                                                       engine.candidates.get(block + i), engine.threshold);
       }
@@ -234,7 +242,7 @@ int64_t nms_cpu(const NmsParams<A, S>& params, const Parallel& parallel) {
   } else {
     // Small segments in parallel, each by one thread; then the large ones one after another, each by all threads.
     const Parallel alone;
-    const int64_t large = parallel.threads > 1 ? kNmsParallelSegment : std::numeric_limits<int64_t>::max();
+    const int64_t large = parallel.threads > 1 ? kNmsBlockedSegment : std::numeric_limits<int64_t>::max();
     parallel(segments, max_of<int64_t>(1, segments * kNmsSegmentGrain / ranked), [&](int64_t first, int64_t last) {
       for (int64_t s = first; s < last; ++s) {
         if (int64_t{segment_begin[s + 1]} - segment_begin[s] < large) {

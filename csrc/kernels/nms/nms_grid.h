@@ -87,7 +87,9 @@ class Grid {
   template <Isa isa>
   CVK_HD bool build(const BoxArrays<A>& boxes, int64_t first, int64_t last, A threshold);
 
-  CVK_HD bool is_inert(int64_t position) const { return cell_of_[position - first_] < 0; }
+  // The cell of a position, -1 for an inert box.
+  CVK_HD int32_t cell_of(int64_t position) const { return cell_of_[position - first_]; }
+  CVK_HD bool is_inert(int64_t position) const { return cell_of(position) < 0; }
 
   // Whether a kept box overlaps `box` by more than the threshold; with `recent`, whether one that is not settled does.
   template <Isa isa, bool recent>
@@ -95,13 +97,13 @@ class Grid {
 
   // Adds a kept box.
   CVK_HD void insert(int64_t position, const BoxWithArea<A>& box) {
-    Cell& cell = cells_[cell_of_[position - first_]];
+    Cell& cell = cells_[cell_of(position)];
     boxes_of(cell).set(cell.kept++, box);
   }
 
   // Counts the kept boxes in the cell of `position` as settled.
   CVK_HD void settle(int64_t position) {
-    Cell& cell = cells_[cell_of_[position - first_]];
+    Cell& cell = cells_[cell_of(position)];
     cell.settled = cell.kept;
   }
 

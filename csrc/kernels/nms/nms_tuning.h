@@ -13,12 +13,13 @@ constexpr int kNmsSmallSegment = 64;
 // Segments from this size on use the grid; below it the plain scan is as quick.
 constexpr int64_t kNmsGridSegment = 512;
 
-// Segments from this size on are filtered in parallel. A smaller one takes under 4 ms on one thread, and every join of the
-// threads can cost several where other work holds a core.
-constexpr int64_t kNmsParallelSegment = 16384;
+// Segments from this size on are decided in blocks: filtered in parallel and in the order of their places, then committed
+// in the order of their scores. A smaller one takes under 4 ms on one thread and fits in cache, and every join of the threads
+// can cost several ms where other work holds a core.
+constexpr int64_t kNmsBlockedSegment = 16384;
 
-// Candidates filtered in parallel between two commits, which are serial: as many as have been decided already, within
-// these limits. Few joins, and little left for the commit.
+// Candidates of a block: as many as have been decided already, within these limits. Few joins, and little left for the
+// commit, which is serial.
 constexpr int64_t kNmsLeastBlock = 4096;
 constexpr int64_t kNmsMostBlock = 32768;
 

@@ -19,7 +19,7 @@ template <class A>
 struct RoiAxis {
   A start;          // first coordinate of the box, in input pixels
   A bin;            // extent of one bin, in input pixels
-  A step;           // distance of samples; may be 0 or negative
+  A step;           // distance of samples, rounded; may be 0 or negative
   A inverse_step;   // meaningful where step > 0
   A share;          // 1 / samples: what one sample counts for in a mean along this axis
   int samples;      // samples per bin along this axis
@@ -57,8 +57,6 @@ CVK_HD RoiAxis<A> roi_axis(A low, A high, A spatial_scale, bool aligned, int bin
     const A grid = ceil(length / static_cast<A>(bins));
     axis.samples = grid > A(0) ? static_cast<int>(min_of(grid, static_cast<A>(kRoiAlignMaxGrid))) : 0;
   }
-  // Perf: all divisions of an axis happen here, none at a sample. Numerics: (i + 0.5) * step differs from torchvision's
-  // (i + 0.5) * bin / samples by at most one rounding, and not at all where samples is a power of two.
   const A samples = static_cast<A>(axis.samples > 0 ? axis.samples : 1);
   axis.step = axis.bin / samples;
   axis.inverse_step = samples / axis.bin;
@@ -66,9 +64,12 @@ CVK_HD RoiAxis<A> roi_axis(A low, A high, A spatial_scale, bool aligned, int bin
   return axis;
 }
 
+// Numerics: torchvision's expression in torchvision's order, so that a sample on the very rim of the map is inside or outside
+// alike. The division could be (i + 0.5) * step, which rounds differently where samples is no power of two.
 template <class A>
 CVK_HD A roi_sample_coordinate(const RoiAxis<A>& axis, int bin, int sample) {
-  return axis.start + static_cast<A>(bin) * axis.bin + (static_cast<A>(sample) + A(0.5)) * axis.step;
+  return axis.start + static_cast<A>(bin) * axis.bin +
+         (static_cast<A>(sample) + A(0.5)) * axis.bin / static_cast<A>(axis.samples);
 }
 
 struct SampleRange {
