@@ -173,7 +173,7 @@ __global__ void __launch_bounds__(kNmsChunk)
 
 // Tests every box after the chunk against the boxes that the chunk kept. One thread per position, one word per warp.
 template <class A>
-__global__ void __launch_bounds__(kNmsSuppressThreads)
+__global__ void __launch_bounds__(kNmsSuppressThreads, kNmsSuppressBlocksPerSm)
     nms_suppress_kernel(NmsBatchParams<A> params, NmsScratch<A> scratch, int64_t chunk, int64_t blocks) {
   struct Shared {
     RankedBox<A> boxes[kNmsSuppressThreads];

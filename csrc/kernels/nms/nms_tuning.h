@@ -42,6 +42,9 @@ constexpr int kNmsChunk = 1024;
 // Threads of the kernel that applies a chunk's kept boxes to all later boxes, one thread per box.
 constexpr int kNmsSuppressThreads = 256;
 
+// Blocks of it that must fit on one SM: with 4 ptxas 13.0 spills nothing; without the bound it aims at 48 registers.
+constexpr int kNmsSuppressBlocksPerSm = 4;
+
 // Output slots that get a thread each when the padding is written; the rest is strided over.
 constexpr int64_t kNmsMostPadding = 1 << 16;
 
