@@ -835,3 +835,29 @@ def test_nms_cannot_be_vmapped_and_says_so() -> None:
         torch.vmap(lambda b, s: nms(b, s, 0.5))(
             spread(20).view(2, 10, 4), random_scores(20).view(2, 10)
         )
+
+
+@pytest.mark.native
+def test_far_and_tiny_boxes_among_many(device: str) -> None:
+    """A few boxes far away or of almost no area change the grid, not the result."""
+    boxes = spread(3000).float()
+    scores = torch.rand(3000, generator=torch.Generator().manual_seed(2))
+    for index, side in enumerate((100.0, 50.0, 30.0, 12.0, 6.0)):
+        boxes[index] = torch.tensor([1e7, 1e7, 1e7 + side, 1e7 + side])
+    boxes[7] = torch.tensor([0.0, 0.0, 1e-16, 1e-16])
+    boxes[8] = torch.tensor([0.0, 0.0, 1e-16, 0.9e-16])
+    for threshold in (0.0, 0.3, 0.5, 0.7):
+        expected = reference.nms(boxes, scores, threshold)
+        assert_same(nms(boxes.to(device), scores.to(device), threshold).cpu(), expected)
+
+
+def test_sizes_that_only_the_data_knows_compile() -> None:
+    boxes = spread(40).float()
+    scores = torch.rand(40, generator=torch.Generator().manual_seed(3))
+
+    def confident(boxes: Tensor, scores: Tensor) -> Tensor:
+        return nms(boxes[scores > 0.5], scores[scores > 0.5], 0.5)
+
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        compiled = torch.compile(confident, fullgraph=True, backend="aot_eager")
+        assert_same(compiled(boxes, scores), confident(boxes, scores))

@@ -1059,3 +1059,36 @@ def test_list_of_boxes_equals_torchvision(device: str) -> None:
     x = features(3, 2, 9, 9).to(device)
     boxes = [random_boxes(k, 1, (18, 18), seed=k + 1)[:, 1:].to(device) for k in (2, 0, 3)]
     assert_close(roi_align(x, boxes, 3, 0.5), ops.roi_align(x, boxes, 3, 0.5), torch.float64)
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
+def test_an_infinite_gradient_stays_where_it_has_weight(device: str, mode: str) -> None:
+    """Zero weights pass nothing on, so only pixels that the bin read become infinite, none NaN."""
+    input = features(1, 2, 16, 16).float().to(device).requires_grad_()
+    boxes = torch.tensor([[0.0, 1.0, 1.0, 13.0, 13.0]], device=device)
+    out = roi_align(input, boxes, 4, sampling_ratio=2, aligned=True, mode=mode)
+    grad = torch.zeros_like(out)
+    grad[0, 0, 1, 1] = float("inf")
+    out.backward(grad)
+    assert input.grad is not None
+    assert not input.grad.isnan().any()
+    # Bin (1, 1) samples 4.25 and 5.75 on both axes: pixels 4, 5 and 5, 6.
+    reached = input.grad[0, 0].isinf().nonzero()
+    assert len(reached) == (9 if mode == "avg" else 4)
+    assert reached.min() >= 4 and reached.max() <= 6
+    assert (input.grad[0, 1] == 0).all()
+
+
+def test_strides_of_size_one_dimensions_say_nothing(device: str) -> None:
+    image = features(20, 30, 3).float().to(device).permute(2, 0, 1)[None]  # as from an HWC array
+    boxes = torch.tensor([[0.0, 1.0, 1.0, 9.0, 9.0]], device=device)
+    out = roi_align(image, boxes, 3)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert_same(out, roi_align(image.contiguous(), boxes, 3))
+
+
+def test_vmap_shares_a_feature_map_that_is_not_mapped(device: str) -> None:
+    input = features(2, 3, 8, 8).float().to(device)
+    boxes = random_boxes(6, 2, (8, 8)).float().to(device).reshape(2, 3, 5)
+    mapped = torch.vmap(lambda rows: roi_align(input, rows, 2))(boxes)
+    assert_same(mapped.flatten(0, 1), roi_align(input, boxes.flatten(0, 1), 2))
