@@ -151,11 +151,14 @@ def load_image(path: str | None) -> Any:
 
 
 def reduced(image: Any) -> tuple[Any, float]:
-    """The image with its longer side at most LARGEST_SIDE, and the factor back to the original."""
-    factor = max(image.size) / LARGEST_SIDE
+    """The image with its longer side at most LARGEST_SIDE, and the factor back to the original.
+
+    A very long image stays longer than that, so that its shorter side keeps SMALLEST_SIDE pixels.
+    """
+    factor = min(max(image.size) / LARGEST_SIDE, min(image.size) / SMALLEST_SIDE)
     if factor <= 1.0:
         return image, 1.0
-    size = tuple(max(1, round(side / factor)) for side in image.size)
+    size = tuple(max(SMALLEST_SIDE, round(side / factor)) for side in image.size)
     return image.resize(size), factor
 
 
