@@ -70,27 +70,34 @@ std::optional<Tensor> as_int64(const std::optional<Tensor>& idxs) {
   return converted(*idxs, ScalarType::Long);
 }
 
-// B problems of N boxes on the CPU. keep has room for min(N, max_output) per image; count[b] is what was kept.
-template <class A, class S>
-void nms_on_cpu(const char* op, const Tensor& on, const NmsParams<A, S>& first, int64_t batch, int64_t keep_stride,
-                int64_t* kept) {
-  const auto one = [&](auto isa, int64_t image, const Parallel& parallel) {
-    NmsParams<A, S> params = first;
-    params.boxes += image * first.count * 4;
-    params.scores += image * first.count;
-    if (params.classes != nullptr) params.classes += image * first.count;
-    params.keep += image * keep_stride;
-    kept[image] = nms_cpu<isa.value>(params, parallel);
-  };
-  if (batch == 1) {
-    once([&](auto isa) { one(isa, 0, torch_parallel()); });
-    return;
-  }
-  run(op, on, {batch},
-      [&](auto isa, int64_t begin, int64_t end) {
-        for (int64_t image = begin; image < end; ++image) one(isa, image, Parallel{});
-      },
-      [](CudaStream) { return CudaStatus{0}; });
+// B problems on the CPU: the kept indices of image b from keep[b * keep_stride] on, kept[b] of them.
+void nms_on_cpu(const char* op, const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& idxs,
+                double iou_threshold, int64_t batch, int64_t keep_stride, int64_t* keep, int64_t* kept) {
+  with_types(boxes, scores, [&](auto box_type, auto score_type) {
+    using A = typename decltype(box_type)::T;
+    using S = typename decltype(score_type)::T;
+    const Tensor coordinates = converted(boxes, kScalarType<A>), values = converted(scores, kScalarType<S>);
+    const int64_t count = boxes.size(boxes.dim() - 2);
+    const auto one = [&](auto isa, int64_t image, const Parallel& parallel) {
+      const NmsParams<A, S> params{count,
+                                   data<A>(coordinates) + image * count * 4,
+                                   data<S>(values) + image * count,
+                                   idxs ? data<int64_t>(*idxs) + image * count : nullptr,
+                                   nms_threshold<A>(iou_threshold),
+                                   std::min(count, keep_stride),
+                                   keep + image * keep_stride};
+      kept[image] = nms_cpu<isa.value>(params, parallel);
+    };
+    if (batch == 1) {
+      once([&](auto isa) { one(isa, 0, torch_parallel()); });
+      return;
+    }
+    run(op, boxes, {batch},
+        [&](auto isa, int64_t begin, int64_t end) {
+          for (int64_t image = begin; image < end; ++image) one(isa, image, Parallel{});
+        },
+        [](CudaStream) { return CudaStatus{0}; });
+  });
 }
 
 // aten::sort.stable, descending: (values, indices). NaN comes first.
@@ -141,19 +148,7 @@ Tensor nms(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor
   if constexpr (kOnCpu) {
     const HostScratch<int64_t> keep(most);
     int64_t kept = 0;
-    with_types(boxes, scores, [&](auto box_type, auto score_type) {
-      using A = typename decltype(box_type)::T;
-      using S = typename decltype(score_type)::T;
-      const Tensor coordinates = converted(boxes, kScalarType<A>), values = converted(scores, kScalarType<S>);
-      const NmsParams<A, S> params{count,
-                                   data<A>(coordinates),
-                                   data<S>(values),
-                                   classes ? data<int64_t>(*classes) : nullptr,
-                                   nms_threshold<A>(iou_threshold),
-                                   most,
-                                   keep.get()};
-      nms_on_cpu(op, boxes, params, 1, most, &kept);
-    });
+    nms_on_cpu(op, boxes, scores, classes, iou_threshold, 1, most, keep.get(), &kept);
     const Tensor result = allocate({kept}, ScalarType::Long, boxes);
     if (kept > 0) std::memcpy(mutable_data<int64_t>(result), keep.get(), static_cast<size_t>(kept) * sizeof(int64_t));
     return result;
@@ -186,19 +181,7 @@ std::tuple<Tensor, Tensor> nms_padded(const Tensor& boxes, const Tensor& scores,
   if constexpr (kOnCpu) {
     int64_t* const rows = mutable_data<int64_t>(keep);
     int64_t* const counts = mutable_data<int64_t>(kept);
-    with_types(boxes, scores, [&](auto box_type, auto score_type) {
-      using A = typename decltype(box_type)::T;
-      using S = typename decltype(score_type)::T;
-      const Tensor coordinates = converted(boxes, kScalarType<A>), values = converted(scores, kScalarType<S>);
-      const NmsParams<A, S> params{count,
-                                   data<A>(coordinates),
-                                   data<S>(values),
-                                   classes ? data<int64_t>(*classes) : nullptr,
-                                   nms_threshold<A>(iou_threshold),
-                                   std::min(count, max_output),
-                                   rows};
-      nms_on_cpu(op, boxes, params, batch, max_output, counts);
-    });
+    nms_on_cpu(op, boxes, scores, classes, iou_threshold, batch, max_output, rows, counts);
     for (int64_t image = 0; image < batch; ++image) {
       std::fill(rows + image * max_output + counts[image], rows + (image + 1) * max_output, int64_t{-1});
     }
