@@ -11,9 +11,9 @@ namespace cvk {
 
 template <class A>
 struct BilinearAxis {
-  int low, high;        // the two pixels read
+  int low, high;  // the two pixels read
   A low_weight, high_weight;
-  bool inside;          // false: reads nothing
+  bool inside;  // false: reads nothing
 };
 
 template <class A>

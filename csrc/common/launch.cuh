@@ -72,13 +72,10 @@ __device__ __forceinline__ T* dynamic_shared() {
 }
 
 // Barrier `id` (1..15; __syncthreads is 0) among `threads` threads of the block, a multiple of 32.
-__device__ __forceinline__ void named_barrier(unsigned id, unsigned threads) {
-  __barrier_sync_count(id, threads);
-}
+__device__ __forceinline__ void named_barrier(unsigned id, unsigned threads) { __barrier_sync_count(id, threads); }
 
 template <class... P, class... A>
-cudaError_t launch(void (*kernel)(P...), const LaunchConfig& config, cudaStream_t stream,
-                   A&&... arguments) {
+cudaError_t launch(void (*kernel)(P...), const LaunchConfig& config, cudaStream_t stream, A&&... arguments) {
   if (config.grid.x == 0 || config.grid.y == 0 || config.grid.z == 0) return cudaSuccess;
   cudaError_t error = cudaSuccess;
   // Static and dynamic shared memory together may take 48 KiB unasked. The static part is not known
@@ -119,14 +116,12 @@ inline T* dynamic_shared() {
   return static_cast<T*>(emulation::dynamic_shared_memory());
 }
 
-inline void named_barrier(unsigned id, unsigned threads,
-                          emulation::CallSite site = emulation::CallSite::here()) {
+inline void named_barrier(unsigned id, unsigned threads, emulation::CallSite site = emulation::CallSite::here()) {
   emulation::named_barrier(id, threads, site);
 }
 
 template <class... P, class... A>
-cudaError_t launch(void (*kernel)(P...), const LaunchConfig& config, cudaStream_t /*stream*/,
-                   A&&... arguments) {
+cudaError_t launch(void (*kernel)(P...), const LaunchConfig& config, cudaStream_t /*stream*/, A&&... arguments) {
   static_assert(sizeof...(P) == sizeof...(A), "the kernel takes another number of arguments");
   using Arguments = std::tuple<std::remove_const_t<P>...>;
   struct Call {

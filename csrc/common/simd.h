@@ -19,16 +19,17 @@
 namespace cvk {
 
 template <Isa isa>
-inline constexpr int kSimdBytes = isa == Isa::kV4 ? 64 : isa == Isa::kV3 ? 32 : 16;
-
+inline constexpr int kSimdBytes = isa == Isa::kV4   ? 64
+                                  : isa == Isa::kV3 ? 32
+                                                    : 16;
 
 // Vector types by element and size. Spelled out: GCC does not accept a dependent vector_size in every place.
 template <class Element, int bytes>
 struct VectorOf;
-#define CVK_VECTOR_OF(Element, bytes)                            \
-  template <>                                                    \
-  struct VectorOf<Element, bytes> {                              \
-    typedef Element type __attribute__((vector_size(bytes)));    \
+#define CVK_VECTOR_OF(Element, bytes)                         \
+  template <>                                                 \
+  struct VectorOf<Element, bytes> {                           \
+    typedef Element type __attribute__((vector_size(bytes))); \
   };
 #define CVK_VECTORS(Element) CVK_VECTOR_OF(Element, 16) CVK_VECTOR_OF(Element, 32) CVK_VECTOR_OF(Element, 64)
 CVK_VECTORS(float)

@@ -43,5 +43,4 @@
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __grid_constant__
 #define __launch_bounds__(...)
-#define __shared__ \
-  static_assert(false, "declare shared memory with cvk::static_shared or cvk::dynamic_shared");
+#define __shared__ static_assert(false, "declare shared memory with cvk::static_shared or cvk::dynamic_shared");

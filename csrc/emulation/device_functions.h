@@ -13,20 +13,14 @@
 inline void __syncthreads(cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
   cvk::emulation::block_barrier(cvk::emulation::Operation::kSyncthreads, false, site);
 }
-inline int __syncthreads_count(int predicate,
-                               cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
-  return cvk::emulation::block_barrier(cvk::emulation::Operation::kSyncthreadsCount, predicate != 0,
-                                       site);
+inline int __syncthreads_count(int predicate, cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
+  return cvk::emulation::block_barrier(cvk::emulation::Operation::kSyncthreadsCount, predicate != 0, site);
 }
-inline int __syncthreads_and(int predicate,
-                             cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
-  return cvk::emulation::block_barrier(cvk::emulation::Operation::kSyncthreadsAnd, predicate != 0,
-                                       site);
+inline int __syncthreads_and(int predicate, cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
+  return cvk::emulation::block_barrier(cvk::emulation::Operation::kSyncthreadsAnd, predicate != 0, site);
 }
-inline int __syncthreads_or(int predicate,
-                            cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
-  return cvk::emulation::block_barrier(cvk::emulation::Operation::kSyncthreadsOr, predicate != 0,
-                                       site);
+inline int __syncthreads_or(int predicate, cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
+  return cvk::emulation::block_barrier(cvk::emulation::Operation::kSyncthreadsOr, predicate != 0, site);
 }
 
 // A fence orders memory between threads that do not wait for each other: the place to let others
@@ -61,11 +55,9 @@ T shuffle(Operation operation, unsigned mask, T value, int source_lane, const Ca
 
 template <class T>
 T reduce(Operation operation, unsigned mask, T value, const CallSite& site) {
-  static_assert(std::is_same_v<T, int> || std::is_same_v<T, unsigned>,
-                "warp reductions take int and unsigned");
+  static_assert(std::is_same_v<T, int> || std::is_same_v<T, unsigned>, "warp reductions take int and unsigned");
   // Widened to 64 bits both types compare as signed numbers.
-  return static_cast<T>(warp_collective(
-      operation, mask, static_cast<uint64_t>(static_cast<int64_t>(value)), 0, site));
+  return static_cast<T>(warp_collective(operation, mask, static_cast<uint64_t>(static_cast<int64_t>(value)), 0, site));
 }
 
 template <class T>
@@ -78,8 +70,7 @@ inline constexpr bool is_one_of = (std::is_same_v<T, Allowed> || ...);
 
 }  // namespace cvk::emulation
 
-inline void __syncwarp(unsigned mask = 0xffffffffu,
-                       cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
+inline void __syncwarp(unsigned mask = 0xffffffffu, cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
   cvk::emulation::warp_collective(cvk::emulation::Operation::kSyncwarp, mask, 0, 0, site);
 }
 inline unsigned __activemask(cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
@@ -87,26 +78,23 @@ inline unsigned __activemask(cvk::emulation::CallSite site = cvk::emulation::Cal
 }
 inline unsigned __ballot_sync(unsigned mask, int predicate,
                               cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
-  return static_cast<unsigned>(cvk::emulation::warp_collective(cvk::emulation::Operation::kBallot,
-                                                               mask, predicate != 0, 0, site));
+  return static_cast<unsigned>(
+      cvk::emulation::warp_collective(cvk::emulation::Operation::kBallot, mask, predicate != 0, 0, site));
 }
-inline int __any_sync(unsigned mask, int predicate,
-                      cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
-  return static_cast<int>(cvk::emulation::warp_collective(cvk::emulation::Operation::kAny, mask,
-                                                          predicate != 0, 0, site));
+inline int __any_sync(unsigned mask, int predicate, cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
+  return static_cast<int>(
+      cvk::emulation::warp_collective(cvk::emulation::Operation::kAny, mask, predicate != 0, 0, site));
 }
-inline int __all_sync(unsigned mask, int predicate,
-                      cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
-  return static_cast<int>(cvk::emulation::warp_collective(cvk::emulation::Operation::kAll, mask,
-                                                          predicate != 0, 0, site));
+inline int __all_sync(unsigned mask, int predicate, cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
+  return static_cast<int>(
+      cvk::emulation::warp_collective(cvk::emulation::Operation::kAll, mask, predicate != 0, 0, site));
 }
 template <class T>
-unsigned __match_any_sync(unsigned mask, T value,
-                          cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
+unsigned __match_any_sync(unsigned mask, T value, cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
   static_assert(std::is_arithmetic_v<T> && (sizeof(T) == 4 || sizeof(T) == 8),
                 "__match_any_sync compares 4- and 8-byte numbers");
-  return static_cast<unsigned>(cvk::emulation::warp_collective(
-      cvk::emulation::Operation::kMatchAny, mask, cvk::emulation::to_bits(value), 0, site));
+  return static_cast<unsigned>(cvk::emulation::warp_collective(cvk::emulation::Operation::kMatchAny, mask,
+                                                               cvk::emulation::to_bits(value), 0, site));
 }
 
 // A shuffle reads within groups of width lanes; where the source lies outside the group, the lane
@@ -115,8 +103,7 @@ template <class T>
 T __shfl_sync(unsigned mask, T value, int source, int width = warpSize,
               cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
   const int first = cvk::emulation::lane_id() & ~(width - 1);
-  return cvk::emulation::shuffle(cvk::emulation::Operation::kShfl, mask, value,
-                                 first | (source & (width - 1)), site);
+  return cvk::emulation::shuffle(cvk::emulation::Operation::kShfl, mask, value, first | (source & (width - 1)), site);
 }
 template <class T>
 T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = warpSize,
@@ -139,37 +126,32 @@ T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = warpSize,
                   cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
   const int lane = cvk::emulation::lane_id(), last = lane | (width - 1);
   const int source = (lane ^ lane_mask) & (warpSize - 1);
-  return cvk::emulation::shuffle(cvk::emulation::Operation::kShflXor, mask, value,
-                                 source <= last ? source : lane, site);
+  return cvk::emulation::shuffle(cvk::emulation::Operation::kShflXor, mask, value, source <= last ? source : lane,
+                                 site);
 }
 
 template <class T>
-T __reduce_add_sync(unsigned mask, T value,
-                    cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
+T __reduce_add_sync(unsigned mask, T value, cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
   return cvk::emulation::reduce(cvk::emulation::Operation::kReduceAdd, mask, value, site);
 }
 template <class T>
-T __reduce_min_sync(unsigned mask, T value,
-                    cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
+T __reduce_min_sync(unsigned mask, T value, cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
   return cvk::emulation::reduce(cvk::emulation::Operation::kReduceMin, mask, value, site);
 }
 template <class T>
-T __reduce_max_sync(unsigned mask, T value,
-                    cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
+T __reduce_max_sync(unsigned mask, T value, cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
   return cvk::emulation::reduce(cvk::emulation::Operation::kReduceMax, mask, value, site);
 }
-inline unsigned __reduce_and_sync(
-    unsigned mask, unsigned value,
-    cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
+inline unsigned __reduce_and_sync(unsigned mask, unsigned value,
+                                  cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
   return cvk::emulation::reduce(cvk::emulation::Operation::kReduceAnd, mask, value, site);
 }
 inline unsigned __reduce_or_sync(unsigned mask, unsigned value,
                                  cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
   return cvk::emulation::reduce(cvk::emulation::Operation::kReduceOr, mask, value, site);
 }
-inline unsigned __reduce_xor_sync(
-    unsigned mask, unsigned value,
-    cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
+inline unsigned __reduce_xor_sync(unsigned mask, unsigned value,
+                                  cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
   return cvk::emulation::reduce(cvk::emulation::Operation::kReduceXor, mask, value, site);
 }
 
@@ -260,9 +242,7 @@ inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __ffsll(long long x) { return __builtin_ffsll(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
-inline int __clzll(long long x) {
-  return x == 0 ? 64 : __builtin_clzll(static_cast<unsigned long long>(x));
-}
+inline int __clzll(long long x) { return x == 0 ? 64 : __builtin_clzll(static_cast<unsigned long long>(x)); }
 inline unsigned long long __brevll(unsigned long long x) {
   x = ((x >> 1) & 0x5555555555555555u) | ((x & 0x5555555555555555u) << 1);
   x = ((x >> 2) & 0x3333333333333333u) | ((x & 0x3333333333333333u) << 2);
@@ -270,9 +250,7 @@ inline unsigned long long __brevll(unsigned long long x) {
   return __builtin_bswap64(x);
 }
 inline unsigned __brev(unsigned x) { return static_cast<unsigned>(__brevll(x) >> 32); }
-inline unsigned __umulhi(unsigned a, unsigned b) {
-  return static_cast<unsigned>((static_cast<uint64_t>(a) * b) >> 32);
-}
+inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>((static_cast<uint64_t>(a) * b) >> 32); }
 
 namespace cvk::emulation {
 template <class To, class From>
@@ -312,9 +290,7 @@ inline int __float_as_int(float x) { return cvk::emulation::reinterpret<int>(x);
 inline unsigned __float_as_uint(float x) { return cvk::emulation::reinterpret<unsigned>(x); }
 inline float __int_as_float(int x) { return cvk::emulation::reinterpret<float>(x); }
 inline float __uint_as_float(unsigned x) { return cvk::emulation::reinterpret<float>(x); }
-inline long long __double_as_longlong(double x) {
-  return cvk::emulation::reinterpret<long long>(x);
-}
+inline long long __double_as_longlong(double x) { return cvk::emulation::reinterpret<long long>(x); }
 inline double __longlong_as_double(long long x) { return cvk::emulation::reinterpret<double>(x); }
 
 // ---- Arithmetic with a named rounding -----------------------------------------------------------

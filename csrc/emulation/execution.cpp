@@ -54,8 +54,7 @@ std::string at(const Thread& thread) {
   std::string text = operation_name(thread.operation);
   if (thread.operation == Operation::kNamedBarrier) {
     text += " " + std::to_string(thread.barrier);
-  } else if (thread.operation >= Operation::kSyncwarp &&
-             thread.operation < Operation::kActivemask) {
+  } else if (thread.operation >= Operation::kSyncwarp && thread.operation < Operation::kActivemask) {
     char mask[24];
     std::snprintf(mask, sizeof(mask), " of mask 0x%08x", thread.mask);
     text += mask;
@@ -76,11 +75,11 @@ std::string describe_deadlock() {
     Place& place = places[at(thread)];
     if (place.count++ == 0) place.first = &thread;
   }
-  std::string text = "divergent barrier or collective: of " + std::to_string(machine.thread_count) +
-                     " threads " + std::to_string(machine.exited) + " have exited";
+  std::string text = "divergent barrier or collective: of " + std::to_string(machine.thread_count) + " threads " +
+                     std::to_string(machine.exited) + " have exited";
   for (const auto& [name, place] : places) {
-    text += "; " + std::to_string(place.count) + " wait for ever at " + name +
-            ", the first is thread " + describe(place.first->index);
+    text += "; " + std::to_string(place.count) + " wait for ever at " + name + ", the first is thread " +
+            describe(place.first->index);
   }
   return text;
 }
@@ -148,9 +147,8 @@ void arrive(Barrier& barrier, unsigned id, Operation operation, unsigned expecte
     const bool same = other.operation == operation && barrier.expected == expected &&
                       (operation == Operation::kNamedBarrier || same_place(*other.site, site));
     if (!same) {
-      fail_current("divergent barrier: thread " + describe(self.index) + " arrives at " +
-                   operation_name(operation) + " " + describe(site) + " while thread " +
-                   describe(other.index) + " waits at " + at(other));
+      fail_current("divergent barrier: thread " + describe(self.index) + " arrives at " + operation_name(operation) +
+                   " " + describe(site) + " while thread " + describe(other.index) + " waits at " + at(other));
     }
   }
   mark_waiting(operation, site);
@@ -274,11 +272,9 @@ int block_barrier(Operation operation, bool predicate, const CallSite& site) {
 }
 
 void named_barrier(unsigned id, unsigned threads, const CallSite& site) {
-  if (id >= kNamedBarriers || threads == 0 || threads % kWarpSize != 0 ||
-      threads > machine.thread_count) {
-    fail_current("named barrier " + std::to_string(id) + " of " + std::to_string(threads) +
-                 " threads " + describe(site) +
-                 ": the number must be below 16, the threads a multiple of 32 within the block");
+  if (id >= kNamedBarriers || threads == 0 || threads % kWarpSize != 0 || threads > machine.thread_count) {
+    fail_current("named barrier " + std::to_string(id) + " of " + std::to_string(threads) + " threads " +
+                 describe(site) + ": the number must be below 16, the threads a multiple of 32 within the block");
   }
   Barrier& barrier = machine.barriers[id];
   arrive(barrier, id, Operation::kNamedBarrier, threads, false, site);
@@ -288,40 +284,35 @@ void named_barrier(unsigned id, unsigned threads, const CallSite& site) {
 void yield() {
   Thread& self = *machine.current;
   if (++machine.idle_yields > kMaxIdleYields) {
-    fail_current("threads spin on a flag that nobody sets, thread " + describe(self.index) +
-                 " among them");
+    fail_current("threads spin on a flag that nobody sets, thread " + describe(self.index) + " among them");
   }
   machine.ready.push_back(static_cast<uint16_t>(self.number));
   suspend();
 }
 
-void trap(const char* message) {
-  fail_current(std::string(message) + " in thread " + describe(threadIdx));
-}
+void trap(const char* message) { fail_current(std::string(message) + " in thread " + describe(threadIdx)); }
 
 unsigned linear_thread() { return machine.current->number; }
 
 const char* operation_name(Operation operation) {
   static constexpr const char* kNames[] = {
-      "__syncthreads",     "__syncthreads_count", "__syncthreads_and", "__syncthreads_or",
-      "named barrier",     "__syncwarp",          "__shfl_sync",       "__shfl_up_sync",
-      "__shfl_down_sync",  "__shfl_xor_sync",     "__ballot_sync",     "__any_sync",
-      "__all_sync",        "__match_any_sync",    "__reduce_add_sync", "__reduce_min_sync",
-      "__reduce_max_sync", "__reduce_and_sync",   "__reduce_or_sync",  "__reduce_xor_sync",
+      "__syncthreads",     "__syncthreads_count", "__syncthreads_and", "__syncthreads_or", "named barrier",
+      "__syncwarp",        "__shfl_sync",         "__shfl_up_sync",    "__shfl_down_sync", "__shfl_xor_sync",
+      "__ballot_sync",     "__any_sync",          "__all_sync",        "__match_any_sync", "__reduce_add_sync",
+      "__reduce_min_sync", "__reduce_max_sync",   "__reduce_and_sync", "__reduce_or_sync", "__reduce_xor_sync",
       "__activemask"};
   static_assert(std::size(kNames) == static_cast<size_t>(Operation::kActivemask) + 1);
   return kNames[static_cast<size_t>(operation)];
 }
 
 std::string describe(uint3 index) {
-  return "(" + std::to_string(index.x) + "," + std::to_string(index.y) + "," +
-         std::to_string(index.z) + ")";
+  return "(" + std::to_string(index.x) + "," + std::to_string(index.y) + "," + std::to_string(index.z) + ")";
 }
 
 std::string describe(const CallSite& site) {
   const char* slash = std::strrchr(site.file, '/');
-  return std::string("[") + (slash != nullptr ? slash + 1 : site.file) + ":" +
-         std::to_string(site.line) + " in " + site.function + "]";
+  return std::string("[") + (slash != nullptr ? slash + 1 : site.file) + ":" + std::to_string(site.line) + " in " +
+         site.function + "]";
 }
 
 }  // namespace cvk::emulation

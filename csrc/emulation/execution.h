@@ -64,8 +64,7 @@ int block_barrier(Operation operation, bool predicate, const CallSite& site);
 void named_barrier(unsigned id, unsigned threads, const CallSite& site);
 // The lanes of mask that have not exited. value is this lane's operand and source_lane, for
 // shuffles, the lane to read.
-uint64_t warp_collective(Operation operation, unsigned mask, uint64_t value, int source_lane,
-                         const CallSite& site);
+uint64_t warp_collective(Operation operation, unsigned mask, uint64_t value, int source_lane, const CallSite& site);
 // The lanes of the warp that reach the same call, as far as they can run without this thread.
 unsigned active_mask(const CallSite& site);
 // Lets every other thread that can run go first.

@@ -40,8 +40,7 @@ void before_switch(Fiber& from, const Fiber& to) {
 // ASan tells the bounds of the stack just left, which for the host thread's own stack nobody else
 // knows.
 void after_switch(void* sanitizer_stack) {
-  __sanitizer_finish_switch_fiber(sanitizer_stack, &switched_from->stack_bottom,
-                                  &switched_from->stack_bytes);
+  __sanitizer_finish_switch_fiber(sanitizer_stack, &switched_from->stack_bottom, &switched_from->stack_bytes);
 }
 #else
 void before_switch(Fiber& from, const Fiber&) { switched_from = &from; }
@@ -51,8 +50,8 @@ void after_switch(void*) {}
 // A stack with an inaccessible page below it, so that an overflow is a fault and not a corruption.
 char* allocate_stack() {
   const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  void* memory = mmap(nullptr, kStackBytes + page, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* memory =
+      mmap(nullptr, kStackBytes + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED || mprotect(memory, page, PROT_NONE) != 0) {
     std::perror("cvkernels emulation: cannot allocate a thread's stack");
     std::abort();
@@ -118,10 +117,8 @@ cvk_emulation_switch:
   jmpq *%rcx
 .size cvk_emulation_switch, .-cvk_emulation_switch
 )");
-constexpr size_t kSavedWords =
-    8;  // six registers, the entry address, and a null return address for backtraces
-constexpr size_t kEntryWord =
-    6;  // popping it leaves the stack pointer at 8 modulo 16, as after a call
+constexpr size_t kSavedWords = 8;  // six registers, the entry address, and a null return address for backtraces
+constexpr size_t kEntryWord = 6;   // popping it leaves the stack pointer at 8 modulo 16, as after a call
 #else
 asm(R"(
 .text

@@ -56,8 +56,7 @@ bool read_seed_environment() {
 
 std::string configuration_problem(dim3 grid, dim3 block, size_t shared_bytes) {
   const uint64_t threads = uint64_t{block.x} * block.y * block.z;
-  if (threads == 0 || threads > kMaxThreads || block.x > kMaxThreads || block.y > kMaxThreads ||
-      block.z > 64) {
+  if (threads == 0 || threads > kMaxThreads || block.x > kMaxThreads || block.y > kMaxThreads || block.z > 64) {
     return "block " + describe(block) + " is empty or larger than CUDA allows";
   }
   if (grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) {
@@ -85,8 +84,7 @@ void run_grid(dim3 grid) {
   while (std::gcd(step, blocks) != 1) ++step;
   uint64_t block = machine.random.next() % blocks;
   for (uint64_t done = 0; done < blocks && !machine.failed; ++done) {
-    blockIdx = {static_cast<unsigned>(block % grid.x),
-                static_cast<unsigned>(block / grid.x % grid.y),
+    blockIdx = {static_cast<unsigned>(block % grid.x), static_cast<unsigned>(block / grid.x % grid.y),
                 static_cast<unsigned>(block / grid.x / grid.y)};
     ++block_serial;
     if (dynamic_bytes != 0) poison(dynamic_memory, dynamic_bytes);
@@ -97,8 +95,8 @@ void run_grid(dim3 grid) {
 
 }  // namespace
 
-cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes,
-                   void (*body)(void*), void* argument) {
+cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, void (*body)(void*),
+                   void* argument) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
   if (in_kernel) {
     fail_current("a kernel launched a kernel, which the emulation does not support");
@@ -109,8 +107,7 @@ cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared_byte
   }
   const std::lock_guard<std::mutex> lock(machine.launch_mutex);
   if (!read_seed_environment()) {
-    return set_error(cudaErrorInvalidValue, std::string(kSeedVariable) +
-                                                ": expected an unsigned integer, got '" +
+    return set_error(cudaErrorInvalidValue, std::string(kSeedVariable) + ": expected an unsigned integer, got '" +
                                                 std::getenv(kSeedVariable) + "'");
   }
   const uint64_t launch_number = launches++;
@@ -129,14 +126,13 @@ cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared_byte
   std::free(dynamic_memory);
   dynamic_memory = nullptr;
   if (!machine.failed) return cudaSuccess;
-  return set_error(cudaErrorLaunchFailure, symbol_name(kernel) + ", " + machine.failure +
-                                               " (seed " + std::to_string(seed) + ", launch " +
-                                               std::to_string(launch_number) + ")");
+  return set_error(cudaErrorLaunchFailure, symbol_name(kernel) + ", " + machine.failure + " (seed " +
+                                               std::to_string(seed) + ", launch " + std::to_string(launch_number) +
+                                               ")");
 }
 
 void begin_shared(SharedSlot& slot, size_t bytes, size_t alignment) {
-  if (slot.data == nullptr)
-    slot.data = allocate(bytes, std::max<size_t>(alignment, kSharedAlignment));
+  if (slot.data == nullptr) slot.data = allocate(bytes, std::max<size_t>(alignment, kSharedAlignment));
   poison(slot.data, bytes);
   slot.serial = block_serial;
 }
@@ -193,8 +189,7 @@ cudaError_t cudaMemsetAsync(void* pointer, int value, size_t bytes, cudaStream_t
   return cudaSuccess;
 }
 
-cudaError_t cudaMemcpyAsync(void* destination, const void* source, size_t bytes, cudaMemcpyKind,
-                            cudaStream_t) {
+cudaError_t cudaMemcpyAsync(void* destination, const void* source, size_t bytes, cudaMemcpyKind, cudaStream_t) {
   if (bytes != 0) std::memmove(destination, source, bytes);
   return cudaSuccess;
 }

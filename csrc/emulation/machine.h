@@ -29,9 +29,7 @@ class Random {
     state_ ^= state_ >> 27;
     return static_cast<uint32_t>((state_ * 0x2545f4914f6cdd1du) >> 32);
   }
-  uint32_t below(uint32_t bound) {
-    return static_cast<uint32_t>((static_cast<uint64_t>(next()) * bound) >> 32);
-  }
+  uint32_t below(uint32_t bound) { return static_cast<uint32_t>((static_cast<uint64_t>(next()) * bound) >> 32); }
   template <class T>
   void shuffle(T* items, uint32_t count) {
     for (uint32_t i = count; i > 1; --i) std::swap(items[i - 1], items[below(i)]);
@@ -102,7 +100,7 @@ struct Machine {
   uint64_t idle_yields = 0;  // since a thread last exited or passed a rendezvous
   Thread* current = nullptr;
   std::array<Thread, kMaxThreads> threads;
-  std::array<unsigned, kMaxThreads / kWarpSize> warp_live;  // lanes that exist and have not exited
+  std::array<unsigned, kMaxThreads / kWarpSize> warp_live;     // lanes that exist and have not exited
   std::array<unsigned, kMaxThreads / kWarpSize> warp_waiting;  // lanes at a collective
   std::array<Barrier, kNamedBarriers> barriers;
   ReadyQueue ready;

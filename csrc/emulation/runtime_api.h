@@ -38,8 +38,8 @@ const char* cudaGetErrorString(cudaError_t error);
 cudaError_t cudaGetLastError();  // and forgets it
 cudaError_t cudaPeekAtLastError();
 cudaError_t cudaMemsetAsync(void* pointer, int value, size_t bytes, cudaStream_t stream = nullptr);
-cudaError_t cudaMemcpyAsync(void* destination, const void* source, size_t bytes,
-                            cudaMemcpyKind kind, cudaStream_t stream = nullptr);
+cudaError_t cudaMemcpyAsync(void* destination, const void* source, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream = nullptr);
 
 namespace cvk::emulation {
 
@@ -58,7 +58,6 @@ const std::string& last_error_message();
 
 // Runs body(argument) once per thread of the grid. cvk::launch (common/launch.cuh) is the way to
 // call it.
-cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes,
-                   void (*body)(void*), void* argument);
+cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, void (*body)(void*), void* argument);
 
 }  // namespace cvk::emulation

@@ -22,8 +22,7 @@ namespace {
 
 std::string demangle(const char* name) {
   int status = 0;
-  const std::unique_ptr<char, void (*)(void*)> text(
-      abi::__cxa_demangle(name, nullptr, nullptr, &status), std::free);
+  const std::unique_ptr<char, void (*)(void*)> text(abi::__cxa_demangle(name, nullptr, nullptr, &status), std::free);
   std::string result = status == 0 ? text.get() : name;
   // "void cvk::nms_kernel<float>(float const*, int)" -> "cvk::nms_kernel<float>"
   int depth = 0;
@@ -67,8 +66,7 @@ std::string symbol_in_file(const char* path, uintptr_t address) {
     for (size_t i = 0; i < symbols.sh_size / sizeof(ElfW(Sym)); ++i) {
       ElfW(Sym) symbol;
       std::memcpy(&symbol, bytes.data() + symbols.sh_offset + i * sizeof(symbol), sizeof(symbol));
-      if ((symbol.st_info & 0xf) == STT_FUNC && symbol.st_value == address &&
-          symbol.st_name < names.sh_size) {
+      if ((symbol.st_info & 0xf) == STT_FUNC && symbol.st_value == address && symbol.st_name < names.sh_size) {
         return demangle(bytes.data() + names.sh_offset + symbol.st_name);
       }
     }

@@ -11,9 +11,7 @@
 namespace cvk::emulation {
 namespace {
 
-Thread& lane_thread(unsigned warp, unsigned lane) {
-  return machine.threads[warp * kWarpSize + lane];
-}
+Thread& lane_thread(unsigned warp, unsigned lane) { return machine.threads[warp * kWarpSize + lane]; }
 
 template <class F>
 void for_each_lane(unsigned lanes, F&& f) {
@@ -64,9 +62,8 @@ void compute_results(unsigned warp, unsigned lanes, Operation operation) {
     case Operation::kMatchAny:
       for_each_lane(lanes, [&](unsigned lane) {
         uint64_t equal = 0;
-        for_each_lane(lanes, [&](unsigned other) {
-          equal |= uint64_t{thread(other).value == thread(lane).value} << other;
-        });
+        for_each_lane(lanes,
+                      [&](unsigned other) { equal |= uint64_t{thread(other).value == thread(lane).value} << other; });
         thread(lane).result = equal;
       });
       return;
@@ -75,8 +72,7 @@ void compute_results(unsigned warp, unsigned lanes, Operation operation) {
     default: {
       const unsigned first = static_cast<unsigned>(__builtin_ctz(lanes));
       uint64_t total = thread(first).value;
-      for_each_lane(lanes & (lanes - 1),
-                    [&](unsigned lane) { total = combine(operation, total, thread(lane).value); });
+      for_each_lane(lanes & (lanes - 1), [&](unsigned lane) { total = combine(operation, total, thread(lane).value); });
       for_each_lane(lanes, [&](unsigned lane) { thread(lane).result = total; });
     }
   }
@@ -85,9 +81,7 @@ void compute_results(unsigned warp, unsigned lanes, Operation operation) {
 void release_lanes(unsigned warp, unsigned lanes) {
   uint16_t threads[kWarpSize];
   unsigned count = 0;
-  for_each_lane(lanes, [&](unsigned lane) {
-    threads[count++] = static_cast<uint16_t>(warp * kWarpSize + lane);
-  });
+  for_each_lane(lanes, [&](unsigned lane) { threads[count++] = static_cast<uint16_t>(warp * kWarpSize + lane); });
   machine.warp_waiting[warp] &= ~lanes;
   release(threads, count);
 }
@@ -110,16 +104,14 @@ void try_complete(const Thread& member) {
 
 }  // namespace
 
-uint64_t warp_collective(Operation operation, unsigned mask, uint64_t value, int source_lane,
-                         const CallSite& site) {
+uint64_t warp_collective(Operation operation, unsigned mask, uint64_t value, int source_lane, const CallSite& site) {
   Thread& self = *machine.current;
   const unsigned warp = self.number / kWarpSize, lane = self.number % kWarpSize;
   if ((mask >> lane & 1) == 0) {
     char text[24];
     std::snprintf(text, sizeof(text), "0x%08x", mask);
     fail_current(std::string(operation_name(operation)) + " " + describe(site) + ": mask " + text +
-                 " lacks the calling lane " + std::to_string(lane) + ", thread " +
-                 describe(self.index));
+                 " lacks the calling lane " + std::to_string(lane) + ", thread " + describe(self.index));
   }
   mark_waiting(operation, site);
   self.mask = mask;
@@ -164,8 +156,7 @@ bool resolve_active_masks() {
       if (lane_thread(warp, lane).operation == Operation::kActivemask) candidates |= 1u << lane;
     });
     while (candidates != 0) {  // one group per source line
-      const int line =
-          lane_thread(warp, static_cast<unsigned>(__builtin_ctz(candidates))).site->line;
+      const int line = lane_thread(warp, static_cast<unsigned>(__builtin_ctz(candidates))).site->line;
       unsigned group = 0;
       for_each_lane(candidates, [&](unsigned lane) {
         if (lane_thread(warp, lane).site->line == line) group |= 1u << lane;

@@ -58,8 +58,8 @@ class EmulationFaults : public ::testing::Test {
 
 TEST_F(EmulationFaults, SharedMemoryIsPoisonedForEveryBlock) {
   std::vector<float> from_static(3 * 64), from_dynamic(3 * 64);
-  ASSERT_EQ(cvk::launch(uninitialised_kernel, {dim3(3), dim3(64), 64 * sizeof(float)}, nullptr,
-                        from_static.data(), from_dynamic.data()),
+  ASSERT_EQ(cvk::launch(uninitialised_kernel, {dim3(3), dim3(64), 64 * sizeof(float)}, nullptr, from_static.data(),
+                        from_dynamic.data()),
             cudaSuccess);
   for (float value : from_static) EXPECT_TRUE(std::isnan(value));
   for (float value : from_dynamic) EXPECT_TRUE(std::isnan(value));
@@ -79,8 +79,8 @@ std::vector<float> reversed(uint64_t seed, bool with_barrier) {
   emulation::set_seed(seed);
   const std::vector<float> input = iota(64);
   std::vector<float> output(64);
-  EXPECT_EQ(cvk::launch(reverse_kernel, {dim3(1), dim3(64), 64 * sizeof(float)}, nullptr,
-                        input.data(), output.data(), with_barrier),
+  EXPECT_EQ(cvk::launch(reverse_kernel, {dim3(1), dim3(64), 64 * sizeof(float)}, nullptr, input.data(), output.data(),
+                        with_barrier),
             cudaSuccess);
   return output;
 }
@@ -110,11 +110,9 @@ TEST_F(EmulationFaults, AMissingSecondBarrierIsCaught) {
     emulation::set_seed(seed);
     std::vector<float> right(96), broken(96);
     const cvk::LaunchConfig config{dim3(1), dim3(96), 96 * sizeof(float)};
-    ASSERT_EQ(cvk::launch(rotate_kernel, config, nullptr, input.data(), right.data(), 4, true),
-              cudaSuccess);
+    ASSERT_EQ(cvk::launch(rotate_kernel, config, nullptr, input.data(), right.data(), 4, true), cudaSuccess);
     for (int i = 0; i < 96; ++i) EXPECT_EQ(right[i], (i + 4) % 96);
-    ASSERT_EQ(cvk::launch(rotate_kernel, config, nullptr, input.data(), broken.data(), 4, false),
-              cudaSuccess);
+    ASSERT_EQ(cvk::launch(rotate_kernel, config, nullptr, input.data(), broken.data(), 4, false), cudaSuccess);
     EXPECT_NE(broken, right);
     results.insert(broken);
   }
@@ -129,8 +127,7 @@ TEST_F(EmulationFaults, AMissingSyncwarpIsCaught) {
     const cvk::LaunchConfig config{dim3(1), dim3(32), 32 * sizeof(int)};
     ASSERT_EQ(cvk::launch(warp_exchange_kernel, config, nullptr, right.data(), true), cudaSuccess);
     for (int i = 0; i < 32; ++i) EXPECT_EQ(right[i], (i ^ 1) * 10);
-    ASSERT_EQ(cvk::launch(warp_exchange_kernel, config, nullptr, broken.data(), false),
-              cudaSuccess);
+    ASSERT_EQ(cvk::launch(warp_exchange_kernel, config, nullptr, broken.data(), false), cudaSuccess);
     EXPECT_EQ(std::count(broken.begin(), broken.end(), -1), 16);
     results.insert(broken);
   }
@@ -142,9 +139,9 @@ TEST_F(EmulationFaults, AMissingBarrierBetweenDistantStepsIsCaught) {
   for (int seed = 0; seed < kSeeds; ++seed) {
     emulation::set_seed(seed);
     std::vector<float> output(32);
-    ASSERT_EQ(cvk::launch(distant_missing_barrier_kernel, {dim3(1), dim3(64), 64 * sizeof(float)},
-                          nullptr, output.data()),
-              cudaSuccess);
+    ASSERT_EQ(
+        cvk::launch(distant_missing_barrier_kernel, {dim3(1), dim3(64), 64 * sizeof(float)}, nullptr, output.data()),
+        cudaSuccess);
     right += std::count(output.begin(), output.end(), 1.0f) == 32;
   }
   // One warp may run far ahead of the other in some orders and keeps pace with it in the rest.
@@ -155,8 +152,7 @@ TEST_F(EmulationFaults, AMissingBarrierBetweenDistantStepsIsCaught) {
 std::vector<int> order_of_threads() {
   int counter = 0;
   std::vector<int> order(4 * 32, -1);
-  EXPECT_EQ(cvk::launch(order_kernel, {dim3(4), dim3(32)}, nullptr, &counter, order.data()),
-            cudaSuccess);
+  EXPECT_EQ(cvk::launch(order_kernel, {dim3(4), dim3(32)}, nullptr, &counter, order.data()), cudaSuccess);
   return order;
 }
 
@@ -189,16 +185,13 @@ TEST_F(EmulationFaults, TheEnvironmentSetsTheSeed) {
   emulation::set_seed(1);
   setenv("CVKERNELS_EMULATION_SEED", "7", 1);
   EXPECT_EQ(order_of_threads(), expected);
-  EXPECT_NE(order_of_threads(), expected)
-      << "the variable is applied when it changes, not at every launch";
+  EXPECT_NE(order_of_threads(), expected) << "the variable is applied when it changes, not at every launch";
   for (const char* text : {"-1", "seven", "7x", " 7"}) {
     setenv("CVKERNELS_EMULATION_SEED", text, 1);
     Indices out = {};
-    EXPECT_EQ(cvk::launch(indices_kernel, {dim3(1), dim3(1)}, nullptr, &out),
-              cudaErrorInvalidValue);
-    EXPECT_EQ(
-        emulation::last_error_message(),
-        std::string("CVKERNELS_EMULATION_SEED: expected an unsigned integer, got '") + text + "'");
+    EXPECT_EQ(cvk::launch(indices_kernel, {dim3(1), dim3(1)}, nullptr, &out), cudaErrorInvalidValue);
+    EXPECT_EQ(emulation::last_error_message(),
+              std::string("CVKERNELS_EMULATION_SEED: expected an unsigned integer, got '") + text + "'");
     EXPECT_EQ(out.visits, 0u);
   }
   unsetenv("CVKERNELS_EMULATION_SEED");
@@ -211,12 +204,10 @@ TEST_F(EmulationFaults, AThreadThatLeavesBeforeABarrierIsAnError) {
   std::vector<int> out(256, 0);
   for (int seed = 0; seed < kSeeds; ++seed) {
     emulation::set_seed(seed);
-    expect_failure(
-        cvk::launch(leaves_before_barrier_kernel<37>, {dim3(1), dim3(256)}, nullptr, out.data()),
-        {"cvk_test::leaves_before_barrier_kernel<37>, block (0,0,0)", "divergent barrier",
-         "of 256 threads 1 have exited",
-         "255 wait for ever at __syncthreads [emulation_kernels.cuh:",
-         "seed " + std::to_string(seed)});
+    expect_failure(cvk::launch(leaves_before_barrier_kernel<37>, {dim3(1), dim3(256)}, nullptr, out.data()),
+                   {"cvk_test::leaves_before_barrier_kernel<37>, block (0,0,0)", "divergent barrier",
+                    "of 256 threads 1 have exited",
+                    "255 wait for ever at __syncthreads [emulation_kernels.cuh:", "seed " + std::to_string(seed)});
   }
   EXPECT_EQ(std::count(out.begin(), out.end(), 0), 256) << "nobody passed the barrier";
 }
@@ -226,24 +217,21 @@ TEST_F(EmulationFaults, TwoBarriersAtOnceAreAnError) {
   for (int seed = 0; seed < kSeeds; ++seed) {
     emulation::set_seed(seed);
     expect_failure(cvk::launch(two_barriers_kernel, {dim3(1), dim3(64)}, nullptr, out.data()),
-                   {"two_barriers_kernel", "divergent barrier", "arrives at __syncthreads",
-                    "waits at __syncthreads"});
+                   {"two_barriers_kernel", "divergent barrier", "arrives at __syncthreads", "waits at __syncthreads"});
   }
 }
 
 TEST_F(EmulationFaults, ABarrierAgainstACollectiveIsAnError) {
   std::vector<int> out(64);
-  expect_failure(
-      cvk::launch(barrier_against_shuffle_kernel, {dim3(1), dim3(64)}, nullptr, out.data()),
-      {"barrier_against_shuffle_kernel", "62 wait for ever at __shfl_xor_sync of mask 0xffffffff",
-       "2 wait for ever at __syncthreads"});
+  expect_failure(cvk::launch(barrier_against_shuffle_kernel, {dim3(1), dim3(64)}, nullptr, out.data()),
+                 {"barrier_against_shuffle_kernel", "62 wait for ever at __shfl_xor_sync of mask 0xffffffff",
+                  "2 wait for ever at __syncthreads"});
 }
 
 TEST_F(EmulationFaults, DifferentCollectivesAreAnError) {
   std::vector<int> out(32);
   expect_failure(cvk::launch(mixed_collectives_kernel, {dim3(1), dim3(32)}, nullptr, out.data()),
-                 {"mixed_collectives_kernel", "16 wait for ever at __shfl_sync",
-                  "16 wait for ever at __any_sync"});
+                 {"mixed_collectives_kernel", "16 wait for ever at __shfl_sync", "16 wait for ever at __any_sync"});
 }
 
 TEST_F(EmulationFaults, UnequalMasksAreAnError) {
@@ -281,8 +269,7 @@ __global__ void unwinds_kernel(int* ends) {
 
 TEST_F(EmulationFaults, AFailedLaunchUnwindsItsThreads) {
   int ends = 0;
-  expect_failure(cvk::launch(unwinds_kernel, {dim3(5), dim3(33)}, nullptr, &ends),
-                 {"unwinds_kernel"});
+  expect_failure(cvk::launch(unwinds_kernel, {dim3(5), dim3(33)}, nullptr, &ends), {"unwinds_kernel"});
   EXPECT_EQ(ends, 33) << "every thread of the first block, and none of another";
 }
 
@@ -294,9 +281,7 @@ __global__ void traps_kernel() {
   if (threadIdx.x == 2) __trap();
   __syncthreads();
 }
-__global__ void launches_kernel(Indices* out) {
-  cvk::launch(indices_kernel, {dim3(1), dim3(1)}, nullptr, out);
-}
+__global__ void launches_kernel(Indices* out) { cvk::launch(indices_kernel, {dim3(1), dim3(1)}, nullptr, out); }
 
 TEST_F(EmulationFaults, OtherFailures) {
   expect_failure(cvk::launch(throws_kernel, {dim3(1), dim3(4)}, nullptr),
@@ -311,13 +296,11 @@ TEST_F(EmulationFaults, OtherFailures) {
 TEST_F(EmulationFaults, TheLaunchAfterAFailureIsSound) {
   std::vector<int> out(1024);
   for (int repeat = 0; repeat < 5; ++repeat) {
-    EXPECT_EQ(
-        cvk::launch(leaves_before_barrier_kernel<3>, {dim3(1), dim3(1024)}, nullptr, out.data()),
-        cudaErrorLaunchFailure);
+    EXPECT_EQ(cvk::launch(leaves_before_barrier_kernel<3>, {dim3(1), dim3(1024)}, nullptr, out.data()),
+              cudaErrorLaunchFailure);
     const std::vector<int> input(1024, 3);
     int total = 0;
-    EXPECT_EQ(cvk::launch(block_sum_kernel<int>, {dim3(1), dim3(1024)}, nullptr, input.data(),
-                          &total, 1024),
+    EXPECT_EQ(cvk::launch(block_sum_kernel<int>, {dim3(1), dim3(1024)}, nullptr, input.data(), &total, 1024),
               cudaSuccess);
     EXPECT_EQ(total, 3072);
   }

@@ -47,8 +47,7 @@ void sum_blocks(int blocks, int threads, int n, T expected) {
   for (int seed = 0; seed < kSeeds; ++seed) {
     emulation::set_seed(seed);
     T total = 0;
-    ASSERT_EQ(cvk::launch(block_sum_kernel<T>, {dim3(blocks), dim3(threads)}, nullptr, input.data(),
-                          &total, n),
+    ASSERT_EQ(cvk::launch(block_sum_kernel<T>, {dim3(blocks), dim3(threads)}, nullptr, input.data(), &total, n),
               cudaSuccess);
     EXPECT_EQ(total, expected);
   }
@@ -97,8 +96,7 @@ TEST_F(Emulation, PartsOfAWarpGoTheirOwnWays) {
   std::vector<int> out(32);
   for (int seed = 0; seed < kSeeds; ++seed) {
     emulation::set_seed(seed);
-    ASSERT_EQ(cvk::launch(split_warp_kernel, {dim3(1), dim3(32)}, nullptr, out.data()),
-              cudaSuccess);
+    ASSERT_EQ(cvk::launch(split_warp_kernel, {dim3(1), dim3(32)}, nullptr, out.data()), cudaSuccess);
     for (int lane = 0; lane < 12; ++lane) EXPECT_EQ(out[lane], 11 - lane);
     for (int lane = 12; lane < 32; ++lane) EXPECT_EQ(unsigned(out[lane]), 0xaaaaa000u);
   }
@@ -109,8 +107,7 @@ TEST_F(Emulation, CollectivesGoOnWithoutExitedLanes) {
   std::vector<float> from_last(32);
   for (int seed = 0; seed < kSeeds; ++seed) {
     emulation::set_seed(seed);
-    ASSERT_EQ(cvk::launch(exited_lanes_kernel, {dim3(1), dim3(32)}, nullptr, 13, ballots.data(),
-                          from_last.data()),
+    ASSERT_EQ(cvk::launch(exited_lanes_kernel, {dim3(1), dim3(32)}, nullptr, 13, ballots.data(), from_last.data()),
               cudaSuccess);
     for (int lane = 0; lane < 13; ++lane) {
       EXPECT_EQ(ballots[lane], 0x1fffu);
@@ -122,8 +119,7 @@ TEST_F(Emulation, CollectivesGoOnWithoutExitedLanes) {
 TEST_F(Emulation, BlockThatIsNotWholeWarps) {
   std::vector<unsigned> ballots(40);
   std::vector<float> from_last(40);
-  ASSERT_EQ(cvk::launch(exited_lanes_kernel, {dim3(1), dim3(40)}, nullptr, 40, ballots.data(),
-                        from_last.data()),
+  ASSERT_EQ(cvk::launch(exited_lanes_kernel, {dim3(1), dim3(40)}, nullptr, 40, ballots.data(), from_last.data()),
             cudaSuccess);
   EXPECT_EQ(ballots[0], 0xffffffffu);
   EXPECT_EQ(from_last[0], 1.0f);
@@ -141,8 +137,7 @@ TEST_F(Emulation, ActiveMaskIsTheLanesOfTheBranch) {
 
 TEST_F(Emulation, VotesOfABlock) {
   std::vector<int> count(96), all(96), any(96);
-  ASSERT_EQ(cvk::launch(votes_of_block_kernel, {dim3(1), dim3(96)}, nullptr, count.data(),
-                        all.data(), any.data()),
+  ASSERT_EQ(cvk::launch(votes_of_block_kernel, {dim3(1), dim3(96)}, nullptr, count.data(), all.data(), any.data()),
             cudaSuccess);
   for (int i = 0; i < 96; ++i) {
     EXPECT_EQ(count[i], 32);
@@ -155,8 +150,7 @@ TEST_F(Emulation, NamedBarriersSeparateGroups) {
   std::vector<int> out(128);
   for (int seed = 0; seed < kSeeds; ++seed) {
     emulation::set_seed(seed);
-    ASSERT_EQ(cvk::launch(named_barriers_kernel, {dim3(1), dim3(128), 128 * sizeof(int)}, nullptr,
-                          out.data(), 5),
+    ASSERT_EQ(cvk::launch(named_barriers_kernel, {dim3(1), dim3(128), 128 * sizeof(int)}, nullptr, out.data(), 5),
               cudaSuccess);
     for (int i = 0; i < 64; ++i) EXPECT_EQ(out[i], (i + 5) % 64);
     for (int i = 64; i < 128; ++i) EXPECT_EQ(out[i], 64 + (i + 1) % 64);
@@ -169,8 +163,7 @@ TEST_F(Emulation, Atomics) {
   a.cas = -1;
   a.min_wide = ~0ULL;
   std::vector<int> tickets(200);
-  ASSERT_EQ(cvk::launch(atomics_kernel, {dim3(1), dim3(200)}, nullptr, &a, tickets.data()),
-            cudaSuccess);
+  ASSERT_EQ(cvk::launch(atomics_kernel, {dim3(1), dim3(200)}, nullptr, &a, tickets.data()), cudaSuccess);
   std::sort(tickets.begin(), tickets.end());
   for (int i = 0; i < 200; ++i) EXPECT_EQ(tickets[i], i) << "each old value is returned once";
   EXPECT_EQ(a.add_int, 200);
@@ -209,8 +202,7 @@ __global__ void changes_its_parameter_kernel(Parameters p) {
 
 TEST_F(Emulation, EveryThreadHasItsOwnCopyOfTheArguments) {
   std::vector<int> out(64);
-  ASSERT_EQ(cvk::launch(changes_its_parameter_kernel, {dim3(1), dim3(64)}, nullptr,
-                        Parameters{100, out.data()}),
+  ASSERT_EQ(cvk::launch(changes_its_parameter_kernel, {dim3(1), dim3(64)}, nullptr, Parameters{100, out.data()}),
             cudaSuccess);
   for (int i = 0; i < 64; ++i) EXPECT_EQ(out[i], 100 + i);
 }
@@ -226,8 +218,7 @@ __global__ void large_locals_kernel(long long* out) {
 
 TEST_F(Emulation, LocalsSurviveABarrier) {
   std::vector<long long> out(1024);
-  ASSERT_EQ(cvk::launch(large_locals_kernel, {dim3(1), dim3(1024)}, nullptr, out.data()),
-            cudaSuccess);
+  ASSERT_EQ(cvk::launch(large_locals_kernel, {dim3(1), dim3(1024)}, nullptr, out.data()), cudaSuccess);
   for (int i = 0; i < 1024; ++i) EXPECT_EQ(out[i], 2999LL * 3000 / 2 + 3000LL * i);
 }
 
@@ -238,8 +229,7 @@ TEST_F(Emulation, HostThreadsMayLaunchAtOnce) {
   for (int h = 0; h < 4; ++h) {
     hosts.emplace_back([&, h] {
       for (int repeat = 0; repeat < 20; ++repeat) {
-        cvk::launch(block_sum_kernel<int>, {dim3(2), dim3(256)}, nullptr, input.data(), &totals[h],
-                    512);
+        cvk::launch(block_sum_kernel<int>, {dim3(2), dim3(256)}, nullptr, input.data(), &totals[h], 512);
       }
     });
   }
@@ -269,8 +259,7 @@ TEST_F(Emulation, ImpossibleLaunchesAreRefused) {
 
 TEST_F(Emulation, MemoryFunctions) {
   std::vector<int> a(4, 7), b(4, 0);
-  EXPECT_EQ(cudaMemcpyAsync(b.data(), a.data(), 4 * sizeof(int), cudaMemcpyDeviceToDevice),
-            cudaSuccess);
+  EXPECT_EQ(cudaMemcpyAsync(b.data(), a.data(), 4 * sizeof(int), cudaMemcpyDeviceToDevice), cudaSuccess);
   EXPECT_EQ(b, a);
   EXPECT_EQ(cudaMemsetAsync(b.data(), 0, 2 * sizeof(int)), cudaSuccess);
   EXPECT_EQ(b, (std::vector<int>{0, 0, 7, 7}));

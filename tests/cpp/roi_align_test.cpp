@@ -360,8 +360,8 @@ TYPED_TEST(RoiAlign, BorderRule) {
 }
 
 TYPED_TEST(RoiAlign, BadBoxesAreZeros) {
-  Problem p = make(2, 3, 5, 6, 2, 2,
-                   {{0, kNan, 0, 4, 4}, {1, 0, 0, kInf, 4}, {0, -kInf, -kInf, kInf, kInf}, {1, 1, 1, 5, 5}});
+  Problem p =
+      make(2, 3, 5, 6, 2, 2, {{0, kNan, 0, 4, 4}, {1, 0, 0, kInf, 4}, {0, -kInf, -kInf, kInf, kInf}, {1, 1, 1, 5, 5}});
   for (double& value : p.input) value = std::fabs(value) + 1;
   for (bool aligned : {false, true}) {
     for (int ratio : {0, 2}) {
@@ -405,11 +405,11 @@ struct Setting {
 
 // Bins and grids are powers of two and boxes whole, so that all coordinates are exact and maxima tie alike.
 const Setting kSettings[] = {
-    {"small", 2, 3, 5, 6, 2, 2, 4, 2},      {"one channel", 1, 1, 7, 4, 4, 2, 5, 1},
-    {"channels", 1, 37, 4, 5, 2, 1, 3, 2},  {"wide", 1, 2, 3, 40, 1, 8, 3, 4},
-    {"adaptive", 2, 5, 9, 8, 2, 4, 5, 0},   {"one pixel", 2, 2, 1, 1, 2, 2, 3, 2},
-    {"no boxes", 2, 3, 4, 4, 2, 2, 0, 2},   {"no channels", 2, 0, 4, 4, 2, 2, 2, 2},
-    {"no rows", 1, 2, 0, 4, 2, 2, 2, 2},    {"crowd", 1, 2, 6, 6, 2, 2, 40, 2},
+    {"small", 2, 3, 5, 6, 2, 2, 4, 2},     {"one channel", 1, 1, 7, 4, 4, 2, 5, 1},
+    {"channels", 1, 37, 4, 5, 2, 1, 3, 2}, {"wide", 1, 2, 3, 40, 1, 8, 3, 4},
+    {"adaptive", 2, 5, 9, 8, 2, 4, 5, 0},  {"one pixel", 2, 2, 1, 1, 2, 2, 3, 2},
+    {"no boxes", 2, 3, 4, 4, 2, 2, 0, 2},  {"no channels", 2, 0, 4, 4, 2, 2, 2, 2},
+    {"no rows", 1, 2, 0, 4, 2, 2, 2, 2},   {"crowd", 1, 2, 6, 6, 2, 2, 40, 2},
 };
 
 TYPED_TEST(RoiAlign, EqualsTheDefinition) {

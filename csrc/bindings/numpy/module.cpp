@@ -66,8 +66,8 @@ py::array_t<int64_t> nms(const Array<A>& boxes, const Array<S>& scores, double i
 template <class A, class S>
 void define_nms(py::module_& module) {
   // noconvert: a silent copy here would hide a dtype that the Python side did not settle.
-  module.def("nms", &nms<A, S>, py::arg("boxes").noconvert(), py::arg("scores").noconvert(),
-             py::arg("iou_threshold"), py::arg("max_output"));
+  module.def("nms", &nms<A, S>, py::arg("boxes").noconvert(), py::arg("scores").noconvert(), py::arg("iou_threshold"),
+             py::arg("max_output"));
 }
 
 }  // namespace

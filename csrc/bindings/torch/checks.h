@@ -76,8 +76,8 @@ inline bool is_float(ScalarType type) {
 }
 
 inline bool is_integer(ScalarType type) {
-  return type == ScalarType::Long || type == ScalarType::Int || type == ScalarType::Short ||
-         type == ScalarType::Char || type == ScalarType::Byte;
+  return type == ScalarType::Long || type == ScalarType::Int || type == ScalarType::Short || type == ScalarType::Char ||
+         type == ScalarType::Byte;
 }
 
 inline void check_float(const char* op, const char* argument, const Tensor& tensor) {

@@ -18,8 +18,10 @@ constexpr int64_t kIntMax = std::numeric_limits<int32_t>::max();
 std::string rows_text(const Tensor& boxes) {
   std::ostringstream text;
   text << '(' << boxes.size(0);
-  if (boxes.dim() == 3) text << ", " << boxes.size(1) << ')';
-  else text << ",)";
+  if (boxes.dim() == 3)
+    text << ", " << boxes.size(1) << ')';
+  else
+    text << ",)";
   return text.str();
 }
 
@@ -57,11 +59,15 @@ void with_types(const Tensor& boxes, const Tensor& scores, F&& f) {
   const bool wide_boxes = boxes.scalar_type() == ScalarType::Double;
   const bool wide_scores = scores.scalar_type() == ScalarType::Double;
   if (wide_boxes) {
-    if (wide_scores) f(TypeTag<double>{}, TypeTag<double>{});
-    else f(TypeTag<double>{}, TypeTag<float>{});
+    if (wide_scores)
+      f(TypeTag<double>{}, TypeTag<double>{});
+    else
+      f(TypeTag<double>{}, TypeTag<float>{});
   } else {
-    if (wide_scores) f(TypeTag<float>{}, TypeTag<double>{});
-    else f(TypeTag<float>{}, TypeTag<float>{});
+    if (wide_scores)
+      f(TypeTag<float>{}, TypeTag<double>{});
+    else
+      f(TypeTag<float>{}, TypeTag<float>{});
   }
 }
 
@@ -92,7 +98,8 @@ void nms_on_cpu(const char* op, const Tensor& boxes, const Tensor& scores, const
       once([&](auto isa) { one(isa, 0, torch_parallel()); });
       return;
     }
-    run(op, boxes, {batch},
+    run(
+        op, boxes, {batch},
         [&](auto isa, int64_t begin, int64_t end) {
           for (int64_t image = begin; image < end; ++image) one(isa, image, Parallel{});
         },
@@ -131,7 +138,8 @@ void nms_on_cuda(const char* op, const Tensor& boxes, const Tensor& scores, cons
     params.kept = mutable_data<int64_t>(kept);
     if constexpr (!kOnCpu) {
       const Tensor scratch = allocate({nms_scratch_cuda(params)}, ScalarType::Byte, boxes);
-      run(op, boxes, {}, [](auto, int64_t, int64_t) {},
+      run(
+          op, boxes, {}, [](auto, int64_t, int64_t) {},
           [&](CudaStream stream) { return nms_cuda(params, mutable_data<void>(scratch), stream); });
     }
   });
@@ -157,12 +165,11 @@ Tensor nms(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor
     const Tensor kept = allocate({1}, ScalarType::Long, boxes);
     nms_on_cuda(op, boxes, scores, classes, iou_threshold, 1, most, keep, kept);
     // The one wait for the device: the size of the result.
-    const Tensor on_host =
-        kBackend == Backend::kCuda
-            ? torch::stable::to(kept, std::nullopt, std::nullopt,
-                                torch::stable::Device(torch::headeronly::DeviceType::CPU), std::nullopt, false, false,
-                                std::nullopt)
-            : kept;
+    const Tensor on_host = kBackend == Backend::kCuda
+                               ? torch::stable::to(kept, std::nullopt, std::nullopt,
+                                                   torch::stable::Device(torch::headeronly::DeviceType::CPU),
+                                                   std::nullopt, false, false, std::nullopt)
+                               : kept;
     Tensor whole = keep;
     return torch::stable::clone(torch::stable::narrow(whole, 0, 0, data<int64_t>(on_host)[0]));
   }

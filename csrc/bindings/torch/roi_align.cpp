@@ -72,13 +72,13 @@ class PlanMemory {
     }
     if (bytes < 0) {
       const int64_t row = -1 - bytes;
-      reject(kOp, "boxes[:, 0] in [0, ", shape.batch, "), got ", number_text(params.boxes[row * 5]), " in row ",
-             row);
+      reject(kOp, "boxes[:, 0] in [0, ", shape.batch, "), got ", number_text(params.boxes[row * 5]), " in row ", row);
     }
     if (shape.channels == 0) return;  // only the image indices wanted checking
     arena_ = std::make_unique<HostScratch<char>>(bytes);
     plan.arena = arena_->get();
-    run(kOp, on, {shape.boxes, kPlanGrain},
+    run(
+        kOp, on, {shape.boxes, kPlanGrain},
         [&](auto isa, int64_t first, int64_t last) { roi_align_plan_cpu<isa.value>(params, first, last); },
         [](CudaStream) { return CudaStatus{0}; });
   }
@@ -94,13 +94,15 @@ void forward(RoiAlignParams<T>& params, const Tensor& on) {
     const PlanMemory<T> memory(params, on);  // checks the image indices, also where the output is empty
     if (params.shape.boxes == 0 || params.shape.channels == 0) return;
     const int64_t items = once([&](auto isa) { return roi_align_forward_items_cpu<isa.value>(params); });
-    run(kOp, on, work_of(items, kOperations * params.shape.boxes * params.shape.channels * params.shape.bins()),
+    run(
+        kOp, on, work_of(items, kOperations * params.shape.boxes * params.shape.channels * params.shape.bins()),
         [&](auto isa, int64_t first, int64_t last) { roi_align_forward_cpu<isa.value>(params, first, last); },
         [](CudaStream) { return CudaStatus{0}; });
   } else {
     if (params.shape.boxes == 0 || params.shape.channels == 0) return;
     const Tensor scratch = allocate({roi_align_forward_scratch_cuda(params)}, ScalarType::Byte, on);
-    run(kOp, on, {}, [](auto, int64_t, int64_t) {},
+    run(
+        kOp, on, {}, [](auto, int64_t, int64_t) {},
         [&](CudaStream stream) { return roi_align_forward_cuda(params, mutable_data<void>(scratch), stream); });
   }
 }
@@ -111,12 +113,14 @@ void backward(RoiAlignParams<T>& params, const Tensor& on) {
     const PlanMemory<T> memory(params, on);
     const int64_t items = once([&](auto isa) { return roi_align_backward_items_cpu<isa.value>(params); });
     const RoiAlignShape& shape = params.shape;
-    run(kOp, on,
+    run(
+        kOp, on,
         work_of(items, shape.channels * (kOperations * shape.boxes * shape.bins() + shape.batch * shape.pixels())),
         [&](auto isa, int64_t first, int64_t last) { roi_align_backward_cpu<isa.value>(params, first, last); },
         [](CudaStream) { return CudaStatus{0}; });
   } else {
-    run(kOp, on, {}, [](auto, int64_t, int64_t) {},
+    run(
+        kOp, on, {}, [](auto, int64_t, int64_t) {},
         [&](CudaStream stream) { return roi_align_backward_cuda(params, stream); });
   }
 }
@@ -136,8 +140,8 @@ Forward forward_checked(const Tensor& input, const Tensor& boxes, double spatial
                   pooled_height, pooled_width, sampling_ratio, aligned, channels_last);
   const Tensor dense = channels_last || input.is_contiguous() ? input : torch::stable::contiguous(input);
   Forward result;
-  result.output = allocate({shape.boxes, shape.channels, pooled_height, pooled_width}, input.scalar_type(), input,
-                           channels_last);
+  result.output =
+      allocate({shape.boxes, shape.channels, pooled_height, pooled_width}, input.scalar_type(), input, channels_last);
   if (maximum) {
     result.argmax =
         allocate({shape.boxes, shape.channels, pooled_height, pooled_width}, ScalarType::Int, input, channels_last);
@@ -184,9 +188,9 @@ Tensor backward_checked(const Tensor& grad, const Tensor* argmax, const Tensor& 
     dense_argmax = *argmax;
     // Both are read with one set of strides.
     if (channels_last != is_channels_last(dense_argmax) || (!channels_last && !dense_argmax.is_contiguous())) {
-      dense_argmax = torch::stable::contiguous(dense_argmax, channels_last
-                                                                 ? torch::headeronly::MemoryFormat::ChannelsLast
-                                                                 : torch::headeronly::MemoryFormat::Contiguous);
+      dense_argmax =
+          torch::stable::contiguous(dense_argmax, channels_last ? torch::headeronly::MemoryFormat::ChannelsLast
+                                                                : torch::headeronly::MemoryFormat::Contiguous);
     }
   }
   const RoiAlignShape shape = check_shape(batch, channels, height, width, boxes.size(0), spatial_scale, pooled_height,

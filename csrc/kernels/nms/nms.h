@@ -35,12 +35,12 @@ namespace cvk {
 template <class A, class S>
 struct NmsParams {
   int64_t count;
-  const A* boxes;           // [N, 4]
-  const S* scores;          // [N]
-  const int64_t* classes;   // [N] or null
-  A threshold;              // from nms_threshold
-  int64_t max_output;       // most boxes to keep, >= 0
-  int64_t* keep;            // [min(N, max_output)] kept indices
+  const A* boxes;          // [N, 4]
+  const S* scores;         // [N]
+  const int64_t* classes;  // [N] or null
+  A threshold;             // from nms_threshold
+  int64_t max_output;      // most boxes to keep, >= 0
+  int64_t* keep;           // [min(N, max_output)] kept indices
 };
 
 // Returns the number of boxes kept.
@@ -56,8 +56,8 @@ struct NmsBatchParams {
   const float* ordered_scores;  // [B, N] scores in that order; only their being NaN matters
   const int64_t* classes;       // [B, N] or null
   A threshold;
-  int64_t* keep;                // [B, max_output], padded with -1
-  int64_t* kept;                // [B]
+  int64_t* keep;  // [B, max_output], padded with -1
+  int64_t* kept;  // [B]
 };
 
 // Bytes of device scratch.

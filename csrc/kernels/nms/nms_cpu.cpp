@@ -158,8 +158,8 @@ CVK_HD void decide_by_grid(const Engine<A>& engine, int64_t first, int64_t last,
     parallel(size, kNmsGrain, [&](int64_t begin, int64_t end) {
       for (int64_t j = begin; j < end; ++j) {
         const int64_t i = by_place[j].value;
-        survives[i] = grid.is_inert(block + i) || !grid.template suppresses<isa, false>(
-                                                      engine.candidates.get(block + i), engine.threshold);
+        survives[i] = grid.is_inert(block + i) ||
+                      !grid.template suppresses<isa, false>(engine.candidates.get(block + i), engine.threshold);
       }
     });
     for (int64_t i = 0; i < size; ++i) {  // commit: in order, against what this block has added
@@ -215,10 +215,9 @@ int64_t nms_cpu(const NmsParams<A, S>& params, const Parallel& parallel) {
   const Scratch class_memory(params.classes != nullptr ? (2 * ranked + 1) * static_cast<int64_t>(sizeof(uint32_t)) : 0);
   uint32_t* rank_of = class_memory.as<uint32_t>();
   uint32_t* segment_begin = rank_of + ranked;
-  const int64_t segments =
-      params.classes != nullptr && ranked > 0
-          ? group_by_class(params.classes, order, ranked, rank_of, segment_begin)
-          : 0;
+  const int64_t segments = params.classes != nullptr && ranked > 0
+                               ? group_by_class(params.classes, order, ranked, rank_of, segment_begin)
+                               : 0;
   if (segments == 0) rank_of = nullptr;
 
   const Scratch box_memory(BoxArrays<A>::bytes(ranked) + ranked);
@@ -264,8 +263,7 @@ int64_t nms_cpu(const NmsParams<A, S>& params, const Parallel& parallel) {
   return used;
 }
 
-#define CVK_INSTANTIATE(A, S) \
-  template int64_t nms_cpu<Isa::CVK_ISA, A, S>(const NmsParams<A, S>&, const Parallel&);
+#define CVK_INSTANTIATE(A, S) template int64_t nms_cpu<Isa::CVK_ISA, A, S>(const NmsParams<A, S>&, const Parallel&);
 CVK_INSTANTIATE(float, float)
 CVK_INSTANTIATE(float, double)
 CVK_INSTANTIATE(double, float)

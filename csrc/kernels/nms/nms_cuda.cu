@@ -124,8 +124,8 @@ __global__ void __launch_bounds__(kNmsChunk)
     }
   }
 
-  const int rounds = static_cast<int>(
-      min_of<int64_t>(kNmsChunk / kWarp, ceil_div<int64_t>(params.count - chunk * kNmsChunk, kWarp)));
+  const int rounds =
+      static_cast<int>(min_of<int64_t>(kNmsChunk / kWarp, ceil_div<int64_t>(params.count - chunk * kNmsChunk, kWarp)));
   for (int round = 0; round < rounds; ++round) {
     const int side = round & 1;
     if (warp == round) {
@@ -183,8 +183,7 @@ __global__ void __launch_bounds__(kNmsSuppressThreads, kNmsSuppressBlocksPerSm)
   const int64_t image = blockIdx.x / blocks;
   const int count = scratch.chunk_count[image];
   if (count == 0 || params.kept[image] >= params.max_output) return;  // the same for the whole block
-  const int64_t position =
-      (chunk + 1) * kNmsChunk + (blockIdx.x % blocks) * kNmsSuppressThreads + threadIdx.x;
+  const int64_t position = (chunk + 1) * kNmsChunk + (blockIdx.x % blocks) * kNmsSuppressThreads + threadIdx.x;
   const bool present = position < params.count;
   RankedBox<A> mine{};
   int64_t my_class = 0;
@@ -207,8 +206,7 @@ __global__ void __launch_bounds__(kNmsSuppressThreads, kNmsSuppressBlocksPerSm)
     __syncthreads();
     for (int k = 0; alive && k < tile; ++k) {
       const Box<A> box = shared.boxes[k].box();
-      if (shared.classes[k] == my_class &&
-          nms_suppresses(box, box_area(box), mine.box(), my_area, params.threshold)) {
+      if (shared.classes[k] == my_class && nms_suppresses(box, box_area(box), mine.box(), my_area, params.threshold)) {
         alive = false;
       }
     }
@@ -235,7 +233,9 @@ CudaStatus nms_cuda(const NmsBatchParams<A>& params, void* scratch_memory, CudaS
   const NmsScratch<A> scratch = carve(params, static_cast<char*>(scratch_memory), &bytes);
   // Blocks of an image; images lie one after another in the grid's x, which alone may pass 65,535.
   const auto blocks = [](int64_t threads) { return ceil_div<int64_t>(threads, kNmsSuppressThreads); };
-  const auto grid = [&](int64_t blocks_of_image) { return dim3(static_cast<unsigned>(params.batch * blocks_of_image)); };
+  const auto grid = [&](int64_t blocks_of_image) {
+    return dim3(static_cast<unsigned>(params.batch * blocks_of_image));
+  };
   const int64_t every = blocks(max_of<int64_t>(1, max_of(params.count, min_of(params.max_output, kNmsMostPadding))));
   if (params.batch > 0x7fffffffLL / every) return static_cast<CudaStatus>(cudaErrorInvalidConfiguration);
   cudaError_t status =

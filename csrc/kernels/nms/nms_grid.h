@@ -267,7 +267,8 @@ CVK_HD bool Grid<A>::build(const BoxArrays<A>& boxes, int64_t first, int64_t las
       continue;
     }
     const double most = static_cast<double>(min_of<int64_t>(kNmsCellsPerBox * level.count + 16, 1 << 30));
-    if (level.wanted_cells() > 64 * most) trim(level, boxes, first, last, [&](const auto& b) { return level_of(b) == l; });
+    if (level.wanted_cells() > 64 * most)
+      trim(level, boxes, first, last, [&](const auto& b) { return level_of(b) == l; });
     const double wide = static_cast<double>(level.most_x) - level.least_x;
     const double high = static_cast<double>(level.most_y) - level.least_y;
     const double columns = level.wanted_columns(), rows = level.wanted_rows();

@@ -46,25 +46,25 @@ struct RoiAlignShape {
 
 // CPU only: the boxes digested. `layout` fills the first four, `plan` the arena, `forward_items` the last.
 struct RoiAlignPlan {
-  int64_t* order;        // [K] boxes grouped by image, ascending within an image
-  int64_t* image_begin;  // [N + 1] where an image's boxes begin in `order`
-  int64_t* record_begin; // [K + 1] offset in bytes of a box's record in `arena`
-  int64_t* image_of;     // [K] batch index
-  char* arena;           // records; see roi_align_cpu.cpp
-  bool copy_images;      // forward of NCHW: scratch copies of whole images, or of the boxes' rectangles
+  int64_t* order;         // [K] boxes grouped by image, ascending within an image
+  int64_t* image_begin;   // [N + 1] where an image's boxes begin in `order`
+  int64_t* record_begin;  // [K + 1] offset in bytes of a box's record in `arena`
+  int64_t* image_of;      // [K] batch index
+  char* arena;            // records; see roi_align_cpu.cpp
+  bool copy_images;       // forward of NCHW: scratch copies of whole images, or of the boxes' rectangles
 };
 
 template <class T>
 struct RoiAlignParams {
   RoiAlignShape shape;
-  const T* input;            // [N, C, H, W]           forward
-  const Acc<T>* boxes;       // [K, 5]
-  T* output;                 // [K, C, PH, PW]         forward
-  int32_t* argmax;           // [K, C, PH, PW]         maximum: sample index in the bin, -1 for none; else null
-  const T* grad_output;      // [K, C, PH, PW]         backward
+  const T* input;               // [N, C, H, W]           forward
+  const Acc<T>* boxes;          // [K, 5]
+  T* output;                    // [K, C, PH, PW]         forward
+  int32_t* argmax;              // [K, C, PH, PW]         maximum: sample index in the bin, -1 for none; else null
+  const T* grad_output;         // [K, C, PH, PW]         backward
   const int32_t* saved_argmax;  // [K, C, PH, PW]      backward of the maximum; else null
-  T* grad_input;             // [N, C, H, W]           backward; fully overwritten
-  RoiAlignPlan plan;         // CPU only
+  T* grad_input;                // [N, C, H, W]           backward; fully overwritten
+  RoiAlignPlan plan;            // CPU only
 
   CVK_HD bool maximum() const { return argmax != nullptr || saved_argmax != nullptr; }
 };

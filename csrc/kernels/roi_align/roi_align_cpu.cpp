@@ -152,8 +152,7 @@ CVK_HD void plan_box(const RoiAlignShape& shape, const A* box, char* arena) {
   const BoxAxes<A> axes = box_axes(shape, box);
   Record<A, Entry> record = record_at<A, Entry>(arena, shape.pooled_height, shape.pooled_width);
   RecordHeader& header = *record.header;
-  const int used =
-      plan_axis(axes.y, shape.pooled_height, record.y_begin, record.y, header.y_first, header.y_last);
+  const int used = plan_axis(axes.y, shape.pooled_height, record.y_begin, record.y, header.y_first, header.y_last);
   plan_axis(axes.x, shape.pooled_width, record.x_begin, record.y + used, header.x_first, header.x_last);
   header.grid_y = axes.y.samples;
   header.grid_x = axes.x.samples;
@@ -168,9 +167,7 @@ struct View {
   int64_t row_stride;
   int y_first, x_first;
 
-  CVK_HD const E* pixel(int y, int x) const {
-    return data + (y - y_first) * row_stride + (x - x_first) * pixel_stride;
-  }
+  CVK_HD const E* pixel(int y, int x) const { return data + (y - y_first) * row_stride + (x - x_first) * pixel_stride; }
 };
 
 // Copies channels [c, c + channels) of a rectangle of a contiguous image into a scratch, channels last.
@@ -258,8 +255,8 @@ CVK_HD int first_outside(const Sample<A>* y, int y_count, int grid_y, const Samp
 }
 
 template <Isa isa, class E, class A, class Out>
-CVK_HD void pool_bin(const View<E>& view, const Sample<A>* y, int y_count, const Sample<A>* x, int x_count,
-                     int grid_y, int grid_x, int channels, Out* out, int32_t* argmax) {
+CVK_HD void pool_bin(const View<E>& view, const Sample<A>* y, int y_count, const Sample<A>* x, int x_count, int grid_y,
+                     int grid_x, int channels, Out* out, int32_t* argmax) {
   using S = Simd<isa, A>;
   constexpr int kLanes = S::kLanes;
   if (grid_y == 0 || grid_x == 0) {
@@ -342,16 +339,16 @@ CVK_HD void pool_box_max(const View<E>& view, const RoiAlignShape& shape, char* 
     const int y0 = record.y_begin[i], y1 = record.y_begin[i + 1];
     for (int j = 0; j < shape.pooled_width; ++j, out += out_stride, argmax += out_stride) {
       const int x0 = record.x_begin[j], x1 = record.x_begin[j + 1];
-      pool_bin<isa>(view, record.y + y0, y1 - y0, record.x + x0, x1 - x0, record.header->grid_y,
-                    record.header->grid_x, channels, out, argmax);
+      pool_bin<isa>(view, record.y + y0, y1 - y0, record.x + x0, x1 - x0, record.header->grid_y, record.header->grid_x,
+                    channels, out, argmax);
     }
   }
 }
 
 // One bin's gradient, kVecs vectors of channels, onto the pixels of its taps.
 template <Isa isa, int kVecs, class G, class A>
-CVK_HD void spread_bin(const G* grad, const Tap<A>* y, int y_count, const Tap<A>* x, int x_count, int y_begin, int y_end,
-                       int width, A* scratch, int pitch) {
+CVK_HD void spread_bin(const G* grad, const Tap<A>* y, int y_count, const Tap<A>* x, int x_count, int y_begin,
+                       int y_end, int width, A* scratch, int pitch) {
   using S = Simd<isa, A>;
   typename S::Vec g[kVecs];
   for (int v = 0; v < kVecs; ++v) g[v] = S::load(grad + v * S::kLanes);
@@ -381,7 +378,8 @@ CVK_HD void spread_box(const G* grad, int64_t grad_stride, const RoiAlignShape& 
     for (int j = 0; j < shape.pooled_width; ++j, grad += grad_stride) {
       const Tap<A>* y = record.y + record.y_begin[i];
       const Tap<A>* x = record.x + record.x_begin[j];
-      const int y_count = record.y_begin[i + 1] - record.y_begin[i], x_count = record.x_begin[j + 1] - record.x_begin[j];
+      const int y_count = record.y_begin[i + 1] - record.y_begin[i],
+                x_count = record.x_begin[j + 1] - record.x_begin[j];
       int c = 0;
       for (; c + kMost * kLanes <= channels; c += kMost * kLanes) {
         spread_bin<isa, kMost>(grad + c, y, y_count, x, x_count, y_begin, y_end, shape.width, scratch + c, pitch);
@@ -679,7 +677,8 @@ int64_t roi_align_forward_items_cpu(RoiAlignParams<T>& params) {
   const int64_t tile_bytes = shape.pixels() * pitch_of(shape) * static_cast<int64_t>(sizeof(A));
   if (tile_bytes <= kRoiAlignScratchBytes) {
     int64_t by_box = 0, by_image = 0;
-    for (int64_t k = 0; k < shape.boxes; ++k) by_box += rectangle_pixels(widened<isa, A>(shape, rectangle_of(params, k)));
+    for (int64_t k = 0; k < shape.boxes; ++k)
+      by_box += rectangle_pixels(widened<isa, A>(shape, rectangle_of(params, k)));
     for (int64_t n = 0; n < shape.batch; ++n) {
       if (plan.image_begin[n + 1] > plan.image_begin[n]) by_image += shape.pixels();
     }
@@ -764,12 +763,12 @@ void roi_align_backward_cpu(const RoiAlignParams<T>& params, int64_t first, int6
   }
 }
 
-#define CVK_INSTANTIATE(T)                                                                                     \
-  template int64_t roi_align_layout_cpu<Isa::CVK_ISA, T>(RoiAlignParams<T>&);                                  \
-  template void roi_align_plan_cpu<Isa::CVK_ISA, T>(const RoiAlignParams<T>&, int64_t, int64_t);               \
-  template int64_t roi_align_forward_items_cpu<Isa::CVK_ISA, T>(RoiAlignParams<T>&);                           \
-  template void roi_align_forward_cpu<Isa::CVK_ISA, T>(const RoiAlignParams<T>&, int64_t, int64_t);            \
-  template int64_t roi_align_backward_items_cpu<Isa::CVK_ISA, T>(const RoiAlignParams<T>&);                    \
+#define CVK_INSTANTIATE(T)                                                                          \
+  template int64_t roi_align_layout_cpu<Isa::CVK_ISA, T>(RoiAlignParams<T>&);                       \
+  template void roi_align_plan_cpu<Isa::CVK_ISA, T>(const RoiAlignParams<T>&, int64_t, int64_t);    \
+  template int64_t roi_align_forward_items_cpu<Isa::CVK_ISA, T>(RoiAlignParams<T>&);                \
+  template void roi_align_forward_cpu<Isa::CVK_ISA, T>(const RoiAlignParams<T>&, int64_t, int64_t); \
+  template int64_t roi_align_backward_items_cpu<Isa::CVK_ISA, T>(const RoiAlignParams<T>&);         \
   template void roi_align_backward_cpu<Isa::CVK_ISA, T>(const RoiAlignParams<T>&, int64_t, int64_t);
 CVK_INSTANTIATE(float)
 CVK_INSTANTIATE(double)

@@ -22,10 +22,9 @@ template <class A>
 CVK_DEVICE void compute_axes(const RoiAlignShape& shape, const A* box, SharedAxes<A>& axes) {
   if (threadIdx.x != 0 && threadIdx.x != 32) return;
   const bool is_y = threadIdx.x == 0;
-  const RoiAxis<A> axis =
-      roi_axis(is_y ? box[2] : box[1], is_y ? box[4] : box[3], static_cast<A>(shape.spatial_scale), shape.aligned,
-               is_y ? shape.pooled_height : shape.pooled_width, shape.sampling_ratio,
-               is_y ? shape.height : shape.width);
+  const RoiAxis<A> axis = roi_axis(is_y ? box[2] : box[1], is_y ? box[4] : box[3], static_cast<A>(shape.spatial_scale),
+                                   shape.aligned, is_y ? shape.pooled_height : shape.pooled_width, shape.sampling_ratio,
+                                   is_y ? shape.height : shape.width);
   if (is_y) {
     axes.y = axis;
   } else {
@@ -63,14 +62,12 @@ struct Pixels {
   int64_t pixel_stride;  // 1 in a plane, C channels-last
   int width;
 
-  CVK_DEVICE const T* at(int y, int x) const {
-    return image + (static_cast<int64_t>(y) * width + x) * pixel_stride;
-  }
+  CVK_DEVICE const T* at(int y, int x) const { return image + (static_cast<int64_t>(y) * width + x) * pixel_stride; }
 };
 
 template <int count, class T>
-CVK_DEVICE void bilinear_group(const Pixels<T>& pixels, const BilinearAxis<Acc<T>>& y,
-                               const BilinearAxis<Acc<T>>& x, Acc<T> (&sum)[count]) {
+CVK_DEVICE void bilinear_group(const Pixels<T>& pixels, const BilinearAxis<Acc<T>>& y, const BilinearAxis<Acc<T>>& x,
+                               Acc<T> (&sum)[count]) {
   using A = Acc<T>;
   A corner[4][count];
   load_group(pixels.at(y.low, x.low), corner[0]);
@@ -140,8 +137,7 @@ CVK_DEVICE void pool_maximum(const Pixels<T>& pixels, const AxisSamples<Acc<T>>&
       bilinear_group(pixels, y, x, value);
 #pragma unroll
       for (int c = 0; c < count; ++c) {
-        const bool better =
-            !started || value[c] > result[c] || (value[c] != value[c] && result[c] == result[c]);
+        const bool better = !started || value[c] > result[c] || (value[c] != value[c] && result[c] == result[c]);
         if (better) {
           result[c] = value[c];
           argmax[c] = i * grid_x + j;
@@ -168,7 +164,7 @@ CVK_DEVICE void pool_maximum(const Pixels<T>& pixels, const AxisSamples<Acc<T>>&
 template <class T>
 struct ForwardArguments {
   RoiAlignParams<T> params;
-  const T* input;         // [N, C, H, W] or [N, H, W, C]
+  const T* input;  // [N, C, H, W] or [N, H, W, C]
   int bins_per_block;
   int64_t channel_blocks, bin_blocks;
 };
@@ -178,7 +174,8 @@ struct ForwardArguments {
 //   kPlanarInput   lanes run over bins instead of channels
 //   kPlanarOutput  results pass through shared memory and leave as runs of bins
 template <class T, int kGroup, bool kPlanarInput, bool kPlanarOutput, bool kMaximum>
-__global__ void __launch_bounds__(kRoiAlignThreads, kRoiAlignBlocksPerSm) roi_align_forward_kernel(ForwardArguments<T> arguments) {
+__global__ void __launch_bounds__(kRoiAlignThreads, kRoiAlignBlocksPerSm)
+    roi_align_forward_kernel(ForwardArguments<T> arguments) {
   using A = Acc<T>;
   struct Shared {
     SharedAxes<A> axes;
@@ -216,9 +213,9 @@ __global__ void __launch_bounds__(kRoiAlignThreads, kRoiAlignBlocksPerSm) roi_al
     const int local_bin = kPlanarInput ? i % bins : i / groups;
     const int64_t bin = first_bin + local_bin;
     const int64_t channel = first_channel + group * kGroup;
-    const Pixels<T> pixels =
-        kPlanarInput ? Pixels<T>{arguments.input + image + channel * shape.pixels(), 1, shape.width}
-                     : Pixels<T>{arguments.input + image + channel, shape.channels, shape.width};
+    const Pixels<T> pixels = kPlanarInput
+                                 ? Pixels<T>{arguments.input + image + channel * shape.pixels(), 1, shape.width}
+                                 : Pixels<T>{arguments.input + image + channel, shape.channels, shape.width};
     const int bin_y = static_cast<int>(bin / shape.pooled_width), bin_x = static_cast<int>(bin % shape.pooled_width);
     A result[kGroup];
     int argmax[kGroup];
@@ -255,8 +252,8 @@ __global__ void __launch_bounds__(kRoiAlignThreads, kRoiAlignBlocksPerSm) roi_al
 // [N, C, HW] -> [N, HW, C], a 32 x 32 tile per block through shared memory.
 template <class T>
 __global__ void __launch_bounds__(kRoiAlignThreads)
-    roi_align_transpose_kernel(const T* from,   // [N, C, HW]
-                               T* to,           // [N, HW, C]
+    roi_align_transpose_kernel(const T* from,  // [N, C, HW]
+                               T* to,          // [N, HW, C]
                                int64_t channels, int64_t pixels, int64_t channel_tiles, int64_t pixel_tiles) {
   constexpr int kTile = kRoiAlignTransposeTile;
   struct Shared {
@@ -294,7 +291,8 @@ CVK_DEVICE bool span_reaches(const RoiSpan<A>& span, int first, int last) {
 // Block: a tile of 8 x 8 pixels of one image and 32 channels. Warp w owns row w, lane l owns channel l; each thread keeps its
 // 8 pixels in registers while the boxes that reach the tile pass by in order.
 template <class T, bool kMaximum>
-__global__ void __launch_bounds__(kRoiAlignThreads, kRoiAlignBlocksPerSm) roi_align_backward_kernel(RoiAlignParams<T> params) {
+__global__ void __launch_bounds__(kRoiAlignThreads, kRoiAlignBlocksPerSm)
+    roi_align_backward_kernel(RoiAlignParams<T> params) {
   using A = Acc<T>;
   constexpr int kRows = kRoiAlignTileHeight, kColumns = kRoiAlignTileWidth, kLanes = kRoiAlignLanes;
   constexpr int kBins = kRoiAlignStagedBins;
@@ -371,8 +369,7 @@ __global__ void __launch_bounds__(kRoiAlignThreads, kRoiAlignBlocksPerSm) roi_al
           if (!rows_matter) continue;
           matters = false;
           if (threadIdx.x < kColumns * kBins) {
-            const int bin = static_cast<int>(threadIdx.x) / kColumns,
-                      column = static_cast<int>(threadIdx.x) % kColumns;
+            const int bin = static_cast<int>(threadIdx.x) / kColumns, column = static_cast<int>(threadIdx.x) % kColumns;
             A weight = A(0);
             if (tile_x + column < shape.width && bin_x + bin < shape.pooled_width) {
               weight = roi_pixel_weight(axes.x, bin_x + bin, tile_x + column);
@@ -392,9 +389,8 @@ __global__ void __launch_bounds__(kRoiAlignThreads, kRoiAlignBlocksPerSm) roi_al
             int index = -1;
             if (c < channels && y < shape.pooled_height && x < shape.pooled_width) {
               const int64_t bin = static_cast<int64_t>(y) * shape.pooled_width + x;
-              const int64_t at = shape.channels_last
-                                     ? (k * shape.bins() + bin) * shape.channels + first_channel + c
-                                     : (k * shape.channels + first_channel + c) * shape.bins() + bin;
+              const int64_t at = shape.channels_last ? (k * shape.bins() + bin) * shape.channels + first_channel + c
+                                                     : (k * shape.channels + first_channel + c) * shape.bins() + bin;
               value = to_acc(params.grad_output[at]);
               if (kMaximum) index = params.saved_argmax[at];
             }
@@ -412,20 +408,18 @@ __global__ void __launch_bounds__(kRoiAlignThreads, kRoiAlignBlocksPerSm) roi_al
               for (int j = 0; j < x_bins; ++j) {
                 const int index = shared.argmax[i * kBins + j][lane];
                 if (index < 0 || index / axes.x.samples >= axes.y.samples) continue;
-                const BilinearAxis<A> y = bilinear_axis(
-                    roi_sample_coordinate(axes.y, bin_y + i, index / axes.x.samples), shape.height);
-                const BilinearAxis<A> x = bilinear_axis(
-                    roi_sample_coordinate(axes.x, bin_x + j, index % axes.x.samples), shape.width);
+                const BilinearAxis<A> y =
+                    bilinear_axis(roi_sample_coordinate(axes.y, bin_y + i, index / axes.x.samples), shape.height);
+                const BilinearAxis<A> x =
+                    bilinear_axis(roi_sample_coordinate(axes.x, bin_x + j, index % axes.x.samples), shape.width);
                 if (!y.inside || !x.inside) continue;
-                const A y_weight =
-                    (y.low == row ? y.low_weight : A(0)) + (y.high == row ? y.high_weight : A(0));
+                const A y_weight = (y.low == row ? y.low_weight : A(0)) + (y.high == row ? y.high_weight : A(0));
                 if (y_weight == A(0)) continue;
                 const A grad = shared.grad[i * kBins + j][lane] * y_weight;
 #pragma unroll
                 for (int column = 0; column < kColumns; ++column) {
                   const int pixel = tile_x + column;
-                  const A x_weight =
-                      (x.low == pixel ? x.low_weight : A(0)) + (x.high == pixel ? x.high_weight : A(0));
+                  const A x_weight = (x.low == pixel ? x.low_weight : A(0)) + (x.high == pixel ? x.high_weight : A(0));
                   if (x_weight != A(0)) sum[column] = mul_add(x_weight, grad, sum[column]);
                 }
               }
@@ -488,9 +482,7 @@ bool is_aligned(const T* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
 }
 
-cudaError_t too_large(int64_t blocks) {
-  return blocks > 0x7fffffffLL ? cudaErrorInvalidConfiguration : cudaSuccess;
-}
+cudaError_t too_large(int64_t blocks) { return blocks > 0x7fffffffLL ? cudaErrorInvalidConfiguration : cudaSuccess; }
 
 template <class T, int kGroup, bool kPlanarInput, bool kPlanarOutput>
 cudaError_t launch_forward(const ForwardArguments<T>& arguments, int64_t blocks, CudaStream stream) {
@@ -531,9 +523,9 @@ CudaStatus roi_align_forward_cuda(const RoiAlignParams<T>& params, void* scratch
     const int64_t tiles = shape.batch * channel_tiles * pixel_tiles;
     status = too_large(tiles);
     if (status == cudaSuccess) {
-      status = launch(roi_align_transpose_kernel<T>,
-                      {dim3(static_cast<unsigned>(tiles)), dim3(kRoiAlignThreads)}, stream, params.input,
-                      static_cast<T*>(scratch), shape.channels, shape.pixels(), channel_tiles, pixel_tiles);
+      status =
+          launch(roi_align_transpose_kernel<T>, {dim3(static_cast<unsigned>(tiles)), dim3(kRoiAlignThreads)}, stream,
+                 params.input, static_cast<T*>(scratch), shape.channels, shape.pixels(), channel_tiles, pixel_tiles);
     }
     if (status != cudaSuccess) return static_cast<CudaStatus>(status);
     arguments.input = static_cast<const T*>(scratch);
@@ -567,9 +559,9 @@ CudaStatus roi_align_backward_cuda(const RoiAlignParams<T>& params, CudaStream s
   return static_cast<CudaStatus>(status);
 }
 
-#define CVK_INSTANTIATE(T)                                                                             \
-  template int64_t roi_align_forward_scratch_cuda<T>(const RoiAlignParams<T>&);                        \
-  template CudaStatus roi_align_forward_cuda<T>(const RoiAlignParams<T>&, void*, CudaStream);          \
+#define CVK_INSTANTIATE(T)                                                                    \
+  template int64_t roi_align_forward_scratch_cuda<T>(const RoiAlignParams<T>&);               \
+  template CudaStatus roi_align_forward_cuda<T>(const RoiAlignParams<T>&, void*, CudaStream); \
   template CudaStatus roi_align_backward_cuda<T>(const RoiAlignParams<T>&, CudaStream);
 CVK_INSTANTIATE(float)
 CVK_INSTANTIATE(double)

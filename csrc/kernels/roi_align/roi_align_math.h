@@ -17,13 +17,13 @@ constexpr int kRoiAlignMaxGrid = 1 << 15;
 // One axis of one box.
 template <class A>
 struct RoiAxis {
-  A start;          // first coordinate of the box, in input pixels
-  A bin;            // extent of one bin, in input pixels
-  A step;           // distance of samples, rounded; may be 0 or negative
-  A inverse_step;   // meaningful where step > 0
-  A share;          // 1 / samples: what one sample counts for in a mean along this axis
-  int samples;      // samples per bin along this axis
-  int extent;       // pixels of the input along this axis
+  A start;         // first coordinate of the box, in input pixels
+  A bin;           // extent of one bin, in input pixels
+  A step;          // distance of samples, rounded; may be 0 or negative
+  A inverse_step;  // meaningful where step > 0
+  A share;         // 1 / samples: what one sample counts for in a mean along this axis
+  int samples;     // samples per bin along this axis
+  int extent;      // pixels of the input along this axis
 };
 
 // Where a box begins along an axis and how long it is, in input pixels.
