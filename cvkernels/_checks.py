@@ -84,6 +84,19 @@ def _integer(op: str, name: str, value: object) -> None:
         _fail_type(op, f"{name} to be an integer", value)
 
 
+def _positive(op: str, name: str, value: Any) -> None:
+    _number(op, name, value)
+    if not (_finite(value) and value > 0):
+        _fail(op, f"{name} to be finite and positive", _g(value))
+
+
+def _choice(op: str, name: str, value: object, *choices: str) -> None:
+    if not isinstance(value, str) or value not in choices:
+        quoted = [f"'{choice}'" for choice in choices]
+        text = f"{', '.join(quoted[:-1])} or {quoted[-1]}"
+        _fail(op, f"{name} to be {text}", repr(value))
+
+
 def pair(op: str, name: str, value: Any) -> tuple[int, int]:
     """Returns ``value`` as (height, width): an integer stands for both."""
     if isinstance(value, (list, tuple, torch.Size)):
@@ -141,9 +154,7 @@ def roi_align(
         _fail(op, "boxes of shape (K, 5)", _shape(boxes))
     _float_dtype(op, "boxes", boxes)
     _same_device(op, "boxes", boxes, "input", input)
-    _number(op, "spatial_scale", spatial_scale)
-    if not (_finite(spatial_scale) and spatial_scale > 0):
-        _fail(op, "spatial_scale to be finite and positive", _g(spatial_scale))
+    _positive(op, "spatial_scale", spatial_scale)
     if pooled_height <= 0 or pooled_width <= 0 or max(pooled_height, pooled_width) > _INT32_MAX:
         _fail(op, "output_size of positive 32-bit values", f"({pooled_height}, {pooled_width})")
     _integer(op, "sampling_ratio", sampling_ratio)
@@ -155,8 +166,7 @@ def roi_align(
 
 def roi_align_mode(mode: object) -> None:
     """Checks ``mode`` of the public function."""
-    if mode not in ("avg", "max"):
-        _fail("roi_align", "mode to be 'avg' or 'max'", repr(mode))
+    _choice("roi_align", "mode", mode, "avg", "max")
 
 
 def roi_align_batch_index(input: Tensor, boxes: Tensor) -> Tensor:
@@ -175,60 +185,101 @@ def roi_align_batch_index(input: Tensor, boxes: Tensor) -> Tensor:
     return index.trunc().to(torch.int64)
 
 
-def _rows_differ(tensor: Tensor, boxes: Tensor) -> bool:
-    """Whether ``tensor`` is not of shape [...] where boxes is [..., 4].
+def _sizes_differ(mine: Sequence[Any], theirs: Sequence[Any]) -> bool:
+    """Whether two lists of sizes are not the same.
 
     Two sizes that a compiler cannot know (both counted from data) are taken as equal, and checked
     when the compiled code runs.
     """
-    if tensor.dim() != boxes.dim() - 1:
+    if len(mine) != len(theirs):
         return True
-    for mine, theirs in zip(tensor.shape, boxes.shape[:-1], strict=True):
-        if isinstance(mine, int) and isinstance(theirs, int):
-            if mine != theirs:
+    for one, other in zip(mine, theirs, strict=True):
+        if isinstance(one, int) and isinstance(other, int):
+            if one != other:
                 return True
             continue
         from torch.fx.experimental.symbolic_shapes import guard_or_false
 
-        if guard_or_false(mine != theirs):
+        if guard_or_false(one != other):
             return True
-        torch._check(mine == theirs)
+        torch._check(one == other)
     return False
 
 
-def _nms(op: str, boxes: Tensor, scores: Tensor, idxs: Tensor | None, threshold: float) -> None:
-    dims, names = (3, "(B, N, 4)") if op == "nms_padded" else (2, "(N, 4)")
-    _tensor(op, "boxes", boxes)
+# ---- the NMS family
+#
+# The order in which every function of the family looks at its arguments: boxes, scores, idxs, other
+# tensors, iou_threshold, sigma, min_score, sigma_t, max_output, then method, kernel or mode, and
+# criterion and beta last.
+
+
+def _candidates(
+    op: str, boxes: Tensor, scores: Tensor, idxs: Tensor | None, *, name: str = "boxes"
+) -> None:
+    """Checks the tensors that every function has; ``name`` may be overlaps [N, N] instead."""
+    _tensor(op, name, boxes)
     _tensor(op, "scores", scores)
-    if boxes.dim() != dims or boxes.shape[-1] != 4:
-        _fail(op, f"boxes of shape {names}", _shape(boxes))
-    _float_dtype(op, "boxes", boxes)
-    rows = _shape(boxes[..., 0])
-    if _rows_differ(scores, boxes):
-        _fail(op, f"scores of shape {rows}", _shape(scores))
-    _float_dtype(op, "scores", scores)
-    _same_device(op, "scores", scores, "boxes", boxes)
+    if name == "overlaps":
+        if boxes.dim() != 2 or _sizes_differ(boxes.shape[:1], boxes.shape[1:]):
+            _fail(op, "overlaps of shape (N, N)", _shape(boxes))
+    else:
+        dims, names = (3, "(B, N, 4)") if op.endswith("_padded") else (2, "(N, 4)")
+        if boxes.dim() != dims or boxes.shape[-1] != 4:
+            _fail(op, f"boxes of shape {names}", _shape(boxes))
+    _float_dtype(op, name, boxes)
+    _row_values(op, "scores", scores, name, boxes)
     if idxs is not None:
         _tensor(op, "idxs", idxs)
-        if _rows_differ(idxs, boxes):
-            _fail(op, f"idxs of shape {rows}", _shape(idxs))
+        if _sizes_differ(idxs.shape, boxes.shape[:-1]):
+            _fail(op, f"idxs of shape {_shape(boxes[..., 0])}", _shape(idxs))
         if idxs.dtype not in INTEGER_DTYPES:
             _fail(op, f"idxs of dtype {_INTEGERS}", _dtype(idxs))
-        _same_device(op, "idxs", idxs, "boxes", boxes)
-    _number(op, "iou_threshold", threshold)
-    if not _finite(threshold):
-        _fail(op, "iou_threshold to be finite", _g(threshold))
+        _same_device(op, "idxs", idxs, name, boxes)
+
+
+def _row_values(op: str, name: str, value: Tensor, boxes_name: str, boxes: Tensor) -> None:
+    """Checks a float tensor with one value per box, or four of them where it is variances."""
+    _tensor(op, name, value)
+    like = boxes if name == "variances" else boxes[..., 0]
+    if _sizes_differ(value.shape, like.shape):
+        _fail(op, f"{name} of shape {_shape(like)}", _shape(value))
+    _float_dtype(op, name, value)
+    _same_device(op, name, value, boxes_name, boxes)
+
+
+def _threshold(op: str, iou_threshold: float) -> None:
+    _number(op, "iou_threshold", iou_threshold)
+    if not _finite(iou_threshold):
+        _fail(op, "iou_threshold to be finite", _g(iou_threshold))
+
+
+def _min_score(op: str, min_score: float) -> None:
+    _number(op, "min_score", min_score)
+    if not (_finite(min_score) and min_score >= 0):
+        _fail(op, "min_score to be finite and at least 0", _g(min_score))
 
 
 def limit(op: str, max_output: int | None) -> None:
-    """Checks ``max_output`` where None stands for no limit."""
-    if max_output is None:
+    """Checks ``max_output``: where None stands for no limit, or as the width of a padded result."""
+    padded = op.endswith("_padded")
+    if max_output is None and not padded:
         return
     _integer(op, "max_output", max_output)
+    assert max_output is not None
     if max_output < 0:
-        _fail(op, "max_output to be None or at least 0", max_output)
+        least = "at least 0" if padded else "None or at least 0"
+        _fail(op, f"max_output to be {least}", max_output)
     if max_output > _INT64_MAX:
         _fail(op, "max_output below 2^63", max_output)
+
+
+def criterion(op: str, criterion: str, beta: float) -> None:
+    """Checks how overlap is measured."""
+    _choice(op, "criterion", criterion, "iou", "giou", "diou", "ciou")
+    _positive(op, "beta", beta)
+
+
+_measure = criterion  # its name where an argument is called criterion
 
 
 def nms(
@@ -237,23 +288,249 @@ def nms(
     idxs: Tensor | None,
     iou_threshold: float,
     max_output: int | None,
+    criterion: str = "iou",
+    beta: float = 1.0,
+    densities: Tensor | None = None,
     *,
     op: str = "nms",
 ) -> None:
-    """Checks the arguments of nms and, with ``op="batched_nms"``, of batched_nms."""
+    """Checks nms and, by ``op``, batched_nms, diou_nms, adaptive_nms and nms_clusters."""
     if op == "batched_nms" and idxs is None:
         _fail_type(op, "idxs to be a tensor", idxs)
-    _nms(op, boxes, scores, idxs, iou_threshold)
+    _candidates(op, boxes, scores, idxs)
+    if densities is not None or op == "adaptive_nms":
+        _row_values(op, "densities", densities, "boxes", boxes)  # type: ignore[arg-type]
+    _threshold(op, iou_threshold)
     limit(op, max_output)
+    _measure(op, criterion, beta)
 
 
 def nms_padded(
-    boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float, max_output: int
+    boxes: Tensor,
+    scores: Tensor,
+    idxs: Tensor | None,
+    iou_threshold: float,
+    max_output: int,
+    criterion: str = "iou",
+    beta: float = 1.0,
+    *,
+    op: str = "nms_padded",
 ) -> None:
-    """Checks the arguments of nms_padded."""
-    _nms("nms_padded", boxes, scores, idxs, iou_threshold)
-    _integer("nms_padded", "max_output", max_output)
-    if max_output < 0:
-        _fail("nms_padded", "max_output to be at least 0", max_output)
-    if max_output > _INT64_MAX:
-        _fail("nms_padded", "max_output below 2^63", max_output)
+    """Checks the arguments of nms_padded and diou_nms_padded."""
+    nms(boxes, scores, idxs, iou_threshold, max_output, criterion, beta, op=op)
+
+
+def nms_match(
+    boxes: Tensor,
+    scores: Tensor,
+    idxs: Tensor | None,
+    iou_threshold: float,
+    criterion: str,
+    beta: float,
+    *,
+    op: str = "nms_match",
+) -> None:
+    """Checks the arguments of nms_match."""
+    nms(boxes, scores, idxs, iou_threshold, None, criterion, beta, op=op)
+
+
+def iou_guided_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    idxs: Tensor | None,
+    localization: Tensor,
+    iou_threshold: float,
+    max_output: int | None,
+    criterion: str,
+    beta: float,
+    *,
+    op: str = "iou_guided_nms",
+) -> None:
+    """Checks the arguments of iou_guided_nms."""
+    _candidates(op, boxes, scores, idxs)
+    _row_values(op, "localization", localization, "boxes", boxes)
+    _threshold(op, iou_threshold)
+    limit(op, max_output)
+    _measure(op, criterion, beta)
+
+
+def soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    idxs: Tensor | None,
+    method: str,
+    iou_threshold: float,
+    sigma: float,
+    min_score: float,
+    max_output: int | None,
+    criterion: str,
+    beta: float,
+    *,
+    op: str = "soft_nms",
+) -> None:
+    """Checks the arguments of soft_nms and soft_nms_padded."""
+    _candidates(op, boxes, scores, idxs)
+    _threshold(op, iou_threshold)
+    _positive(op, "sigma", sigma)
+    _min_score(op, min_score)
+    limit(op, max_output)
+    _choice(op, "method", method, "linear", "gaussian", "hard")
+    _measure(op, criterion, beta)
+
+
+def weighted_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    idxs: Tensor | None,
+    iou_threshold: float,
+    max_output: int | None,
+    criterion: str,
+    beta: float,
+    *,
+    op: str = "weighted_nms",
+) -> None:
+    """Checks the arguments of weighted_nms and weighted_nms_padded."""
+    nms(boxes, scores, idxs, iou_threshold, max_output, criterion, beta, op=op)
+
+
+def softer_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    idxs: Tensor | None,
+    variances: Tensor,
+    iou_threshold: float,
+    sigma: float,
+    min_score: float,
+    sigma_t: float,
+    max_output: int | None,
+    method: str,
+    criterion: str,
+    beta: float,
+    *,
+    op: str = "softer_nms",
+) -> None:
+    """Checks the arguments of softer_nms."""
+    _candidates(op, boxes, scores, idxs)
+    _row_values(op, "variances", variances, "boxes", boxes)
+    _threshold(op, iou_threshold)
+    _positive(op, "sigma", sigma)
+    _min_score(op, min_score)
+    _positive(op, "sigma_t", sigma_t)
+    limit(op, max_output)
+    _choice(op, "method", method, "linear", "gaussian", "hard")
+    _measure(op, criterion, beta)
+
+
+def cluster_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    idxs: Tensor | None,
+    iou_threshold: float,
+    sigma: float,
+    min_score: float,
+    max_output: int | None,
+    mode: str,
+    criterion: str,
+    beta: float,
+    *,
+    op: str = "cluster_nms",
+) -> None:
+    """Checks the arguments of cluster_nms."""
+    _candidates(op, boxes, scores, idxs)
+    _threshold(op, iou_threshold)
+    _positive(op, "sigma", sigma)
+    _min_score(op, min_score)
+    limit(op, max_output)
+    _choice(op, "mode", mode, "hard", "score_penalty", "weighted")
+    _measure(op, criterion, beta)
+
+
+def _keep(op: str, keep: Tensor, boxes: Tensor) -> None:
+    _tensor(op, "keep", keep)
+    if keep.dim() != 1:
+        _fail(op, "keep of shape (M,)", _shape(keep))
+    if keep.dtype != torch.int64:
+        _fail(op, "keep of dtype int64", _dtype(keep))
+    _same_device(op, "keep", keep, "boxes", boxes)
+
+
+def weighted_nms_vote(
+    boxes: Tensor,
+    scores: Tensor,
+    idxs: Tensor | None,
+    keep: Tensor,
+    variances: Tensor | None,
+    parameter: float,
+    criterion: str,
+    beta: float,
+    *,
+    op: str = "weighted_nms_vote",
+) -> None:
+    """Checks the dispatcher operator of that name: sigma_t with variances, else iou_threshold."""
+    _candidates(op, boxes, scores, idxs)
+    _keep(op, keep, boxes)
+    if variances is None:
+        _threshold(op, parameter)
+    else:
+        _row_values(op, "variances", variances, "boxes", boxes)
+        _positive(op, "sigma_t", parameter)
+    _measure(op, criterion, beta)
+
+
+def weighted_nms_penalty(
+    boxes: Tensor,
+    scores: Tensor,
+    idxs: Tensor | None,
+    keep: Tensor,
+    sigma: float,
+    criterion: str,
+    beta: float,
+    *,
+    op: str = "weighted_nms_penalty",
+) -> None:
+    """Checks the dispatcher operator of that name."""
+    _candidates(op, boxes, scores, idxs)
+    _keep(op, keep, boxes)
+    _positive(op, "sigma", sigma)
+    _measure(op, criterion, beta)
+
+
+def matrix_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    idxs: Tensor | None,
+    sigma: float,
+    min_score: float,
+    max_output: int | None,
+    kernel: str,
+    criterion: str,
+    beta: float,
+    *,
+    op: str = "matrix_nms",
+) -> None:
+    """Checks the arguments of matrix_nms."""
+    _candidates(op, boxes, scores, idxs)
+    _positive(op, "sigma", sigma)
+    _min_score(op, min_score)
+    limit(op, max_output)
+    _choice(op, "kernel", kernel, "linear", "gaussian")
+    _measure(op, criterion, beta)
+
+
+def matrix_nms_from_overlaps(
+    overlaps: Tensor,
+    scores: Tensor,
+    idxs: Tensor | None,
+    sigma: float,
+    min_score: float,
+    max_output: int | None,
+    kernel: str,
+    *,
+    op: str = "matrix_nms_from_overlaps",
+) -> None:
+    """Checks the arguments of matrix_nms_from_overlaps."""
+    _candidates(op, overlaps, scores, idxs, name="overlaps")
+    _positive(op, "sigma", sigma)
+    _min_score(op, min_score)
+    limit(op, max_output)
+    _choice(op, "kernel", kernel, "linear", "gaussian")
