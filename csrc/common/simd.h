@@ -9,10 +9,11 @@
 #include <utility>
 
 #include "common/dtype.h"
+#include "common/elementary.h"
 #include "common/isa.h"
 #include "common/numeric.h"
 
-#if defined(__F16C__)
+#if defined(__F16C__) || defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -43,6 +44,21 @@ CVK_VECTOR_OF(uint16_t, 16)
 CVK_VECTOR_OF(uint16_t, 32)
 #undef CVK_VECTORS
 #undef CVK_VECTOR_OF
+
+// Vectors as arguments of elementary.h.
+#define CVK_LANES_OF(ElementType, BitsType, bytes)                 \
+  template <>                                                      \
+  struct LanesOf<VectorOf<ElementType, bytes>::type> {             \
+    using Element = ElementType;                                   \
+    using Bits = VectorOf<BitsType, bytes>::type;                  \
+  };
+CVK_LANES_OF(float, uint32_t, 16)
+CVK_LANES_OF(float, uint32_t, 32)
+CVK_LANES_OF(float, uint32_t, 64)
+CVK_LANES_OF(double, uint64_t, 16)
+CVK_LANES_OF(double, uint64_t, 32)
+CVK_LANES_OF(double, uint64_t, 64)
+#undef CVK_LANES_OF
 
 template <Isa isa, class A>
 struct Simd {
@@ -171,6 +187,45 @@ struct Simd {
     uint64_t all = 0;
     for (int i = 0; i < kSimdBytes<isa> / 8; ++i) all |= words[i];
     return all != 0;
+  }
+
+  // ---- over all lanes
+  static CVK_HD A reduce_max(Vec v) {
+#if defined(__AVX512F__)
+    if constexpr (isa == Isa::kV4 && sizeof(A) == 4) return _mm512_reduce_max_ps((__m512)v);
+#endif
+    A most = v[0];
+    for (int i = 1; i < kLanes; ++i) most = max_of(most, v[i]);
+    return most;
+  }
+  static CVK_HD IntElement reduce_min(IntVec v) {
+#if defined(__AVX512F__)
+    if constexpr (isa == Isa::kV4 && sizeof(A) == 4) return _mm512_reduce_min_epi32((__m512i)v);
+#endif
+    IntElement least = v[0];
+    for (int i = 1; i < kLanes; ++i) least = min_of(least, v[i]);
+    return least;
+  }
+  // In the order of a tree, so the same for a given number of lanes.
+  static CVK_HD A reduce_add(Vec v) {
+    A lane[kLanes];
+    memcpy(lane, &v, sizeof(v));
+    for (int width = kLanes / 2; width > 0; width /= 2) {
+      for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
+    }
+    return lane[0];
+  }
+  // The first lane where a comparison holds; kLanes where none does.
+  static CVK_HD int first_true(IntVec mask) {
+    for (int i = 0; i < kLanes; ++i) {
+      if (mask[i] != 0) return i;
+    }
+    return kLanes;
+  }
+  static CVK_HD IntVec load_int(const IntElement* p) {
+    IntVec v;
+    memcpy(&v, p, sizeof(v));
+    return v;
   }
 
   // ---- transposition of kLanes rows of kLanes elements, in log2(kLanes) rounds of interleaving

@@ -1,11 +1,15 @@
 // Hard non-maximum suppression, exact greedy.
 //
-// Computes   boxes are visited by descending score, ties by ascending index; a box is kept unless its IoU with a kept box
-//            of the same class exceeds the threshold. The result lists the kept indices in that order.
+// Computes   boxes are visited by descending score, ties by ascending index; a box is kept unless its overlap (IoU, or another
+//            criterion of common/box_overlap.h) with a kept box of the same class exceeds the threshold. The result lists the kept
+//            indices in that order. With densities the threshold of a kept box is the larger of the threshold and its density.
+//            With owner, every box also learns which kept box suppressed it: the first that does, in that order.
 // Edges      NaN score: never kept, suppresses nothing. NaN or infinite coordinate, or no extent: overlaps nothing, kept
 //            (threshold >= 0). Threshold below 0: disjoint boxes (IoU 0) suppress too; 0/0 is no overlap.
 //            IoU = inter / (area_a + area_b - inter) in float32 (float64 for float64 boxes), no contraction, compared with
-//            the threshold as a double: the same bits on every device and in torchvision's CPU kernel.
+//            the threshold as a double: the same bits on every device and in torchvision's CPU kernel. NaN density: none.
+//            Owner: the row of that box in keep; a kept box owns itself; -1 for a NaN score and for boxes that no kept box
+//            suppresses (max_output); boxes ranked after the last kept one still find their owners.
 // CPU        Radix sort by score, then by class: a class is a contiguous segment, segments run in parallel. A small segment
 //            scans its kept boxes with SIMD. A large one keeps them in a grid by size and position: two boxes with IoU > t
 //            have sides within a factor t and centres within (w_a + w_b) / 2 - t max(w_a, w_b), so a box looks at a few
@@ -23,6 +27,7 @@
 
 #include <cstdint>
 
+#include "common/box_overlap.h"
 #include "common/cuda_types.h"
 #include "common/dtype.h"
 #include "common/isa.h"
@@ -38,9 +43,12 @@ struct NmsParams {
   const A* boxes;          // [N, 4]
   const S* scores;         // [N]
   const int64_t* classes;  // [N] or null
-  A threshold;             // from nms_threshold
-  int64_t max_output;      // most boxes to keep, >= 0
-  int64_t* keep;           // [min(N, max_output)] kept indices
+  const A* densities;      // [N] or null
+  A threshold;             // from overlap_threshold
+  OverlapRule<A> overlap;
+  int64_t max_output;  // most boxes to keep, >= 0
+  int64_t* keep;       // [min(N, max_output)] kept indices
+  int64_t* owner;      // [N] or null
 };
 
 // Returns the number of boxes kept.
@@ -55,9 +63,12 @@ struct NmsBatchParams {
   const int64_t* order;         // [B, N] box indices by descending score
   const float* ordered_scores;  // [B, N] scores in that order; only their being NaN matters
   const int64_t* classes;       // [B, N] or null
+  const A* densities;           // [B, N] or null
   A threshold;
-  int64_t* keep;  // [B, max_output], padded with -1
-  int64_t* kept;  // [B]
+  OverlapRule<A> overlap;
+  int64_t* keep;   // [B, max_output], padded with -1
+  int64_t* kept;   // [B]
+  int64_t* owner;  // [B, N] or null
 };
 
 // Bytes of device scratch.

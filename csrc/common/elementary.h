@@ -1,0 +1,118 @@
+// exp, log, pow and atan in plain arithmetic: one rounding per operation and no library call, so the result is the same bits
+// on every instruction set and on CUDA, and a scalar equals a lane of a vector. V is float, double or a vector of them
+// (simd.h). Errors are a few units in the last place; arguments are those of overlaps and their weights, see each function.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "common/dtype.h"
+#include "common/host_device.h"
+#include "common/numeric.h"
+
+namespace cvk {
+
+// Element type of V, and the unsigned integers of its width in the same shape; simd.h adds the vectors.
+template <class V>
+struct LanesOf {
+  using Element = V;
+  using Bits = std::conditional_t<sizeof(V) == 4, uint32_t, uint64_t>;
+};
+
+template <class V>
+CVK_HD V elementary_constant(double value) {
+  return static_cast<typename LanesOf<V>::Element>(value) - V{};
+}
+
+// 1/1 + x/1! + ... by Horner's rule; `term` counts down to 0.
+template <int terms, int term = 0>
+struct ExponentialSeries {
+  template <class V>
+  static CVK_HD V sum(V x) {
+    if constexpr (term == terms) {
+      return elementary_constant<V>(1);
+    } else {
+      return x * elementary_constant<V>(1.0 / (term + 1)) * ExponentialSeries<terms, term + 1>::sum(x) +
+             elementary_constant<V>(1);
+    }
+  }
+};
+
+// 1 + x/3 + x^2/5 + ...
+template <int terms, int term = 0>
+struct OddSeries {
+  template <class V>
+  static CVK_HD V sum(V x) {
+    const V own = elementary_constant<V>(1.0 / (2 * term + 1));
+    if constexpr (term == terms) {
+      return own;
+    } else {
+      return x * OddSeries<terms, term + 1>::sum(x) + own;
+    }
+  }
+};
+
+// e^x for x <= 0; 0 below -87 (-708 for double); NaN is not an argument.
+template <class V>
+CVK_HD V exp_of_negative(V x) {
+  using Element = typename LanesOf<V>::Element;
+  using Bits = typename LanesOf<V>::Bits;
+  constexpr bool kSingle = sizeof(Element) == 4;
+  const V least = elementary_constant<V>(kSingle ? -87.0 : -708.0);
+  const V inside = x > least ? x : least;
+  // Adding 1.5 * 2^mantissa rounds to a whole number n and leaves it in the low bits. n * (first part of log 2) is exact.
+  const V magic = elementary_constant<V>(kSingle ? 12582912.0 : 6755399441055744.0);
+  const V shifted = inside * elementary_constant<V>(1.4426950408889634) + magic;
+  const V n = shifted - magic;
+  const V rest = inside - n * elementary_constant<V>(kSingle ? 0.693359375 : 6.93147180369123816490e-01) -
+                 n * elementary_constant<V>(kSingle ? -2.12194440054690583e-4 : 1.90821492927058770002e-10);
+  const Bits power = (bit_cast<Bits>(shifted) << (kSingle ? 23 : 52)) + bit_cast<Bits>(elementary_constant<V>(1));
+  const V result = ExponentialSeries<kSingle ? 7 : 13>::sum(rest) * bit_cast<V>(power);
+  return x > least ? result : V{};
+}
+
+// log x for a normal x > 0.
+template <class V>
+CVK_HD V log_of_positive(V x) {
+  using Element = typename LanesOf<V>::Element;
+  using Bits = typename LanesOf<V>::Bits;
+  constexpr bool kSingle = sizeof(Element) == 4;
+  constexpr int kMantissa = kSingle ? 23 : 52;
+  const Bits bits = bit_cast<Bits>(x), one = bit_cast<Bits>(elementary_constant<V>(1));
+  const Bits mantissa_mask = (Bits{} + 1 << kMantissa) - 1;
+  const V fraction = bit_cast<V>((bits & mantissa_mask) | one);  // [1, 2)
+  const V large = elementary_constant<V>(kSingle ? 8388608.0 : 4503599627370496.0);
+  const V biased = bit_cast<V>((bits >> kMantissa) | bit_cast<Bits>(large)) - large;
+  const V exponent = biased - elementary_constant<V>(kSingle ? 127 : 1023);
+  const auto high = fraction > elementary_constant<V>(1.4142135623730951);
+  const V m = high ? fraction * elementary_constant<V>(0.5) : fraction;
+  const V e = high ? exponent + elementary_constant<V>(1) : exponent;
+  const V s = (m - elementary_constant<V>(1)) / (m + elementary_constant<V>(1));
+  const V series = s * elementary_constant<V>(2) * OddSeries<kSingle ? 4 : 11>::sum(s * s);
+  return e * elementary_constant<V>(0.6931471805599453) + series;
+}
+
+// x^y for 0 <= x <= 1 and y > 0.
+template <class V>
+CVK_HD V pow_of_fraction(V x, typename LanesOf<V>::Element y) {
+  using Element = typename LanesOf<V>::Element;
+  const V least = elementary_constant<V>(sizeof(Element) == 4 ? 1.1754943508222875e-38 : 2.2250738585072014e-308);
+  const V result = exp_of_negative(log_of_positive(x > least ? x : least) * y);
+  return x > least ? result : V{};
+}
+
+// atan x for x >= 0.
+template <class V>
+CVK_HD V atan_of_positive(V x) {
+  using Element = typename LanesOf<V>::Element;
+  const V one = elementary_constant<V>(1);
+  const auto inverted = x > one;
+  const V folded = inverted ? one / x : x;  // [0, 1]
+  const auto outer = folded > elementary_constant<V>(0.41421356237309503);
+  const V t = outer ? (folded - one) / (folded + one) : folded;  // |t| <= tan(pi / 8)
+  const V near = t * OddSeries<sizeof(Element) == 4 ? 9 : 21>::sum(V{} - t * t);
+  const V whole = outer ? near + elementary_constant<V>(0.7853981633974483) : near;
+  return inverted ? elementary_constant<V>(1.5707963267948966) - whole : whole;
+}
+
+}  // namespace cvk
