@@ -8,7 +8,27 @@ come from autograd over the same expressions.
 from __future__ import annotations
 
 from cvkernels.reference._precision import precision
-from cvkernels.reference.nms import batched_nms, nms, nms_padded
+from cvkernels.reference.nms import (
+    adaptive_nms,
+    batched_nms,
+    diou_nms,
+    diou_nms_padded,
+    iou_guided_nms,
+    nms,
+    nms_match,
+    nms_padded,
+)
 from cvkernels.reference.roi_align import roi_align
 
-__all__ = ["batched_nms", "nms", "nms_padded", "precision", "roi_align"]
+__all__ = [
+    "adaptive_nms",
+    "batched_nms",
+    "diou_nms",
+    "diou_nms_padded",
+    "iou_guided_nms",
+    "nms",
+    "nms_match",
+    "nms_padded",
+    "precision",
+    "roi_align",
+]
