@@ -41,8 +41,7 @@ CVK_HD V box_overlap(const Box<V>& a, const Box<V>& b, V intersection, V united,
   const V apart = (dx * dx + dy * dy) / (width * width + height * height);
   const V diou = iou - (rule.beta == A(1) ? apart : pow_of_fraction(apart, rule.beta));
   if (rule.criterion == OverlapCriterion::kDiou) return diou;
-  const V angle =
-      atan_of_positive((a.x2 - a.x1) / (a.y2 - a.y1)) - atan_of_positive((b.x2 - b.x1) / (b.y2 - b.y1));
+  const V angle = atan_of_positive((a.x2 - a.x1) / (a.y2 - a.y1)) - atan_of_positive((b.x2 - b.x1) / (b.y2 - b.y1));
   const V v = angle * angle * A(0.4052847345693511);  // 4 / pi^2
   const V penalty = v * v / ((V{} + A(1)) - iou + v);
   return diou - (v > V{} ? penalty : V{});
@@ -79,7 +78,8 @@ CVK_HD bool overlaps_above(const Box<A>& a, A area_a, const Box<A>& b, A area_b,
                            const OverlapRule<A>& rule) {
   const A intersection = box_intersection(a, b);
   const A united = box_union(area_a, area_b, intersection);
-  if (has_shortcut(threshold) && !(intersection > loose_threshold(threshold) * united) && !(united < small_union<A>())) {
+  if (has_shortcut(threshold) && !(intersection > loose_threshold(threshold) * united) &&
+      !(united < small_union<A>())) {
     return false;
   }
   return box_overlap(a, b, intersection, united, rule) > threshold;

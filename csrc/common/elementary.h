@@ -67,7 +67,7 @@ CVK_HD V exp_of_negative(V x) {
   const V rest = inside - n * elementary_constant<V>(kSingle ? 0.693359375 : 6.93147180369123816490e-01) -
                  n * elementary_constant<V>(kSingle ? -2.12194440054690583e-4 : 1.90821492927058770002e-10);
   const Bits power = (bit_cast<Bits>(shifted) << (kSingle ? 23 : 52)) + bit_cast<Bits>(elementary_constant<V>(1));
-  const V result = ExponentialSeries<kSingle ? 7 : 13>::sum(rest) * bit_cast<V>(power);
+  const V result = ExponentialSeries < kSingle ? 7 : 13 > ::sum(rest) * bit_cast<V>(power);
   return x > least ? result : V{};
 }
 
@@ -79,7 +79,7 @@ CVK_HD V log_of_positive(V x) {
   constexpr bool kSingle = sizeof(Element) == 4;
   constexpr int kMantissa = kSingle ? 23 : 52;
   const Bits bits = bit_cast<Bits>(x), one = bit_cast<Bits>(elementary_constant<V>(1));
-  const Bits mantissa_mask = (Bits{} + 1 << kMantissa) - 1;
+  const Bits mantissa_mask = ((Bits{} + 1) << kMantissa) - 1;
   const V fraction = bit_cast<V>((bits & mantissa_mask) | one);  // [1, 2)
   const V large = elementary_constant<V>(kSingle ? 8388608.0 : 4503599627370496.0);
   const V biased = bit_cast<V>((bits >> kMantissa) | bit_cast<Bits>(large)) - large;
@@ -88,7 +88,7 @@ CVK_HD V log_of_positive(V x) {
   const V m = high ? fraction * elementary_constant<V>(0.5) : fraction;
   const V e = high ? exponent + elementary_constant<V>(1) : exponent;
   const V s = (m - elementary_constant<V>(1)) / (m + elementary_constant<V>(1));
-  const V series = s * elementary_constant<V>(2) * OddSeries<kSingle ? 4 : 11>::sum(s * s);
+  const V series = s * elementary_constant<V>(2) * OddSeries < kSingle ? 4 : 11 > ::sum(s * s);
   return e * elementary_constant<V>(0.6931471805599453) + series;
 }
 
@@ -110,7 +110,7 @@ CVK_HD V atan_of_positive(V x) {
   const V folded = inverted ? one / x : x;  // [0, 1]
   const auto outer = folded > elementary_constant<V>(0.41421356237309503);
   const V t = outer ? (folded - one) / (folded + one) : folded;  // |t| <= tan(pi / 8)
-  const V near = t * OddSeries<sizeof(Element) == 4 ? 9 : 21>::sum(V{} - t * t);
+  const V near = t * OddSeries < sizeof(Element) == 4 ? 9 : 21 > ::sum(V{} - t * t);
   const V whole = outer ? near + elementary_constant<V>(0.7853981633974483) : near;
   return inverted ? elementary_constant<V>(1.5707963267948966) - whole : whole;
 }

@@ -46,11 +46,11 @@ CVK_VECTOR_OF(uint16_t, 32)
 #undef CVK_VECTOR_OF
 
 // Vectors as arguments of elementary.h.
-#define CVK_LANES_OF(ElementType, BitsType, bytes)                 \
-  template <>                                                      \
-  struct LanesOf<VectorOf<ElementType, bytes>::type> {             \
-    using Element = ElementType;                                   \
-    using Bits = VectorOf<BitsType, bytes>::type;                  \
+#define CVK_LANES_OF(ElementType, BitsType, bytes)     \
+  template <>                                          \
+  struct LanesOf<VectorOf<ElementType, bytes>::type> { \
+    using Element = ElementType;                       \
+    using Bits = VectorOf<BitsType, bytes>::type;      \
   };
 CVK_LANES_OF(float, uint32_t, 16)
 CVK_LANES_OF(float, uint32_t, 32)

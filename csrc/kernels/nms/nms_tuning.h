@@ -26,15 +26,8 @@ constexpr int64_t kNmsMostBlock = 32768;
 // Candidates that a thread should get at least; about 100 us of work.
 constexpr int64_t kNmsGrain = 512;
 
-// Boxes of small segments that a thread should get at least, and boxes gathered into score order: 100 us each, too.
+// Boxes of small segments that a thread should get at least: 100 us, too.
 constexpr int64_t kNmsSegmentGrain = 4096;
-constexpr int64_t kNmsGatherGrain = 32768;
-
-// Cells of a grid level relative to its largest box side, and at most this many cells per box.
-// Of 0.33 / 0.5 / 0.75, at 10,000 boxes of the acceptance density on one thread: 1.75 / 1.54 / 1.37 ms; at 1,000,000 on two
-// threads: 411 / 408 / 345 ms (EPYC 9004, 2026-11-20).
-constexpr double kNmsCellSize = 0.75;
-constexpr int64_t kNmsCellsPerBox = 4;
 
 // ---- CUDA (chosen from the H200's description, not yet measured)
 
