@@ -41,9 +41,13 @@ def _g(value: float) -> str:
         return "inf" if value > 0 else "-inf"
 
 
+def _sizes(sizes: Sequence[Any]) -> str:
+    text = [str(size) for size in sizes]
+    return f"({text[0]},)" if len(text) == 1 else f"({', '.join(text)})"
+
+
 def _shape(tensor: Tensor) -> str:
-    sizes = [str(size) for size in tensor.shape]
-    return f"({sizes[0]},)" if len(sizes) == 1 else f"({', '.join(sizes)})"
+    return _sizes(tensor.shape)
 
 
 def _dtype(tensor: Tensor) -> str:
@@ -231,7 +235,7 @@ def _candidates(
     if idxs is not None:
         _tensor(op, "idxs", idxs)
         if _sizes_differ(idxs.shape, boxes.shape[:-1]):
-            _fail(op, f"idxs of shape {_shape(boxes[..., 0])}", _shape(idxs))
+            _fail(op, f"idxs of shape {_sizes(boxes.shape[:-1])}", _shape(idxs))
         if idxs.dtype not in INTEGER_DTYPES:
             _fail(op, f"idxs of dtype {_INTEGERS}", _dtype(idxs))
         _same_device(op, "idxs", idxs, name, boxes)
@@ -240,9 +244,9 @@ def _candidates(
 def _row_values(op: str, name: str, value: Tensor, boxes_name: str, boxes: Tensor) -> None:
     """Checks a float tensor with one value per box, or four of them where it is variances."""
     _tensor(op, name, value)
-    like = boxes if name == "variances" else boxes[..., 0]
-    if _sizes_differ(value.shape, like.shape):
-        _fail(op, f"{name} of shape {_shape(like)}", _shape(value))
+    wanted = boxes.shape if name == "variances" else boxes.shape[:-1]
+    if _sizes_differ(value.shape, wanted):
+        _fail(op, f"{name} of shape {_sizes(wanted)}", _shape(value))
     _float_dtype(op, name, value)
     _same_device(op, name, value, boxes_name, boxes)
 

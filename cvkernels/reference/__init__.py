@@ -1,13 +1,15 @@
 """Every operator again in plain PyTorch: the definition against which the kernels are tested.
 
 Same names, same signatures, same errors. Slow and obvious on purpose. References evaluate in
-float64 and round once to the result's dtype; :func:`precision` chooses another format. Gradients
-come from autograd over the same expressions.
+float64 and round once to the result's dtype; :func:`precision` chooses another format. Those of the
+NMS family select, which depends on rounding, and so compute in the arithmetic type of their inputs.
+Gradients come from autograd over the same expressions.
 """
 
 from __future__ import annotations
 
 from cvkernels.reference._precision import precision
+from cvkernels.reference.matrix_nms import matrix_nms, matrix_nms_from_overlaps
 from cvkernels.reference.nms import (
     adaptive_nms,
     batched_nms,
@@ -19,16 +21,31 @@ from cvkernels.reference.nms import (
     nms_padded,
 )
 from cvkernels.reference.roi_align import roi_align
+from cvkernels.reference.soft_nms import soft_nms, soft_nms_padded
+from cvkernels.reference.weighted_nms import (
+    cluster_nms,
+    softer_nms,
+    weighted_nms,
+    weighted_nms_padded,
+)
 
 __all__ = [
     "adaptive_nms",
     "batched_nms",
+    "cluster_nms",
     "diou_nms",
     "diou_nms_padded",
     "iou_guided_nms",
+    "matrix_nms",
+    "matrix_nms_from_overlaps",
     "nms",
     "nms_match",
     "nms_padded",
     "precision",
     "roi_align",
+    "soft_nms",
+    "soft_nms_padded",
+    "softer_nms",
+    "weighted_nms",
+    "weighted_nms_padded",
 ]

@@ -125,3 +125,12 @@ def overlap_matrix(
     sides = corners(boxes)
     matrix = overlap(sides.at(a, None), sides.at(None, b), criterion, beta)
     return torch.where(same_class(idxs, a, b), matrix, math.nan)
+
+
+def stacked(rows: list[Tensor], length: int, fill: float, *, like: Tensor) -> Tensor:
+    """Tensors [M_b, ...] as one [B, length, ...], filled up; where B is 0, from ``like``."""
+    if not rows:
+        return like.reshape(0, length, *like.shape[2:])
+    return torch.stack(
+        [torch.cat([r, r.new_full((length - len(r), *r.shape[1:]), fill)]) for r in rows]
+    )
