@@ -33,12 +33,14 @@ constexpr int64_t kNmsSegmentGrain = 4096;
 
 // Boxes decided by one block between two launches; one thread each.
 constexpr int kNmsChunk = 1024;
+constexpr int kNmsHeavyChunk = 512;  // where a pair test needs more registers than 64
 
 // Threads of the kernel that applies a chunk's kept boxes to all later boxes, one thread per box.
 constexpr int kNmsSuppressThreads = 256;
 
 // Blocks of it that must fit on one SM: with 4 ptxas 13.0 spills nothing; without the bound it aims at 48 registers.
 constexpr int kNmsSuppressBlocksPerSm = 4;
+constexpr int kNmsHeavySuppressBlocksPerSm = 2;
 
 // Output slots that get a thread each when the padding is written; the rest is strided over.
 constexpr int64_t kNmsMostPadding = 1 << 16;
