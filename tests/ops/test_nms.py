@@ -10,6 +10,19 @@ from typing import Any
 import harness
 import pytest
 import torch
+from boxes import (
+    INF,
+    NAN,
+    SETS,
+    THRESHOLDS,
+    bad_scores,
+    classes,
+    crowd,
+    grid_boxes,
+    odd_boxes,
+    random_scores,
+    spread,
+)
 from harness import (
     DTYPES,
     EMULATED,
@@ -28,88 +41,6 @@ from torch import Tensor
 
 from cvkernels import reference
 from cvkernels.nms import batched_nms, nms, nms_padded
-
-NAN, INF = float("nan"), float("inf")
-THRESHOLDS = [-0.5, 0.0, 0.1, 0.3, 0.5, 0.7, 0.999, 1.0, 1.5]
-
-
-def spread(count: int, seed: int = 0, side: float | None = None) -> Tensor:
-    """Boxes with sides 5..105 spread evenly at constant density (or over ``side``)."""
-    generator = torch.Generator().manual_seed(seed)
-    side = side or 25 * math.sqrt(max(count, 1))
-    corner = side * torch.rand(count, 2, generator=generator, dtype=torch.float64)
-    size = 5 + 100 * torch.rand(count, 2, generator=generator, dtype=torch.float64)
-    return torch.cat([corner, corner + size], 1)
-
-
-def crowd(count: int, clusters: int, seed: int = 0, offset: float = 0.0) -> Tensor:
-    """Boxes that jitter around a few centres."""
-    generator = torch.Generator().manual_seed(seed)
-    centres = spread(clusters, seed + 1, side=2000)
-    pick = torch.randint(0, clusters, (count,), generator=generator)
-    return (
-        centres[pick] + 4 * torch.randn(count, 4, generator=generator, dtype=torch.float64) + offset
-    )
-
-
-def grid_boxes(count: int, seed: int = 0) -> Tensor:
-    """Boxes with small whole coordinates: duplicates, nested, touching, empty, inverted."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 9, (count, 4), generator=generator).double()
-
-
-def odd_boxes(count: int, seed: int = 0) -> Tensor:
-    """Whole-number boxes, a third of which hold a NaN, an infinity or a huge number."""
-    generator = torch.Generator().manual_seed(seed)
-    boxes = grid_boxes(count, seed)
-    strange = torch.tensor([NAN, INF, -INF, 6e4, -6e4, 1e-6])
-    rows = torch.rand(count, generator=generator) < 0.33
-    column = torch.randint(0, 4, (count,), generator=generator)
-    value = strange[torch.randint(0, len(strange), (count,), generator=generator)].double()
-    index = rows.nonzero().flatten()
-    boxes[index, column[index]] = value[index]
-    return boxes
-
-
-def random_scores(count: int, seed: int = 100, levels: int | None = None) -> Tensor:
-    """Scores in [0, 1); ``levels`` gives that many distinct ones, so ties."""
-    generator = torch.Generator().manual_seed(seed)
-    if levels is None:
-        return torch.rand(count, generator=generator, dtype=torch.float64)
-    return torch.randint(0, levels, (count,), generator=generator).double() / levels
-
-
-def classes(count: int, how_many: int, seed: int = 200, dtype: torch.dtype = torch.int64) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, how_many, (count,), generator=generator).to(dtype)
-
-
-SETS: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
-    "empty": lambda: (torch.zeros(0, 4, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)),
-    "one": lambda: (spread(1), random_scores(1)),
-    "two": lambda: (grid_boxes(2, 3), random_scores(2)),
-    "spread": lambda: (spread(130), random_scores(130)),
-    "crowd": lambda: (crowd(200, 7), random_scores(200)),
-    "grid": lambda: (grid_boxes(150), random_scores(150, levels=20)),
-    "odd": lambda: (odd_boxes(120), random_scores(120, levels=10)),
-    "one score": lambda: (spread(100), torch.ones(100, dtype=torch.float64)),
-    "one box": lambda: (spread(1).expand(70, 4).clone(), random_scores(70, levels=5)),
-    "no area": lambda: (spread(40)[:, [0, 1, 0, 1]], random_scores(40)),
-    "inverted": lambda: (spread(40, side=200)[:, [2, 3, 0, 1]], random_scores(40)),
-    "far": lambda: (crowd(80, 4, offset=-3e4), random_scores(80)),
-    "64": lambda: (crowd(64, 5), random_scores(64)),
-    "65": lambda: (crowd(65, 5), random_scores(65)),
-}
-
-
-def bad_scores(count: int) -> Tensor:
-    scores = random_scores(count, levels=8)
-    scores[::7] = NAN
-    scores[1::11] = INF
-    scores[2::13] = -INF
-    scores[3::5] = -0.0
-    scores[4::9] = 0.0
-    return scores
 
 
 def nms_cases(*, padded: bool = False, with_idxs: bool = False) -> list[Case]:
