@@ -32,7 +32,12 @@
 //  * Call it from device code only; a reference to it may be passed on.
 // dynamic_shared<T>() is the same memory for every T.
 //
-// Under emulation launch() runs the whole grid before it returns, and kernel arguments are copied
+// launch_cooperative() starts all blocks of the grid at once, so that they may wait for each other
+// (common/group_barrier.cuh); a grid of more blocks than can be resident together is refused.
+// most_resident_blocks() says how many can, on the current device with nothing else on it; only
+// config.block and config.shared_bytes count.
+//
+// Under emulation a launch runs the whole grid before it returns, and kernel arguments are copied
 // for each thread.
 #pragma once
 
@@ -74,26 +79,65 @@ __device__ __forceinline__ T* dynamic_shared() {
 // Barrier `id` (1..15; __syncthreads is 0) among `threads` threads of the block, a multiple of 32.
 __device__ __forceinline__ void named_barrier(unsigned id, unsigned threads) { __barrier_sync_count(id, threads); }
 
+namespace detail {
+
+// Static and dynamic shared memory together may take 48 KiB unasked. The static part is not known here, so ask early.
+template <class... P>
+cudaError_t allow_shared_memory(void (*kernel)(P...), size_t bytes) {
+  if (bytes <= 16 * 1024) return cudaSuccess;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+}
+
 template <class... P, class... A>
-cudaError_t launch(void (*kernel)(P...), const LaunchConfig& config, cudaStream_t stream, A&&... arguments) {
+cudaError_t launch(void (*kernel)(P...), const LaunchConfig& config, cudaStream_t stream, bool cooperative,
+                   A&&... arguments) {
   if (config.grid.x == 0 || config.grid.y == 0 || config.grid.z == 0) return cudaSuccess;
-  cudaError_t error = cudaSuccess;
-  // Static and dynamic shared memory together may take 48 KiB unasked. The static part is not known
-  // here, so ask early.
-  if (config.shared_bytes > 16 * 1024) {
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(config.shared_bytes));
-  }
+  cudaError_t error = allow_shared_memory(kernel, config.shared_bytes);
   if (error == cudaSuccess) {
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
     cudaLaunchConfig_t launch_config = {};
     launch_config.gridDim = config.grid;
     launch_config.blockDim = config.block;
     launch_config.dynamicSmemBytes = config.shared_bytes;
     launch_config.stream = stream;
+    launch_config.attrs = &attribute;
+    launch_config.numAttrs = cooperative ? 1 : 0;
     error = cudaLaunchKernelEx(&launch_config, kernel, std::forward<A>(arguments)...);
   }
   // The caller gets the error; left in place it would be blamed on somebody else's next call.
   if (error != cudaSuccess) cudaGetLastError();
+  return error;
+}
+
+}  // namespace detail
+
+template <class... P, class... A>
+cudaError_t launch(void (*kernel)(P...), const LaunchConfig& config, cudaStream_t stream, A&&... arguments) {
+  return detail::launch(kernel, config, stream, false, std::forward<A>(arguments)...);
+}
+
+template <class... P, class... A>
+cudaError_t launch_cooperative(void (*kernel)(P...), const LaunchConfig& config, cudaStream_t stream,
+                               A&&... arguments) {
+  return detail::launch(kernel, config, stream, true, std::forward<A>(arguments)...);
+}
+
+template <class... P>
+cudaError_t most_resident_blocks(void (*kernel)(P...), const LaunchConfig& config, int* blocks) {
+  int device = 0, processors = 0, per_processor = 0;
+  const int threads = static_cast<int>(config.block.x * config.block.y * config.block.z);
+  cudaError_t error = allow_shared_memory(kernel, config.shared_bytes);
+  if (error == cudaSuccess) error = cudaGetDevice(&device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  }
+  if (error == cudaSuccess) {
+    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel, threads, config.shared_bytes);
+  }
+  if (error != cudaSuccess) cudaGetLastError();
+  *blocks = processors * per_processor;
   return error;
 }
 
@@ -104,7 +148,8 @@ inline S& static_shared() {
   static_assert(std::is_class_v<S>, "static_shared takes a struct of its own");
   static_assert(std::is_trivially_default_constructible_v<S> && std::is_trivially_destructible_v<S>,
                 "shared memory begins uninitialised");
-  static emulation::SharedSlot slot;
+  static emulation::SharedSlot slots[emulation::kMaxResidentBlocks];
+  emulation::SharedSlot& slot = slots[emulation::resident_block];
   if (slot.serial != emulation::block_serial) {
     emulation::begin_shared(slot, sizeof(S), alignof(S));
   }
@@ -120,8 +165,10 @@ inline void named_barrier(unsigned id, unsigned threads, emulation::CallSite sit
   emulation::named_barrier(id, threads, site);
 }
 
+namespace detail {
+
 template <class... P, class... A>
-cudaError_t launch(void (*kernel)(P...), const LaunchConfig& config, cudaStream_t /*stream*/, A&&... arguments) {
+cudaError_t launch(void (*kernel)(P...), const LaunchConfig& config, bool cooperative, A&&... arguments) {
   static_assert(sizeof...(P) == sizeof...(A), "the kernel takes another number of arguments");
   using Arguments = std::tuple<std::remove_const_t<P>...>;
   struct Call {
@@ -129,12 +176,31 @@ cudaError_t launch(void (*kernel)(P...), const LaunchConfig& config, cudaStream_
     Arguments arguments;
   } call{kernel, Arguments(std::forward<A>(arguments)...)};
   return emulation::launch(
-      reinterpret_cast<const void*>(kernel), config.grid, config.block, config.shared_bytes,
+      reinterpret_cast<const void*>(kernel), config.grid, config.block, config.shared_bytes, cooperative,
       [](void* opaque) {
         const Call& it = *static_cast<const Call*>(opaque);
         std::apply(it.kernel, it.arguments);
       },
       &call);
+}
+
+}  // namespace detail
+
+template <class... P, class... A>
+cudaError_t launch(void (*kernel)(P...), const LaunchConfig& config, cudaStream_t /*stream*/, A&&... arguments) {
+  return detail::launch(kernel, config, false, std::forward<A>(arguments)...);
+}
+
+template <class... P, class... A>
+cudaError_t launch_cooperative(void (*kernel)(P...), const LaunchConfig& config, cudaStream_t /*stream*/,
+                               A&&... arguments) {
+  return detail::launch(kernel, config, true, std::forward<A>(arguments)...);
+}
+
+template <class... P>
+cudaError_t most_resident_blocks(void (*)(P...), const LaunchConfig&, int* blocks) {
+  *blocks = static_cast<int>(emulation::kMaxResidentBlocks);
+  return cudaSuccess;
 }
 
 #endif

@@ -2,11 +2,12 @@
 // g++ compiles it.
 //
 // Model. Every CUDA thread is a fiber: a stack of its own and a few saved registers. One host
-// thread runs the blocks of a grid one after another. Within a block a thread runs until it has to
-// wait for others (a barrier, a warp collective); then the next thread that can run takes over.
-// When all threads that the rendezvous needs have arrived, they become ready again in a new random
-// order. So threads of a block really are suspended in the middle of a kernel, as on a GPU, yet the
-// run is deterministic: the seed and the number of the launch decide every order.
+// thread runs the blocks of a grid one after another; those of a cooperative launch, of which there
+// may be four, all at once. A thread runs until it has to wait for others (a barrier, a warp
+// collective); then the next thread that can run takes over. When all threads that the rendezvous
+// needs have arrived, they become ready again in a new random order. So threads really are suspended
+// in the middle of a kernel, as on a GPU, yet the run is deterministic: the seed and the number of
+// the launch decide every order.
 //
 // What it catches, in the place where a GPU would give a wrong number now and then, or hang:
 //  * A missing barrier. A thread runs as far as it can before its neighbours move, so it reads what
@@ -21,9 +22,10 @@
 //
 // What it does not: the order is changed only where threads wait, so an unguarded read-modify-write
 // (sum += x by many threads with no atomic) goes unseen; compute-sanitizer's racecheck on a GPU
-// sees it. Blocks run one after another, so waiting for another block works only if that block has
-// started earlier. A thread that spins on a flag must call __nanosleep() or __threadfence() in the
-// loop, or nothing else gets to run. __launch_bounds__ is not checked.
+// sees it. Memory has one order for all threads, so a missing fence goes unseen. Unless the launch is
+// cooperative, waiting for another block works only if that block has started earlier. A thread that
+// spins on a flag must call __nanosleep() or __threadfence() in the loop, or nothing else gets to run;
+// a flag that nobody sets is an error after a second or two. __launch_bounds__ is not checked.
 //
 // Where things are: vector_types.h, runtime_api.h (host side), execution.h and device_functions.h
 // (device side); in the .cpp files fiber (stacks and switches), execution (scheduler and block

@@ -25,10 +25,18 @@ inline int __syncthreads_or(int predicate, cvk::emulation::CallSite site = cvk::
 
 // A fence orders memory between threads that do not wait for each other: the place to let others
 // run.
-inline void __threadfence_block() { cvk::emulation::yield(); }
-inline void __threadfence() { cvk::emulation::yield(); }
-inline void __threadfence_system() { cvk::emulation::yield(); }
-inline void __nanosleep(unsigned) { cvk::emulation::yield(); }
+inline void __threadfence_block(cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
+  cvk::emulation::yield(site);
+}
+inline void __threadfence(cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
+  cvk::emulation::yield(site);
+}
+inline void __threadfence_system(cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
+  cvk::emulation::yield(site);
+}
+inline void __nanosleep(unsigned, cvk::emulation::CallSite site = cvk::emulation::CallSite::here()) {
+  cvk::emulation::yield(site);
+}
 [[noreturn]] inline void __trap() { cvk::emulation::trap("__trap()"); }
 
 // ---- Warp collectives ---------------------------------------------------------------------------

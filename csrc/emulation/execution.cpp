@@ -1,4 +1,4 @@
-// Scheduler of one block and its barriers.
+// Scheduler of the blocks that are alive, and their barriers.
 #include "emulation/execution.h"
 
 #include <algorithm>
@@ -27,6 +27,10 @@ constexpr uint64_t kMaxIdleYields = uint64_t{1} << 24;
 void set_current(Thread& thread) {
   machine.current = &thread;
   threadIdx = thread.index;
+  if (thread.block->serial == block_serial) return;
+  blockIdx = thread.block->index;
+  block_serial = thread.block->serial;
+  resident_block = static_cast<unsigned>(thread.block - machine.blocks.data());
 }
 
 void free_fiber(Fiber* fiber) {
@@ -46,7 +50,7 @@ void run_thread() {
   thread.state = Thread::State::kExited;
   ++machine.exited;
   machine.idle_yields = 0;
-  machine.warp_live[thread.number / kWarpSize] &= ~(1u << (thread.number % kWarpSize));
+  thread.block->warp_live[thread.number / kWarpSize] &= ~(1u << (thread.number % kWarpSize));
   if (!machine.failed) warp_lane_exited(thread);
 }
 
@@ -62,35 +66,44 @@ std::string at(const Thread& thread) {
   return text + " " + describe(*thread.site);
 }
 
-// No thread can run and some wait: says who waits where.
-std::string describe_deadlock() {
+template <class F>
+void for_each_thread(F&& f) {
+  for (unsigned block = 0; block < machine.resident; ++block) {
+    for (unsigned i = 0; i < machine.thread_count; ++i) f(machine.blocks[block].threads[i]);
+  }
+}
+
+std::string name(const Thread& thread) {
+  return "thread " + describe(thread.index) +
+         (machine.resident > 1 ? " of block " + describe(thread.block->index) : std::string());
+}
+
+// Who has left and who waits where.
+std::string describe_threads() {
   struct Place {
     unsigned count = 0;
     const Thread* first = nullptr;
   };
   std::map<std::string, Place> places;
-  for (unsigned i = 0; i < machine.thread_count; ++i) {
-    const Thread& thread = machine.threads[i];
-    if (thread.state != Thread::State::kWaiting) continue;
+  for_each_thread([&](const Thread& thread) {
+    if (thread.state != Thread::State::kWaiting) return;
     Place& place = places[at(thread)];
     if (place.count++ == 0) place.first = &thread;
-  }
-  std::string text = "divergent barrier or collective: of " + std::to_string(machine.thread_count) + " threads " +
+  });
+  std::string text = "of " + std::to_string(machine.thread_count * machine.resident) + " threads " +
                      std::to_string(machine.exited) + " have exited";
-  for (const auto& [name, place] : places) {
-    text += "; " + std::to_string(place.count) + " wait for ever at " + name + ", the first is thread " +
-            describe(place.first->index);
+  for (const auto& [where, place] : places) {
+    text += "; " + std::to_string(place.count) + " wait for ever at " + where + ", the first is " + name(*place.first);
   }
   return text;
 }
 
 // The thread to run next; null where all have exited.
 Thread* next_thread() {
-  if (machine.ready.empty() && machine.exited < machine.thread_count && !resolve_active_masks()) {
-    fail(describe_deadlock());
+  if (machine.ready.empty() && machine.exited < machine.thread_count * machine.resident && !resolve_active_masks()) {
+    fail("divergent barrier or collective: " + describe_threads());
   }
-  if (machine.ready.empty()) return nullptr;
-  return &machine.threads[machine.ready.pop()];
+  return machine.ready.empty() ? nullptr : machine.ready.pop();
 }
 
 void fiber_main();
@@ -143,7 +156,7 @@ void arrive(Barrier& barrier, unsigned id, Operation operation, unsigned expecte
     barrier.expected = expected;
     barrier.true_predicates = 0;
   } else {
-    const Thread& other = machine.threads[barrier.waiting.front()];
+    const Thread& other = *barrier.waiting.front();
     const bool same = other.operation == operation && barrier.expected == expected &&
                       (operation == Operation::kNamedBarrier || same_place(*other.site, site));
     if (!same) {
@@ -154,7 +167,7 @@ void arrive(Barrier& barrier, unsigned id, Operation operation, unsigned expecte
   mark_waiting(operation, site);
   self.barrier = static_cast<uint8_t>(id);
   barrier.true_predicates += predicate;
-  barrier.waiting.push_back(static_cast<uint16_t>(self.number));
+  barrier.waiting.push_back(&self);
 }
 
 // Releases a complete barrier, then suspends the current thread, which is one of its threads either
@@ -169,27 +182,27 @@ void finish(Barrier& barrier) {
 
 }  // namespace
 
-void run_block() {
-  const unsigned count = blockDim.x * blockDim.y * blockDim.z;
-  machine.thread_count = count;
-  machine.exited = 0;
-  machine.ready.clear();
-  for (Barrier& barrier : machine.barriers) barrier.waiting.clear();
+namespace {
+
+// Puts the threads of a block at the start of the kernel, and lists them.
+void prepare_block(Block& block, Thread** order) {
+  const unsigned count = machine.thread_count;
+  for (Barrier& barrier : block.barriers) barrier.waiting.clear();
   const unsigned warps = (count + kWarpSize - 1) / kWarpSize;
   for (unsigned warp = 0; warp < warps; ++warp) {
     const unsigned lanes = std::min(count - warp * kWarpSize, kWarpSize);
-    machine.warp_live[warp] = lanes == kWarpSize ? ~0u : (1u << lanes) - 1;
-    machine.warp_waiting[warp] = 0;
+    block.warp_live[warp] = lanes == kWarpSize ? ~0u : (1u << lanes) - 1;
+    block.warp_waiting[warp] = 0;
   }
   uint3 index = {0, 0, 0};
-  std::array<uint16_t, kMaxThreads> order;
   for (unsigned i = 0; i < count; ++i) {
-    Thread& thread = machine.threads[i];
+    Thread& thread = block.threads[i];
+    thread.block = &block;
     thread.index = index;
     thread.number = i;
     thread.state = Thread::State::kReady;
     thread.fiber = nullptr;
-    order[i] = static_cast<uint16_t>(i);
+    order[i] = &thread;
     if (++index.x == blockDim.x) {
       index.x = 0;
       if (++index.y == blockDim.y) {
@@ -198,9 +211,22 @@ void run_block() {
       }
     }
   }
+}
+
+}  // namespace
+
+void run_blocks(unsigned resident) {
+  machine.resident = resident;
+  machine.thread_count = blockDim.x * blockDim.y * blockDim.z;
+  machine.exited = 0;
+  machine.ready.clear();
+  static std::array<Thread*, kMaxThreads * kMaxResidentBlocks> order;
+  for (unsigned block = 0; block < resident; ++block) {
+    prepare_block(machine.blocks[block], order.data() + block * machine.thread_count);
+  }
   // Depth first, one warp can be far ahead of another; breadth first, all are about equally far.
   machine.depth_first = machine.random.next() & 1;
-  release(order.data(), count);
+  release(order.data(), resident * machine.thread_count);
 
   Thread* first = next_thread();
   first->fiber = take_fiber();
@@ -209,11 +235,11 @@ void run_block() {
   machine.current = nullptr;
 }
 
-void release(uint16_t* threads, unsigned count) {
+void release(Thread** threads, unsigned count) {
   machine.idle_yields = 0;
   machine.random.shuffle(threads, count);
   for (unsigned i = 0; i < count; ++i) {
-    machine.threads[threads[i]].state = Thread::State::kReady;
+    threads[i]->state = Thread::State::kReady;
     if (machine.depth_first) {
       machine.ready.push_front(threads[i]);
     } else {
@@ -240,16 +266,15 @@ void fail(const std::string& what) {
   machine.failure = "block " + describe(blockIdx) + ": " + what;
   // Every started thread runs once more, to unwind; those that have not started never do.
   machine.ready.clear();
-  for (unsigned i = 0; i < machine.thread_count; ++i) {
-    Thread& thread = machine.threads[i];
-    if (thread.state == Thread::State::kExited) continue;
+  for_each_thread([](Thread& thread) {
+    if (thread.state == Thread::State::kExited) return;
     if (thread.fiber == nullptr) {
       thread.state = Thread::State::kExited;
       ++machine.exited;
     } else if (&thread != machine.current || thread.state == Thread::State::kWaiting) {
-      machine.ready.push_back(static_cast<uint16_t>(i));
+      machine.ready.push_back(&thread);
     }
-  }
+  });
 }
 
 void fail_current(const std::string& what) {
@@ -258,13 +283,13 @@ void fail_current(const std::string& what) {
 }
 
 int block_barrier(Operation operation, bool predicate, const CallSite& site) {
-  Barrier& barrier = machine.barriers[0];
+  Barrier& barrier = machine.current->block->barriers[0];
   arrive(barrier, 0, operation, machine.thread_count, predicate, site);
   if (operation != Operation::kSyncthreads && barrier.waiting.size() == barrier.expected) {
     uint64_t result = barrier.true_predicates;
     if (operation == Operation::kSyncthreadsAnd) result = result == barrier.expected;
     if (operation == Operation::kSyncthreadsOr) result = result != 0;
-    for (uint16_t thread : barrier.waiting) machine.threads[thread].result = result;
+    for (Thread* thread : barrier.waiting) thread->result = result;
   }
   Thread& self = *machine.current;
   finish(barrier);
@@ -276,17 +301,18 @@ void named_barrier(unsigned id, unsigned threads, const CallSite& site) {
     fail_current("named barrier " + std::to_string(id) + " of " + std::to_string(threads) + " threads " +
                  describe(site) + ": the number must be below 16, the threads a multiple of 32 within the block");
   }
-  Barrier& barrier = machine.barriers[id];
+  Barrier& barrier = machine.current->block->barriers[id];
   arrive(barrier, id, Operation::kNamedBarrier, threads, false, site);
   finish(barrier);
 }
 
-void yield() {
+void yield(const CallSite& site) {
   Thread& self = *machine.current;
   if (++machine.idle_yields > kMaxIdleYields) {
-    fail_current("threads spin on a flag that nobody sets, thread " + describe(self.index) + " among them");
+    fail_current("threads spin on a flag that nobody sets, " + name(self) + " among them, " + describe(site) + ": " +
+                 describe_threads());
   }
-  machine.ready.push_back(static_cast<uint16_t>(self.number));
+  machine.ready.push_back(&self);
   suspend();
 }
 

@@ -19,6 +19,9 @@ constexpr int warpSize = 32;
 
 namespace cvk::emulation {
 
+// Blocks of a cooperative launch, which are all alive at once; few, so that tests meet the limit.
+constexpr unsigned kMaxResidentBlocks = 4;
+
 // Source position of a rendezvous, filled in by the compiler through a default argument.
 struct CallSite {
   const char* file;
@@ -68,19 +71,20 @@ uint64_t warp_collective(Operation operation, unsigned mask, uint64_t value, int
 // The lanes of the warp that reach the same call, as far as they can run without this thread.
 unsigned active_mask(const CallSite& site);
 // Lets every other thread that can run go first.
-void yield();
+void yield(const CallSite& site);
 // Ends the launch with an error.
 [[noreturn]] void trap(const char* message);
 
 unsigned linear_thread();  // threadIdx as one number; lane = linear_thread() % warpSize
 
-// One static shared variable. Invariant: data belongs to the running block if serial ==
-// block_serial.
+// One static shared variable in one of the places that resident blocks take. Invariant: data belongs
+// to the running block if serial == block_serial.
 struct SharedSlot {
   void* data;
   uint64_t serial;
 };
-extern uint64_t block_serial;
+extern uint64_t block_serial;    // of the running block, unique in the process
+extern unsigned resident_block;  // its place, below kMaxResidentBlocks
 void begin_shared(SharedSlot& slot, size_t bytes, size_t alignment);
 void* dynamic_shared_memory();
 

@@ -10,6 +10,7 @@
 namespace cvk::emulation {
 
 uint64_t block_serial = 0;
+unsigned resident_block = 0;
 
 namespace {
 
@@ -22,8 +23,7 @@ uint64_t seed = 0;
 uint64_t launches = 0;         // since the seed was set
 std::string seed_environment;  // text of the variable when it was last applied
 
-unsigned char* dynamic_memory = nullptr;
-size_t dynamic_bytes = 0;
+uint64_t blocks_started = 0;  // in this process
 
 thread_local cudaError_t last_error = cudaSuccess;
 thread_local std::string last_message;
@@ -75,28 +75,31 @@ void* allocate(size_t bytes, size_t alignment) {
   return memory;
 }
 
-// Runs the blocks in an order that depends on the seed: a walk through all of them with a random
-// step.
-void run_grid(dim3 grid) {
+// Runs the blocks `resident` at a time, in an order that depends on the seed: a walk through all of
+// them with a random step.
+void run_grid(dim3 grid, unsigned resident, size_t dynamic_bytes) {
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
   const uint64_t random = uint64_t{machine.random.next()} << 32 | machine.random.next();
   uint64_t step = 1 + random % blocks;
   while (std::gcd(step, blocks) != 1) ++step;
   uint64_t block = machine.random.next() % blocks;
-  for (uint64_t done = 0; done < blocks && !machine.failed; ++done) {
-    blockIdx = {static_cast<unsigned>(block % grid.x), static_cast<unsigned>(block / grid.x % grid.y),
-                static_cast<unsigned>(block / grid.x / grid.y)};
-    ++block_serial;
-    if (dynamic_bytes != 0) poison(dynamic_memory, dynamic_bytes);
-    run_block();
-    block = (block + step) % blocks;
+  for (uint64_t done = 0; done < blocks && !machine.failed; done += resident) {
+    for (unsigned i = 0; i < resident; ++i) {
+      Block& next = machine.blocks[i];
+      next.index = {static_cast<unsigned>(block % grid.x), static_cast<unsigned>(block / grid.x % grid.y),
+                    static_cast<unsigned>(block / grid.x / grid.y)};
+      next.serial = ++blocks_started;
+      poison(next.dynamic_memory, dynamic_bytes);
+      block = (block + step) % blocks;
+    }
+    run_blocks(resident);
   }
 }
 
 }  // namespace
 
-cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, void (*body)(void*),
-                   void* argument) {
+cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, bool cooperative,
+                   void (*body)(void*), void* argument) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
   if (in_kernel) {
     fail_current("a kernel launched a kernel, which the emulation does not support");
@@ -104,6 +107,12 @@ cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared_byte
   const std::string problem = configuration_problem(grid, block, shared_bytes);
   if (!problem.empty()) {
     return set_error(cudaErrorInvalidConfiguration, symbol_name(kernel) + ": " + problem);
+  }
+  const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
+  if (cooperative && blocks > kMaxResidentBlocks) {
+    return set_error(cudaErrorCooperativeLaunchTooLarge, symbol_name(kernel) + ": " + std::to_string(blocks) +
+                                                             " blocks launched cooperatively, at most " +
+                                                             std::to_string(kMaxResidentBlocks) + " can be resident");
   }
   const std::lock_guard<std::mutex> lock(machine.launch_mutex);
   if (!read_seed_environment()) {
@@ -117,14 +126,13 @@ cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared_byte
   machine.failed = false;
   blockDim = block;
   gridDim = grid;
-  // A block of its exact size, so that ASan sees the first byte beyond.
-  dynamic_bytes = shared_bytes;
-  dynamic_memory = static_cast<unsigned char*>(allocate(shared_bytes, kSharedAlignment));
+  const unsigned resident = cooperative ? static_cast<unsigned>(blocks) : 1;
+  // Each of its exact size, so that ASan sees the first byte beyond.
+  for (unsigned i = 0; i < resident; ++i) machine.blocks[i].dynamic_memory = allocate(shared_bytes, kSharedAlignment);
   in_kernel = true;
-  run_grid(grid);
+  run_grid(grid, resident, shared_bytes);
   in_kernel = false;
-  std::free(dynamic_memory);
-  dynamic_memory = nullptr;
+  for (unsigned i = 0; i < resident; ++i) std::free(machine.blocks[i].dynamic_memory);
   if (!machine.failed) return cudaSuccess;
   return set_error(cudaErrorLaunchFailure, symbol_name(kernel) + ", " + machine.failure + " (seed " +
                                                std::to_string(seed) + ", launch " + std::to_string(launch_number) +
@@ -137,7 +145,7 @@ void begin_shared(SharedSlot& slot, size_t bytes, size_t alignment) {
   slot.serial = block_serial;
 }
 
-void* dynamic_shared_memory() { return dynamic_memory; }
+void* dynamic_shared_memory() { return machine.current->block->dynamic_memory; }
 
 void set_seed(uint64_t value) {
   const std::lock_guard<std::mutex> lock(machine.launch_mutex);
@@ -164,6 +172,8 @@ const char* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorInvalidConfiguration";
     case cudaErrorLaunchFailure:
       return "cudaErrorLaunchFailure";
+    case cudaErrorCooperativeLaunchTooLarge:
+      return "cudaErrorCooperativeLaunchTooLarge";
   }
   return "unrecognized error code";
 }

@@ -39,8 +39,11 @@ class Random {
   uint64_t state_;
 };
 
+struct Block;
+
 struct Thread {
   enum class State : uint8_t { kReady, kWaiting, kExited };
+  Block* block;
   uint3 index;
   unsigned number;  // linear index within the block
   State state;
@@ -57,7 +60,18 @@ struct Thread {
 struct Barrier {
   unsigned expected = 0;
   unsigned true_predicates = 0;
-  std::vector<uint16_t> waiting;
+  std::vector<Thread*> waiting;
+};
+
+// What a multiprocessor keeps of a block.
+struct Block {
+  uint3 index;
+  uint64_t serial;
+  void* dynamic_memory;
+  std::array<Thread, kMaxThreads> threads;
+  std::array<unsigned, kMaxThreads / kWarpSize> warp_live;     // lanes that exist and have not exited
+  std::array<unsigned, kMaxThreads / kWarpSize> warp_waiting;  // lanes at a collective
+  std::array<Barrier, kNamedBarriers> barriers;
 };
 
 // Threads that can run, in the order in which they will.
@@ -65,21 +79,22 @@ class ReadyQueue {
  public:
   bool empty() const { return count_ == 0; }
   void clear() { count_ = 0; }
-  void push_back(uint16_t thread) { items_[(first_ + count_++) % kMaxThreads] = thread; }
-  void push_front(uint16_t thread) {
-    first_ = (first_ + kMaxThreads - 1) % kMaxThreads;
+  void push_back(Thread* thread) { items_[(first_ + count_++) % kSize] = thread; }
+  void push_front(Thread* thread) {
+    first_ = (first_ + kSize - 1) % kSize;
     items_[first_] = thread;
     ++count_;
   }
-  uint16_t pop() {
-    const uint16_t thread = items_[first_];
-    first_ = (first_ + 1) % kMaxThreads;
+  Thread* pop() {
+    Thread* thread = items_[first_];
+    first_ = (first_ + 1) % kSize;
     --count_;
     return thread;
   }
 
  private:
-  std::array<uint16_t, kMaxThreads> items_;
+  static constexpr unsigned kSize = kMaxThreads * kMaxResidentBlocks;
+  std::array<Thread*, kSize> items_;
   unsigned first_ = 0, count_ = 0;
 };
 
@@ -93,16 +108,14 @@ struct Machine {
   bool failed = false;  // threads unwind instead of going on
   std::string failure;
 
-  // The block.
-  unsigned thread_count = 0;
-  unsigned exited = 0;
-  bool depth_first = false;  // released threads run before the rest of the block, not after
-  uint64_t idle_yields = 0;  // since a thread last exited or passed a rendezvous
+  // The blocks that are alive: one, or all of a cooperative launch.
+  std::array<Block, kMaxResidentBlocks> blocks;
+  unsigned resident = 0;
+  unsigned thread_count = 0;  // of each
+  unsigned exited = 0;        // threads, of all
+  bool depth_first = false;   // released threads run before the rest, not after
+  uint64_t idle_yields = 0;   // since a thread last exited or passed a rendezvous
   Thread* current = nullptr;
-  std::array<Thread, kMaxThreads> threads;
-  std::array<unsigned, kMaxThreads / kWarpSize> warp_live;     // lanes that exist and have not exited
-  std::array<unsigned, kMaxThreads / kWarpSize> warp_waiting;  // lanes at a collective
-  std::array<Barrier, kNamedBarriers> barriers;
   ReadyQueue ready;
 
   Fiber host;  // the stack of the host thread that launched
@@ -114,11 +127,12 @@ extern Machine machine;
 // Thrown through a kernel to end its threads once the launch has failed. Not a std::exception.
 struct Unwind {};
 
-// Runs one block to its end, or to machine.failed.
-void run_block();
+// Runs the first `resident` of machine.blocks to their end, or to machine.failed. The caller has set
+// what a block does not share: index, serial and dynamic memory.
+void run_blocks(unsigned resident);
 
-// Records what went wrong and makes every thread of the block unwind; the first failure of a launch
-// is kept.
+// Records what went wrong and makes every thread of these blocks unwind; the first failure of a
+// launch is kept.
 void fail(const std::string& what);
 [[noreturn]] void fail_current(const std::string& what);
 
@@ -127,7 +141,7 @@ void mark_waiting(Operation operation, const CallSite& site);
 // Lets others run until the current thread is next; unwinds it if the launch has failed.
 void suspend();
 // Makes threads ready again, in random order.
-void release(uint16_t* threads, unsigned count);
+void release(Thread** threads, unsigned count);
 
 // In warp.cpp: completes the collectives that the exit of thread allows.
 void warp_lane_exited(const Thread& thread);

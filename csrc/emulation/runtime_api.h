@@ -19,6 +19,7 @@ enum cudaError {
   cudaErrorMemoryAllocation = 2,
   cudaErrorInvalidConfiguration = 9,
   cudaErrorLaunchFailure = 719,
+  cudaErrorCooperativeLaunchTooLarge = 720,
 };
 typedef cudaError cudaError_t;
 typedef struct CUstream_st* cudaStream_t;
@@ -56,8 +57,9 @@ void poison(void* pointer, size_t bytes);
 // Message of this host thread's last failed launch; empty where none has failed.
 const std::string& last_error_message();
 
-// Runs body(argument) once per thread of the grid. cvk::launch (common/launch.cuh) is the way to
-// call it.
-cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, void (*body)(void*), void* argument);
+// Runs body(argument) once per thread of the grid; all its blocks at once in a cooperative launch.
+// cvk::launch and cvk::launch_cooperative (common/launch.cuh) are the ways to call it.
+cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, bool cooperative,
+                   void (*body)(void*), void* argument);
 
 }  // namespace cvk::emulation

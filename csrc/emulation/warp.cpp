@@ -11,7 +11,7 @@
 namespace cvk::emulation {
 namespace {
 
-Thread& lane_thread(unsigned warp, unsigned lane) { return machine.threads[warp * kWarpSize + lane]; }
+Thread& lane_thread(Block& block, unsigned warp, unsigned lane) { return block.threads[warp * kWarpSize + lane]; }
 
 template <class F>
 void for_each_lane(unsigned lanes, F&& f) {
@@ -36,8 +36,8 @@ uint64_t combine(Operation operation, uint64_t a, uint64_t b) {
   }
 }
 
-void compute_results(unsigned warp, unsigned lanes, Operation operation) {
-  const auto thread = [warp](unsigned lane) -> Thread& { return lane_thread(warp, lane); };
+void compute_results(Block& block, unsigned warp, unsigned lanes, Operation operation) {
+  const auto thread = [&](unsigned lane) -> Thread& { return lane_thread(block, warp, lane); };
   switch (operation) {
     case Operation::kShfl:
     case Operation::kShflUp:
@@ -78,28 +78,29 @@ void compute_results(unsigned warp, unsigned lanes, Operation operation) {
   }
 }
 
-void release_lanes(unsigned warp, unsigned lanes) {
-  uint16_t threads[kWarpSize];
+void release_lanes(Block& block, unsigned warp, unsigned lanes) {
+  Thread* threads[kWarpSize];
   unsigned count = 0;
-  for_each_lane(lanes, [&](unsigned lane) { threads[count++] = static_cast<uint16_t>(warp * kWarpSize + lane); });
-  machine.warp_waiting[warp] &= ~lanes;
+  for_each_lane(lanes, [&](unsigned lane) { threads[count++] = &lane_thread(block, warp, lane); });
+  block.warp_waiting[warp] &= ~lanes;
   release(threads, count);
 }
 
 // Completes the collective where `member` waits if every lane of its mask that has not exited waits
 // there too.
 void try_complete(const Thread& member) {
+  Block& block = *member.block;
   const unsigned warp = member.number / kWarpSize;
-  const unsigned lanes = member.mask & machine.warp_live[warp];
-  if ((lanes & ~machine.warp_waiting[warp]) != 0) return;
+  const unsigned lanes = member.mask & block.warp_live[warp];
+  if ((lanes & ~block.warp_waiting[warp]) != 0) return;
   bool same = true;
   for_each_lane(lanes, [&](unsigned lane) {
-    const Thread& other = lane_thread(warp, lane);
+    const Thread& other = lane_thread(block, warp, lane);
     same = same && other.operation == member.operation && other.mask == member.mask;
   });
   if (!same) return;
-  compute_results(warp, lanes, member.operation);
-  release_lanes(warp, lanes);
+  compute_results(block, warp, lanes, member.operation);
+  release_lanes(block, warp, lanes);
 }
 
 }  // namespace
@@ -117,20 +118,21 @@ uint64_t warp_collective(Operation operation, unsigned mask, uint64_t value, int
   self.mask = mask;
   self.value = value;
   self.source_lane = source_lane;
-  machine.warp_waiting[warp] |= 1u << lane;
+  self.block->warp_waiting[warp] |= 1u << lane;
   try_complete(self);
   suspend();
   return self.result;
 }
 
 void warp_lane_exited(const Thread& thread) {
+  Block& block = *thread.block;
   const unsigned warp = thread.number / kWarpSize, lane = thread.number % kWarpSize;
   // One completion can leave others in the same state, so look again until nothing changes.
-  for (unsigned seen = 0; seen != machine.warp_waiting[warp];) {
-    seen = machine.warp_waiting[warp];
+  for (unsigned seen = 0; seen != block.warp_waiting[warp];) {
+    seen = block.warp_waiting[warp];
     for_each_lane(seen, [&](unsigned other) {
-      if ((machine.warp_waiting[warp] >> other & 1) == 0) return;
-      const Thread& waiting = lane_thread(warp, other);
+      if ((block.warp_waiting[warp] >> other & 1) == 0) return;
+      const Thread& waiting = lane_thread(block, warp, other);
       if (waiting.operation != Operation::kActivemask && (waiting.mask >> lane & 1)) {
         try_complete(waiting);
       }
@@ -142,7 +144,7 @@ unsigned active_mask(const CallSite& site) {
   Thread& self = *machine.current;
   mark_waiting(Operation::kActivemask, site);
   self.mask = 0;
-  machine.warp_waiting[self.number / kWarpSize] |= 1u << (self.number % kWarpSize);
+  self.block->warp_waiting[self.number / kWarpSize] |= 1u << (self.number % kWarpSize);
   suspend();
   return static_cast<unsigned>(self.result);
 }
@@ -150,20 +152,23 @@ unsigned active_mask(const CallSite& site) {
 bool resolve_active_masks() {
   bool any = false;
   const unsigned warps = (machine.thread_count + kWarpSize - 1) / kWarpSize;
-  for (unsigned warp = 0; warp < warps; ++warp) {
+  for (unsigned i = 0; i < warps * machine.resident; ++i) {
+    Block& block = machine.blocks[i / warps];
+    const unsigned warp = i % warps;
+    const auto thread = [&](unsigned lane) -> Thread& { return lane_thread(block, warp, lane); };
     unsigned candidates = 0;
-    for_each_lane(machine.warp_waiting[warp], [&](unsigned lane) {
-      if (lane_thread(warp, lane).operation == Operation::kActivemask) candidates |= 1u << lane;
+    for_each_lane(block.warp_waiting[warp], [&](unsigned lane) {
+      if (thread(lane).operation == Operation::kActivemask) candidates |= 1u << lane;
     });
     while (candidates != 0) {  // one group per source line
-      const int line = lane_thread(warp, static_cast<unsigned>(__builtin_ctz(candidates))).site->line;
+      const int line = thread(static_cast<unsigned>(__builtin_ctz(candidates))).site->line;
       unsigned group = 0;
       for_each_lane(candidates, [&](unsigned lane) {
-        if (lane_thread(warp, lane).site->line == line) group |= 1u << lane;
+        if (thread(lane).site->line == line) group |= 1u << lane;
       });
-      for_each_lane(group, [&](unsigned lane) { lane_thread(warp, lane).result = group; });
+      for_each_lane(group, [&](unsigned lane) { thread(lane).result = group; });
       candidates &= ~group;
-      release_lanes(warp, group);
+      release_lanes(block, warp, group);
       any = true;
     }
   }
