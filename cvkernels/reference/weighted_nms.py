@@ -41,12 +41,10 @@ def _merged(
     beta: float,
 ) -> Tensor:
     """The kept box as the mean of its cluster, each weighted by score and overlap with it."""
-    values = overlap(
-        corners(boxes.detach()).at(k), corners(boxes.detach()).at(members), criterion, beta
-    )
-    members = members[values > 0]  # the others weigh nothing, and their overlap has no gradient
-    sides = corners(boxes)
-    w = scores[members] * overlap(sides.at(k), sides.at(members), criterion, beta)
+    value = overlap(corners(boxes[k]), corners(boxes[members]), criterion, beta).detach()
+    members = members[value > 0]  # the others weigh nothing, and their overlap has no gradient
+    box = boxes[k] if len(members) > 0 else boxes[k].detach()  # an odd box: 0 * NaN
+    w = scores[members] * overlap(corners(box), corners(boxes[members]), criterion, beta)
     return _moved(boxes[k], boxes[members], scores[k], w[:, None])
 
 
@@ -203,10 +201,10 @@ def _voted(
     sigma_t: float,
 ) -> Tensor:
     """The kept box as each coordinate's mean, weighted by closeness and certainty."""
-    values = overlap(corners(boxes.detach()).at(k), corners(boxes.detach()).at(voters))
-    voters = voters[(values > 0) & (voters != k)]
-    sides = corners(boxes)
-    apart = 1 - overlap(sides.at(k), sides.at(voters))
+    value = overlap(corners(boxes[k]), corners(boxes[voters])).detach()
+    voters = voters[(value > 0) & (voters != k)]
+    box = boxes[k] if len(voters) > 0 else boxes[k].detach()  # an odd box: 0 * NaN
+    apart = 1 - overlap(corners(box), corners(boxes[voters]))
     closeness = exponential(-(apart * apart) / divisor(sigma_t, boxes.dtype))
 
     def vote(closeness: Tensor, variance: Tensor) -> Tensor:
