@@ -88,6 +88,11 @@ def _integer(op: str, name: str, value: object) -> None:
         _fail_type(op, f"{name} to be an integer", value)
 
 
+def _flag(op: str, name: str, value: object) -> None:
+    if not isinstance(value, numbers.Number):  # as the dispatcher, which takes a number's truth
+        _fail_type(op, f"{name} to be a bool", value)
+
+
 def _positive(op: str, name: str, value: Any) -> None:
     _number(op, name, value)
     if not (_finite(value) and value > 0):
@@ -162,8 +167,7 @@ def roi_align(
     if pooled_height <= 0 or pooled_width <= 0 or max(pooled_height, pooled_width) > _INT32_MAX:
         _fail(op, "output_size of positive 32-bit values", f"({pooled_height}, {pooled_width})")
     _integer(op, "sampling_ratio", sampling_ratio)
-    if not isinstance(aligned, numbers.Number):  # as the dispatcher, which takes a number's truth
-        _fail_type(op, "aligned to be a bool", aligned)
+    _flag(op, "aligned", aligned)
     if sampling_ratio > ROI_ALIGN_MAX_GRID:
         _fail(op, f"sampling_ratio of at most {ROI_ALIGN_MAX_GRID}", sampling_ratio)
 
@@ -228,7 +232,9 @@ def _candidates(
             _fail(op, "overlaps of shape (N, N)", _shape(boxes))
     else:
         dims, names = (3, "(B, N, 4)") if op.endswith("_padded") else (2, "(N, 4)")
-        if boxes.dim() != dims or boxes.shape[-1] != 4:
+        columns = 5 if op == "nms_rotated" else 4
+        names = names.replace("4", str(columns))
+        if boxes.dim() != dims or boxes.shape[-1] != columns:
             _fail(op, f"boxes of shape {names}", _shape(boxes))
     _float_dtype(op, name, boxes)
     _row_values(op, "scores", scores, name, boxes)
@@ -538,3 +544,44 @@ def matrix_nms_from_overlaps(
     _min_score(op, min_score)
     limit(op, max_output)
     _choice(op, "kernel", kernel, "linear", "gaussian")
+
+
+def nms_rotated(
+    boxes: Tensor,
+    scores: Tensor,
+    idxs: Tensor | None,
+    iou_threshold: float,
+    max_output: int | None,
+    clockwise: bool,
+    *,
+    op: str = "nms_rotated",
+) -> None:
+    """Checks the arguments of nms_rotated."""
+    _candidates(op, boxes, scores, idxs)
+    _threshold(op, iou_threshold)
+    limit(op, max_output)
+    _flag(op, "clockwise", clockwise)
+
+
+def box_iou_rotated(
+    boxes1: Tensor,
+    boxes2: Tensor,
+    mode: str,
+    aligned: bool,
+    clockwise: bool,
+    *,
+    op: str = "box_iou_rotated",
+) -> None:
+    """Checks the arguments of box_iou_rotated."""
+    _tensor(op, "boxes1", boxes1)
+    _tensor(op, "boxes2", boxes2)
+    for name, shape, boxes in (("boxes1", "(N, 5)", boxes1), ("boxes2", "(M, 5)", boxes2)):
+        if boxes.dim() != 2 or boxes.shape[1] != 5:
+            _fail(op, f"{name} of shape {shape}", _shape(boxes))
+        _float_dtype(op, name, boxes)
+    _same_device(op, "boxes2", boxes2, "boxes1", boxes1)
+    _flag(op, "aligned", aligned)
+    if aligned and _sizes_differ(boxes2.shape, boxes1.shape):
+        _fail(op, f"boxes2 of shape {_shape(boxes1)} where aligned", _shape(boxes2))
+    _choice(op, "mode", mode, "iou", "iof")
+    _flag(op, "clockwise", clockwise)

@@ -1,6 +1,7 @@
-// exp, log, pow and atan in plain arithmetic: one rounding per operation and no library call, so the result is the same bits
-// on every instruction set and on CUDA, and a scalar equals a lane of a vector. V is float, double or a vector of them
-// (simd.h). Errors are a few units in the last place; arguments are those of overlaps and their weights, see each function.
+// exp, log, pow, atan, sin and cos in plain arithmetic: one rounding per operation and no library call, so the result is the
+// same bits on every instruction set and on CUDA, and a scalar equals a lane of a vector. V is float, double or a vector of
+// them (simd.h). Errors are a few units in the last place; arguments are those of overlaps and their weights, see each
+// function.
 #pragma once
 
 #include <cstdint>
@@ -113,6 +114,37 @@ CVK_HD V atan_of_positive(V x) {
   const V near = t * OddSeries < sizeof(Element) == 4 ? 9 : 21 > ::sum(V{} - t * t);
   const V whole = outer ? near + elementary_constant<V>(0.7853981633974483) : near;
   return inverted ? elementary_constant<V>(1.5707963267948966) - whole : whole;
+}
+
+// Sine and cosine for |angle| <= 2^20, within 2^-52, odd and even to the bit. The multiple of pi / 2 is taken off in three
+// parts of 33 bits, of which the first two give exact products; Taylor's polynomials take what is left, at most pi / 4.
+CVK_HD void sine_cosine(double angle, double* sine, double* cosine) {
+  const double size = angle < 0 ? -angle : angle;
+  const double quarters = floor(size * 0.6366197723675814 + 0.5);  // 2 / pi
+  const double r =
+      ((size - quarters * 0x1.921fb544p+0) - quarters * 0x1.0b4611a6p-34) - quarters * 0x1.3198a2e037073p-69;
+  const double q = r * r;
+  double s = 1.0 / 355687428096000.0;  // 17!
+  s = s * q - 1.0 / 1307674368000.0;
+  s = s * q + 1.0 / 6227020800.0;
+  s = s * q - 1.0 / 39916800.0;
+  s = s * q + 1.0 / 362880.0;
+  s = s * q - 1.0 / 5040.0;
+  s = s * q + 1.0 / 120.0;
+  s = s * q - 1.0 / 6.0;
+  s = r + r * q * s;
+  double c = 1.0 / 20922789888000.0;  // 16!
+  c = c * q - 1.0 / 87178291200.0;
+  c = c * q + 1.0 / 479001600.0;
+  c = c * q - 1.0 / 3628800.0;
+  c = c * q + 1.0 / 40320.0;
+  c = c * q - 1.0 / 720.0;
+  c = c * q + 1.0 / 24.0;
+  c = (1.0 - 0.5 * q) + q * q * c;
+  const int quadrant = static_cast<int>(quarters) & 3;
+  const double upper = (quadrant & 1) != 0 ? c : s, right = (quadrant & 1) != 0 ? s : c;
+  *sine = (quadrant >= 2) != (angle < 0) ? -upper : upper;
+  *cosine = quadrant == 1 || quadrant == 2 ? -right : right;
 }
 
 }  // namespace cvk

@@ -20,6 +20,7 @@ from cvkernels.reference.nms import (
     nms_match,
     nms_padded,
 )
+from cvkernels.reference.nms_rotated import box_iou_rotated, nms_rotated
 from cvkernels.reference.roi_align import roi_align
 from cvkernels.reference.soft_nms import soft_nms, soft_nms_padded
 from cvkernels.reference.weighted_nms import (
@@ -32,6 +33,7 @@ from cvkernels.reference.weighted_nms import (
 __all__ = [
     "adaptive_nms",
     "batched_nms",
+    "box_iou_rotated",
     "cluster_nms",
     "diou_nms",
     "diou_nms_padded",
@@ -41,6 +43,7 @@ __all__ = [
     "nms",
     "nms_match",
     "nms_padded",
+    "nms_rotated",
     "precision",
     "roi_align",
     "soft_nms",

@@ -1,0 +1,305 @@
+// Rotated IoU and NMS on the CPU. Contract and method: nms_rotated.h.
+#include <limits>
+
+#include "common/box_segments.h"
+#include "common/scratch.h"
+#include "common/simd.h"
+#include "kernels/nms_rotated/nms_rotated.h"
+#include "kernels/nms_rotated/nms_rotated_math.h"
+
+namespace cvk {
+namespace {
+
+// Rotated boxes by coordinate, for SIMD: `stride` values of x, then of y and so on. One vector may be read behind the end.
+template <class A>
+struct RotatedArrays {
+  A* base;
+  int64_t stride;
+
+  static CVK_HD int64_t bytes(int64_t capacity) { return 6 * capacity * static_cast<int64_t>(sizeof(A)); }
+  CVK_HD void set(int64_t i, const RotatedBox<A>& box) const {
+    A* p = base + i;
+    p[0] = box.x;
+    p[stride] = box.y;
+    p[2 * stride] = box.cosine;
+    p[3 * stride] = box.sine;
+    p[4 * stride] = box.half_w;
+    p[5 * stride] = box.half_h;
+  }
+  template <Isa isa>
+  CVK_HD RotatedBox<typename Simd<isa, A>::Vec> load(int64_t i) const {
+    using S = Simd<isa, A>;
+    const A* p = base + i;
+    return {S::load(p),
+            S::load(p + stride),
+            S::load(p + 2 * stride),
+            S::load(p + 3 * stride),
+            S::load(p + 4 * stride),
+            S::load(p + 5 * stride)};
+  }
+};
+
+template <Isa isa, class A>
+CVK_HD RotatedBox<typename Simd<isa, A>::Vec> broadcast_rotated(const RotatedBox<A>& box) {
+  using S = Simd<isa, A>;
+  return {S::broadcast(box.x),    S::broadcast(box.y),      S::broadcast(box.cosine),
+          S::broadcast(box.sine), S::broadcast(box.half_w), S::broadcast(box.half_h)};
+}
+
+// ---- IoU
+
+template <Isa isa, class A>
+CVK_HD typename Simd<isa, A>::Vec overlaps_of(const RotatedBox<typename Simd<isa, A>::Vec>& a,
+                                              const RotatedBox<typename Simd<isa, A>::Vec>& b, bool over_first) {
+  using S = Simd<isa, A>;
+  using Vec = typename S::Vec;
+  const RotatedPair<Vec> pair = rotated_pair(a, b);
+  const typename S::IntVec meet = rotated_meet(pair);
+  if (!S::any(meet)) return Vec{};
+  return meet ? rotated_ratio(pair, over_first, a.area(), b.area()) : Vec{};
+}
+
+template <Isa isa, class T, class Vec>
+CVK_HD void store_lanes(T* to, Vec values, int64_t count) {
+  using S = Simd<isa, Acc<T>>;
+  if (count >= S::kLanes)
+    S::store(to, values);
+  else
+    S::store_partial(to, values, static_cast<int>(count));
+}
+
+template <Isa isa, class A, class T>
+CVK_HD void aligned_iou(const NmsRotatedIouParams<A, T>& params, const Parallel& parallel) {
+  constexpr int kLanes = Simd<isa, A>::kLanes;
+  parallel(params.rows, kNmsRotatedPrepareGrain, [&](int64_t first, int64_t last) {
+    alignas(64) A memory1[6 * kLanes] = {}, memory2[6 * kLanes] = {};
+    const RotatedArrays<A> boxes1{memory1, kLanes}, boxes2{memory2, kLanes};
+    for (int64_t i = first; i < last; i += kLanes) {
+      const int64_t count = min_of<int64_t>(kLanes, last - i);
+      for (int64_t lane = 0; lane < count; ++lane) {
+        boxes1.set(lane, rotated_box(params.boxes1 + 5 * (i + lane), params.clockwise));
+        boxes2.set(lane, rotated_box(params.boxes2 + 5 * (i + lane), params.clockwise));
+      }
+      const auto a = boxes1.template load<isa>(0), b = boxes2.template load<isa>(0);
+      store_lanes<isa>(params.overlaps + i, overlaps_of<isa, A>(a, b, params.over_first), count);
+    }
+  });
+}
+
+template <Isa isa, class A, class T>
+CVK_HD void matrix_iou(const NmsRotatedIouParams<A, T>& params, const Parallel& parallel) {
+  constexpr int kLanes = Simd<isa, A>::kLanes;
+  const int64_t columns = params.columns;
+  const Scratch memory(RotatedArrays<A>::bytes(columns) + kSimdBytes<isa>);
+  const RotatedArrays<A> boxes2{memory.as<A>(), columns};
+  parallel(columns, kNmsRotatedPrepareGrain, [&](int64_t first, int64_t last) {
+    for (int64_t j = first; j < last; ++j) boxes2.set(j, rotated_box(params.boxes2 + 5 * j, params.clockwise));
+  });
+  const int64_t width = min_of(columns, kNmsRotatedTile), tiles = ceil_div(columns, width);
+  parallel(params.rows * tiles, max_of<int64_t>(1, kNmsRotatedPairGrain / width), [&](int64_t first, int64_t last) {
+    for (int64_t item = first; item < last; ++item) {
+      const int64_t row = item / tiles, begin = item % tiles * width, end = min_of(begin + width, columns);
+      const auto a = broadcast_rotated<isa>(rotated_box(params.boxes1 + 5 * row, params.clockwise));
+      T* const overlaps = params.overlaps + row * columns;
+      for (int64_t j = begin; j < end; j += kLanes) {
+        const auto b = boxes2.template load<isa>(j);
+        store_lanes<isa>(overlaps + j, overlaps_of<isa, A>(a, b, params.over_first), end - j);
+      }
+    }
+  });
+}
+
+// ---- NMS
+
+// Boxes by position: exact ones, and bounds that decide which of them are worth a test.
+template <class A>
+struct RotatedEngine {
+  const RotatedBox<A>* boxes;
+  BoxArrays<A> bounds;
+  A threshold;
+  int64_t max_output;
+};
+
+// The bounds of kept boxes; their position stands in the column of the area.
+template <class A>
+struct KeptList {
+  static constexpr int kPosition = 4;
+  BoxArrays<A> bounds;
+  int64_t size = 0;
+
+  CVK_HD void add(const RotatedEngine<A>& engine, int64_t position) {
+    if (!(engine.boxes[position].half_w > A(0))) return;  // overlaps nothing
+    bounds.set(size, engine.bounds.get(position));
+    bounds.set_int(kPosition, size++, position);
+  }
+};
+
+// Kept boxes gathered into one vector, to be tested against a candidate.
+template <Isa isa, class A>
+class Gathered {
+ public:
+  using S = Simd<isa, A>;
+
+  CVK_HD void add(const RotatedBox<A>& box) { arrays().set(count_++, box); }
+  CVK_HD bool is_full() const { return count_ == S::kLanes; }
+
+  // Whether any of them overlaps `box` by more than the threshold. Empties the vector.
+  CVK_HD bool overlap(const RotatedBox<typename S::Vec>& box, A threshold) {
+    const auto kept = arrays().template load<isa>(0);
+    const auto pair = rotated_pair(kept, box);
+    const typename S::IntVec meet = rotated_meet(pair) & S::first_lanes(count_);
+    count_ = 0;
+    if (!S::any(meet)) return false;
+    return S::any((rotated_ratio(pair, false, kept.area(), box.area()) > S::broadcast(threshold)) & meet);
+  }
+
+ private:
+  CVK_HD RotatedArrays<A> arrays() { return {memory_, S::kLanes}; }
+
+  alignas(64) A memory_[6 * S::kLanes] = {};
+  int count_ = 0;
+};
+
+// Whether a kept box of list places [first, last) suppresses the box at `position`.
+template <Isa isa, class A>
+CVK_HD bool suppressed(const RotatedEngine<A>& engine, const BoxArrays<A>& list, int64_t first, int64_t last,
+                       int64_t position) {
+  using S = Simd<isa, A>;
+  const auto here = broadcast_box<isa>(engine.bounds.get(position).box);
+  const auto box = broadcast_rotated<isa>(engine.boxes[position]);
+  Gathered<isa, A> gathered;
+  for (int64_t i = first; i < last; i += S::kLanes) {
+    const auto there = list.template load<isa>(i);
+    const typename S::IntVec near =
+        (there.x1 < here.x2) & (here.x1 < there.x2) & (there.y1 < here.y2) & (here.y1 < there.y2);
+    if (!S::any(near)) continue;
+    const auto positions = list.template load_int<isa>(KeptList<A>::kPosition, i);
+    const int64_t lanes = min_of<int64_t>(S::kLanes, last - i);
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      if (near[lane] == 0) continue;
+      gathered.add(engine.boxes[positions[lane]]);
+      if (gathered.is_full() && gathered.overlap(box, engine.threshold)) return true;
+    }
+  }
+  return gathered.overlap(box, engine.threshold);
+}
+
+// Calls keep(position) for the boxes kept of positions [first, last).
+template <Isa isa, class A, class Keep>
+CVK_HD void decide_segment(const RotatedEngine<A>& engine, int64_t first, int64_t last, const Parallel& parallel,
+                           Keep&& keep) {
+  if (engine.threshold < A(0)) {  // every overlap is above it
+    keep(first);
+    return;
+  }
+  const Scratch memory(BoxArrays<A>::bytes(last - first) + kSimdBytes<isa>);
+  KeptList<A> list{{memory.as<A>(), last - first}};
+  int64_t kept = 0;
+  if (last - first < kNmsRotatedBlockedSegment || parallel.threads <= 1) {
+    for (int64_t i = first; i < last && kept < engine.max_output; ++i) {
+      if (suppressed<isa>(engine, list.bounds, 0, list.size, i)) continue;
+      list.add(engine, i);
+      keep(i);
+      ++kept;
+    }
+    return;
+  }
+  const Scratch survivors(kNmsRotatedMostBlock);
+  uint8_t* survives = survivors.as<uint8_t>();
+  int64_t size = 0;
+  for (int64_t block = first; block < last && kept < engine.max_output; block += size) {
+    size = min_of(max_of(kNmsRotatedLeastBlock, min_of(block - first, kNmsRotatedMostBlock)), last - block);
+    const int64_t settled = list.size;
+    parallel(size, kNmsRotatedFilterGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        survives[i] = !suppressed<isa>(engine, list.bounds, 0, settled, block + i);
+      }
+    });
+    for (int64_t i = 0; i < size && kept < engine.max_output; ++i) {  // commit: against what this block has added
+      if (!survives[i] || suppressed<isa>(engine, list.bounds, settled, list.size, block + i)) continue;
+      list.add(engine, block + i);
+      keep(block + i);
+      ++kept;
+    }
+  }
+}
+
+}  // namespace
+
+template <Isa isa, class A, class T>
+void nms_rotated_iou_cpu(const NmsRotatedIouParams<A, T>& params, const Parallel& parallel) {
+  if (params.rows == 0 || params.columns == 0) return;
+  if (params.aligned)
+    aligned_iou<isa>(params, parallel);
+  else
+    matrix_iou<isa>(params, parallel);
+}
+
+template <Isa isa, class A, class S>
+int64_t nms_rotated_cpu(const NmsRotatedParams<A, S>& params, const Parallel& parallel) {
+  const int64_t count = params.count;
+  if (count == 0 || params.max_output == 0) return 0;
+
+  // Sines and cosines by index, then everything by position.
+  const Scratch box_memory(count * static_cast<int64_t>(sizeof(RotatedBox<A>)));
+  RotatedBox<A>* const by_index = box_memory.as<RotatedBox<A>>();
+  Scratch bound_memory(count * static_cast<int64_t>(sizeof(Box<A>)));
+  Box<A>* const bounds = bound_memory.as<Box<A>>();
+  parallel(count, kNmsRotatedPrepareGrain, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      by_index[i] = rotated_box(params.boxes + 5 * i, params.clockwise);
+      bounds[i] = rotated_bounds(by_index[i]);
+    }
+  });
+  BoxSegments<A> segments;
+  segments.template build<isa>(&bounds->x1, params.scores, params.classes, count, parallel);
+  bound_memory.reset(0);
+  const int64_t ranked = segments.ranked();
+  const Scratch order_memory(ranked * static_cast<int64_t>(sizeof(RotatedBox<A>)));
+  RotatedBox<A>* const boxes = order_memory.as<RotatedBox<A>>();
+  for (int64_t i = 0; i < ranked; ++i) boxes[i] = by_index[segments.index(i)];
+
+  const Scratch kept_memory(ranked);
+  uint8_t* const kept = kept_memory.as<uint8_t>();  // by rank
+  memset(kept, 0, static_cast<size_t>(ranked));
+  const RotatedEngine<A> engine{boxes, segments.boxes(), params.threshold, params.max_output};
+  const auto decide = [&](int64_t segment, const Parallel& workers) {
+    decide_segment<isa>(engine, segments.begin(segment), segments.end(segment), workers,
+                        [&](int64_t position) { kept[segments.rank(position)] = 1; });
+  };
+  // Small segments in parallel, each by one thread; then the large ones one after another, each by all threads.
+  const int64_t count_of_segments = segments.segments();
+  const int64_t large = parallel.threads > 1 ? kNmsRotatedBlockedSegment : std::numeric_limits<int64_t>::max();
+  const int64_t grain = max_of<int64_t>(1, count_of_segments * kNmsRotatedSegmentGrain / max_of<int64_t>(ranked, 1));
+  parallel(count_of_segments, grain, [&](int64_t first, int64_t last) {
+    for (int64_t s = first; s < last; ++s) {
+      if (segments.size(s) < large) decide(s, Parallel{});
+    }
+  });
+  for (int64_t s = 0; s < count_of_segments; ++s) {
+    if (segments.size(s) >= large) decide(s, parallel);
+  }
+
+  int64_t used = 0;
+  for (int64_t rank = 0; rank < ranked && used < params.max_output; ++rank) {
+    if (kept[rank] != 0) params.keep[used++] = segments.index_of_rank(rank);
+  }
+  return used;
+}
+
+#define CVK_INSTANTIATE(A, S) \
+  template int64_t nms_rotated_cpu<Isa::CVK_ISA, A, S>(const NmsRotatedParams<A, S>&, const Parallel&);
+CVK_INSTANTIATE(float, float)
+CVK_INSTANTIATE(float, double)
+CVK_INSTANTIATE(double, float)
+CVK_INSTANTIATE(double, double)
+#undef CVK_INSTANTIATE
+#define CVK_INSTANTIATE(A, T) \
+  template void nms_rotated_iou_cpu<Isa::CVK_ISA, A, T>(const NmsRotatedIouParams<A, T>&, const Parallel&);
+CVK_INSTANTIATE(float, float)
+CVK_INSTANTIATE(float, half_t)
+CVK_INSTANTIATE(float, bfloat16_t)
+CVK_INSTANTIATE(double, double)
+#undef CVK_INSTANTIATE
+
+}  // namespace cvk
