@@ -47,9 +47,9 @@ def _rescored(
 ) -> tuple[Tensor, Tensor]:
     new_scores = torch.full_like(scores, torch.nan, dtype=overlaps.dtype)
     decayed = scores[order].to(overlaps.dtype) * _decay(overlaps, kernel, sigma)
-    new_scores = new_scores.index_put((order,), decayed)
+    new_scores = new_scores.index_put((order,), decayed).to(scores.dtype)
     keep = best_first(new_scores.detach(), min_score, max_output)
-    return keep, new_scores[keep].to(scores.dtype)
+    return keep, new_scores[keep]
 
 
 def matrix_nms(

@@ -10,7 +10,7 @@ from cvkernels.reference._overlap import arithmetic, corners, overlap, visit_ord
 
 
 def greedy(
-    boxes: Tensor,  # [N, 4], arithmetic type
+    boxes: Tensor,  # [N, 4]
     order: Tensor,  # indices of the boxes that take part, best first
     idxs: Tensor | None,  # [N]
     iou_threshold: float,
@@ -24,9 +24,12 @@ def greedy(
     """Kept indices in ``order``, and [N] who stands for a box: a place in them, or -1 for nobody.
 
     A box belongs to the first kept box that suppresses it. What the last kept box of a limited
-    output suppresses still belongs to it.
+    output suppresses still belongs to it. The arithmetic is float64 for float64 boxes, whatever the
+    scores, so that all that select greedily select the same; densities are rounded to it.
     """
-    sides = corners(boxes.detach()).at(order)
+    b = boxes.detach().to(arithmetic(boxes))
+    densities = None if densities is None else densities.detach().to(b.dtype)
+    sides = corners(b).at(order)
     classes = None if idxs is None else idxs[order]
     owner = torch.full((len(order),), -1, dtype=torch.int64, device=boxes.device)
     kept: list[int] = []
@@ -36,7 +39,6 @@ def greedy(
         if owner[i] >= 0:
             continue
         later = slice(i + 1, None)
-        # Numbers of any type are compared as real numbers: widened to float64.
         value = overlap(sides.at(i), sides.at(later), criterion, beta).double()
         threshold = float(iou_threshold)
         if densities is not None and float(densities[order[i]]) > threshold:  # not if NaN
@@ -63,12 +65,11 @@ def greedy_by_score(
     *,
     densities: Tensor | None = None,
 ) -> Tensor:
-    """The loop of nms: its arithmetic is float64 for float64 boxes, whatever the scores."""
-    b = boxes.detach().to(arithmetic(boxes))
+    """The loop of nms."""
     order = visit_order(scores.detach())
-    return greedy(b, order, idxs, iou_threshold, max_output, criterion, beta, densities=densities)[
-        0
-    ]
+    return greedy(
+        boxes, order, idxs, iou_threshold, max_output, criterion, beta, densities=densities
+    )[0]
 
 
 def _padded(
@@ -357,7 +358,7 @@ def adaptive_nms(
         max_output,
         criterion,
         beta,
-        densities=densities.detach(),
+        densities=densities,
     )
 
 
@@ -399,8 +400,7 @@ def nms_match(
     """
     _checks.nms_match(boxes, scores, idxs, iou_threshold, criterion, beta)
     order = visit_order(scores.detach())
-    b = boxes.to(arithmetic(boxes, scores))
-    keep, owner = greedy(b, order, idxs, iou_threshold, None, criterion, beta, at_least=True)
+    keep, owner = greedy(boxes, order, idxs, iou_threshold, None, criterion, beta, at_least=True)
     return [order[owner[order] == k] for k in range(len(keep))]
 
 
@@ -451,8 +451,7 @@ def iou_guided_nms(
     )
     values = scores.detach()
     order = visit_order(torch.where(values.isnan(), torch.nan, localization.detach()))
-    b = boxes.to(arithmetic(boxes, localization))
-    keep, owner = greedy(b, order, idxs, iou_threshold, max_output, criterion, beta)
+    keep, owner = greedy(boxes, order, idxs, iou_threshold, max_output, criterion, beta)
     best = []
     for k in range(len(keep)):
         cluster = order[owner[order] == k]  # best placed first

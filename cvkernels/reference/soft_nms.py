@@ -9,6 +9,7 @@ from cvkernels import _checks
 from cvkernels.reference._overlap import (
     Corners,
     arithmetic,
+    at_least,
     corners,
     divisor,
     exponential,
@@ -63,7 +64,7 @@ def select(
     selected: list[Tensor] = []
     while max_output is None or len(kept) < max_output:
         values = current.detach()
-        remaining = remaining & (values.double() >= min_score)  # not if NaN
+        remaining = remaining & at_least(values, min_score)
         if not bool(remaining.any()):
             break
         largest = values[remaining].max()

@@ -65,7 +65,7 @@ def _weighted(
     dtype = arithmetic(boxes, scores)
     b, s = boxes.to(dtype), scores.to(dtype)
     order = visit_order(scores.detach())
-    keep, owner = greedy(b, order, idxs, iou_threshold, max_output, criterion, beta)
+    keep, owner = greedy(boxes, order, idxs, iou_threshold, max_output, criterion, beta)
     merged = []
     for row, k in enumerate(keep):
         members = order[(owner[order] == row) & (order != k)]
@@ -392,9 +392,9 @@ def cluster_nms(
         w = weight(matrix.triu(1))[torch.isin(order, keep)]  # [K, N], K before N
         decay = exponential(-(w * w).sum(0) / divisor(sigma, dtype))
         penalised = torch.full_like(scores, torch.nan, dtype=dtype)
-        penalised = penalised.index_put((order,), scores[order].to(dtype) * decay)
+        penalised = penalised.index_put((order,), scores[order].to(dtype) * decay).to(scores.dtype)
         keep = best_first(penalised.detach(), min_score, max_output)
-        return boxes[keep], penalised[keep].to(scores.dtype), keep
+        return boxes[keep], penalised[keep], keep
     keep = keep if max_output is None else keep[:max_output]
     if mode == "hard":
         return boxes[keep], scores[keep], keep

@@ -240,13 +240,14 @@ def test_hand_worked_densities() -> None:
     assert kept(0, 0, 0, criterion="diou") == [0, 1]
 
 
-def test_density_is_compared_as_a_real_number() -> None:
-    # inter 3, union 10: float32 rounds 3 / 10 to 0.300000012.
+def test_a_density_is_rounded_as_the_boxes_are() -> None:
+    # inter 3, union 10: float32 rounds 3 / 10 to 0.300000012, and the density too.
     boxes = torch.tensor([[0.0, 0, 10, 1], [0, 0, 3, 1]])
     scores = torch.tensor([0.9, 0.8])
-    for density, kept in ((0.3, [0]), (float(torch.tensor(0.3)), [0, 1])):
+    for density, kept in ((0.3, [0, 1]), (0.29999, [0])):
         densities = torch.tensor([density, 0], dtype=torch.float64)
         assert adaptive_nms(boxes, scores, densities, 0.1).tolist() == kept
+    assert adaptive_nms(boxes, scores, torch.zeros(2), 0.3).tolist() == [0]  # a real number
 
 
 def test_hand_worked_groups() -> None:

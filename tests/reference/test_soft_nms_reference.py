@@ -103,15 +103,16 @@ def test_edges() -> None:
     assert keep.tolist() == [0, 1] and torch.equal(new_scores, scores[:2])
 
 
-def test_min_score_and_threshold_are_compared_as_real_numbers() -> None:
+def test_rounding_of_threshold_and_min_score() -> None:
     boxes = torch.tensor([[0.0, 0, 10, 1], [0, 0, 3, 1]])
     scores = torch.tensor([0.9, 0.7])  # float32: 0.899999976, 0.699999988
     # inter 3, union 10, in float32 0.300000012.
     assert soft_nms(boxes, scores, iou_threshold=0.3)[1][1] < 0.6
     assert soft_nms(boxes, scores, iou_threshold=0.30001)[1][1] == scores[1]
-    assert soft_nms(boxes, scores, iou_threshold=1.0, min_score=0.7)[0].tolist() == [0]
-    least = float(scores[1])
-    assert soft_nms(boxes, scores, iou_threshold=1.0, min_score=least)[0].tolist() == [0, 1]
+    # The threshold is a real number, the least score one of the type of the scores, as in torch.
+    assert soft_nms(boxes, scores, iou_threshold=1.0, min_score=0.7)[0].tolist() == [0, 1]
+    assert soft_nms(boxes, scores, iou_threshold=1.0, min_score=0.7000001)[0].tolist() == [0]
+    assert soft_nms(boxes, scores, min_score=1e300)[0].tolist() == []
 
 
 def test_half_scores_are_rounded_once() -> None:
