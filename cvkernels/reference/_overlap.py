@@ -1,10 +1,9 @@
 """What the references of the NMS family share: arithmetic, overlaps, order and classes.
 
 A selection depends on rounding, so these references do not compute in float64: they compute in the
-arithmetic type of their inputs, with one rounding per operation. An overlap is compared with the
-threshold as a real number (both widened to float64), as torchvision does; a score with the least
-score as torch does, which rounds a Python number to the type of the tensor. Elementary functions
-are evaluated in float64 and rounded once.
+arithmetic type of their inputs, with one rounding per operation. Thresholds and least scores are
+compared as real numbers (both sides widened to float64). Elementary functions are evaluated in
+float64 and rounded once.
 """
 
 from __future__ import annotations
@@ -101,8 +100,8 @@ def visit_order(scores: Tensor) -> Tensor:
 
 
 def at_least(scores: Tensor, min_score: float) -> Tensor:
-    """Whether scores are >= min_score, rounded to their type; not if NaN."""
-    return scores >= torch.tensor(min_score, dtype=torch.float64).to(scores)
+    """Whether scores are >= min_score, as real numbers; not if NaN."""
+    return scores.double() >= min_score
 
 
 def best_first(new_scores: Tensor, min_score: float, max_output: int | None) -> Tensor:

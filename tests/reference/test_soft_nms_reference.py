@@ -109,9 +109,10 @@ def test_rounding_of_threshold_and_min_score() -> None:
     # inter 3, union 10, in float32 0.300000012.
     assert soft_nms(boxes, scores, iou_threshold=0.3)[1][1] < 0.6
     assert soft_nms(boxes, scores, iou_threshold=0.30001)[1][1] == scores[1]
-    # The threshold is a real number, the least score one of the type of the scores, as in torch.
-    assert soft_nms(boxes, scores, iou_threshold=1.0, min_score=0.7)[0].tolist() == [0, 1]
-    assert soft_nms(boxes, scores, iou_threshold=1.0, min_score=0.7000001)[0].tolist() == [0]
+    # Both are real numbers.
+    assert soft_nms(boxes, scores, iou_threshold=1.0, min_score=0.7)[0].tolist() == [0]
+    least = float(scores[1])
+    assert soft_nms(boxes, scores, iou_threshold=1.0, min_score=least)[0].tolist() == [0, 1]
     assert soft_nms(boxes, scores, min_score=1e300)[0].tolist() == []
 
 
