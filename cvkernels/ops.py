@@ -2,7 +2,41 @@
 
 from __future__ import annotations
 
-from cvkernels.nms import batched_nms, nms, nms_padded
+from cvkernels.matrix_nms import matrix_nms, matrix_nms_from_overlaps
+from cvkernels.nms import (
+    adaptive_nms,
+    batched_nms,
+    diou_nms,
+    diou_nms_padded,
+    iou_guided_nms,
+    nms,
+    nms_match,
+    nms_padded,
+)
+from cvkernels.nms_rotated import box_iou_rotated, nms_rotated
 from cvkernels.roi_align import RoIAlign, roi_align
+from cvkernels.soft_nms import soft_nms, soft_nms_padded
+from cvkernels.weighted_nms import cluster_nms, softer_nms, weighted_nms, weighted_nms_padded
 
-__all__ = ["RoIAlign", "batched_nms", "nms", "nms_padded", "roi_align"]
+__all__ = [
+    "RoIAlign",
+    "adaptive_nms",
+    "batched_nms",
+    "box_iou_rotated",
+    "cluster_nms",
+    "diou_nms",
+    "diou_nms_padded",
+    "iou_guided_nms",
+    "matrix_nms",
+    "matrix_nms_from_overlaps",
+    "nms",
+    "nms_match",
+    "nms_padded",
+    "nms_rotated",
+    "roi_align",
+    "soft_nms",
+    "soft_nms_padded",
+    "softer_nms",
+    "weighted_nms",
+    "weighted_nms_padded",
+]

@@ -56,6 +56,21 @@ inline A overlap_threshold(double threshold) {
   return rounded;
 }
 
+// The limit in arithmetic type A such that `score >= limit` over A decides as the comparison with the double does.
+template <class A>
+inline A score_limit(double limit) {
+  const A rounded = static_cast<A>(limit);
+  return static_cast<double>(rounded) < limit ? std::nextafter(rounded, std::numeric_limits<A>::infinity()) : rounded;
+}
+
+// A positive parameter by which something is divided or raised, finite and positive in A too.
+template <class A>
+inline A positive_parameter(double value) {
+  constexpr double kLeast = static_cast<double>(std::numeric_limits<A>::min());
+  constexpr double kMost = static_cast<double>(std::numeric_limits<A>::max());
+  return static_cast<A>(min_of(max_of(value, kLeast), kMost));
+}
+
 // A pair whose intersection is not above loose * union has IoU, and so every criterion, <= threshold, for a threshold >= 0.
 // Perf: this product settles nearly every pair without a division; the margin of 2^-20 covers its rounding, and what passes
 // is divided. A union below small_union is always divided: near the subnormal range the margin would not hold.

@@ -12,11 +12,11 @@
 #include <string>
 #include <vector>
 
+#include "common/box_overlap.h"
 #include "common/isa.h"
 #include "common/parallel.h"
 #include "cvk_build_info.h"
 #include "kernels/nms/nms.h"
-#include "kernels/nms/nms_math.h"
 
 namespace py = pybind11;
 
@@ -51,7 +51,7 @@ py::array_t<int64_t> nms(const Array<A>& boxes, const Array<S>& scores, double i
   params.count = scores.shape(0);
   params.boxes = boxes.data();
   params.scores = scores.data();
-  params.threshold = nms_threshold<A>(iou_threshold);
+  params.threshold = overlap_threshold<A>(iou_threshold);
   params.max_output = max_output;
   std::vector<int64_t> keep(static_cast<size_t>(std::min(params.count, max_output)));
   params.keep = keep.data();
