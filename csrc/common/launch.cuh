@@ -128,7 +128,7 @@ template <class... P>
 cudaError_t most_resident_blocks(void (*kernel)(P...), const LaunchConfig& config, int* blocks) {
   int device = 0, processors = 0, per_processor = 0;
   const int threads = static_cast<int>(config.block.x * config.block.y * config.block.z);
-  cudaError_t error = allow_shared_memory(kernel, config.shared_bytes);
+  cudaError_t error = detail::allow_shared_memory(kernel, config.shared_bytes);
   if (error == cudaSuccess) error = cudaGetDevice(&device);
   if (error == cudaSuccess) {
     error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);

@@ -5,11 +5,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <limits>
-#include <numeric>
+#include <ostream>
 #include <string>
 #include <vector>
 
+#include "boxes.h"
 #include "common/isa.h"
 #include "emulation/runtime_api.h"
 #include "kernels/nms/nms.h"
@@ -17,35 +17,21 @@
 namespace {
 
 using namespace cvk;
+using namespace cvk_test;
 
-constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-constexpr double kInf = std::numeric_limits<double>::infinity();
-
-class Random {
- public:
-  explicit Random(uint64_t seed) : state_(seed * 2 + 1) {}
-  int whole(int low, int high) {  // low <= result < high
-    state_ = state_ * 6364136223846793005ULL + 1442695040888963407ULL;
-    return low + static_cast<int>((state_ >> 33) % static_cast<uint64_t>(high - low));
-  }
-  double real(double low, double high) { return low + (high - low) * whole(0, 1 << 24) / (1 << 24); }
-
- private:
-  uint64_t state_;
-};
-
-struct Problem {
-  std::vector<double> boxes;     // [N, 4]
-  std::vector<double> scores;    // [N]
-  std::vector<int64_t> classes;  // [N] or empty
+struct Problem : Boxes {
   double threshold = 0.5;
   int64_t max_output = 1 << 30;
   OverlapCriterion criterion = OverlapCriterion::kIou;
   double beta = 1;
   std::vector<double> densities;  // [N] or empty
-
-  int64_t count() const { return static_cast<int64_t>(scores.size()); }
 };
+
+Problem random_problem(const std::string& kind, int64_t count, uint64_t seed) {
+  Problem p;
+  static_cast<Boxes&>(p) = random_boxes(kind, count, seed);
+  return p;
+}
 
 using Keep = std::vector<int64_t>;
 
@@ -57,22 +43,6 @@ struct Answer {
 };
 void PrintTo(const Answer& answer, std::ostream* out) {
   *out << "keep " << ::testing::PrintToString(answer.keep) << ", owner " << ::testing::PrintToString(answer.owner);
-}
-
-template <class A>
-std::vector<A> converted(const std::vector<double>& values) {
-  return std::vector<A>(values.begin(), values.end());
-}
-
-// Order of visits: descending score, ties by index; NaN scores left out.
-template <class S>
-Keep visits(const std::vector<S>& scores) {
-  Keep order;
-  for (size_t i = 0; i < scores.size(); ++i) {
-    if (scores[i] == scores[i]) order.push_back(static_cast<int64_t>(i));
-  }
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return scores[a] > scores[b]; });
-  return order;
 }
 
 // The IoU by arithmetic of its own, the other criteria by box_overlap.
@@ -117,19 +87,6 @@ Answer by_definition(const Problem& p, bool owners) {
   return answer;
 }
 
-// A parallel loop that runs its slices one by one, the last first.
-Parallel backwards() {
-  Parallel parallel;
-  parallel.threads = 3;
-  parallel.start = [](void*, int64_t items, int64_t grain, Parallel::Body body, void* argument) {
-    grain = std::max<int64_t>(grain, 1);
-    for (int64_t first = (items - 1) / grain * grain; first >= 0; first -= grain) {
-      body(argument, first, std::min(first + grain, items));
-    }
-  };
-  return parallel;
-}
-
 template <Isa isa, class A, class S>
 Answer on_cpu(const Problem& p, const Parallel& parallel, bool owners) {
   const std::vector<A> boxes = converted<A>(p.boxes), densities = converted<A>(p.densities);
@@ -170,15 +127,9 @@ std::vector<Answer> on_emulation(const Problem& p, uint64_t seed, bool owners) {
   classes.insert(classes.end(), p.classes.begin(), p.classes.end());
   std::vector<int64_t> order;
   std::vector<float> ordered;
-  for (int64_t image = 0; image < batch; ++image) {  // as torch sorts: NaN first
+  for (int64_t image = 0; image < batch; ++image) {
     const std::vector<S> own(scores.begin() + image * n, scores.begin() + (image + 1) * n);
-    Keep ranks(n);
-    std::iota(ranks.begin(), ranks.end(), 0);
-    std::stable_sort(ranks.begin(), ranks.end(), [&](int64_t a, int64_t b) {
-      const bool nan_a = own[a] != own[a], nan_b = own[b] != own[b];
-      return nan_a || nan_b ? nan_a && !nan_b : own[a] > own[b];
-    });
-    for (int64_t i : ranks) {
+    for (int64_t i : sorted_by_score(own)) {
       order.push_back(i);
       ordered.push_back(static_cast<float>(own[i]));
     }
@@ -379,35 +330,6 @@ TEST(Nms, Owners) {
 
 // ---- Against the definition
 
-Problem random_problem(const std::string& kind, int64_t count, uint64_t seed) {
-  Random random(seed);
-  Problem p;
-  const double strange[] = {kNan, kInf, -kInf, 1e9, -1e9, 1e-30};
-  const double side = 25 * std::sqrt(static_cast<double>(count));
-  for (int64_t i = 0; i < count; ++i) {
-    double x, y, w, h;
-    if (kind == "whole") {
-      x = random.whole(0, 9), y = random.whole(0, 9), w = random.whole(-2, 7), h = random.whole(-2, 7);
-    } else if (kind == "crowd") {
-      const int cluster = random.whole(0, 4);
-      x = 60 * cluster + random.real(0, 5), y = 9 * cluster + random.real(0, 5);
-      w = 40 + random.real(0, 5), h = 30 + random.real(0, 5);
-    } else if (kind == "sizes") {
-      x = random.real(0, 900), y = random.real(0, 900);
-      w = std::pow(10.0, random.real(-3, 3)), h = std::pow(10.0, random.real(-3, 3));
-    } else {
-      x = random.real(0, side), y = random.real(0, side), w = random.real(5, 105), h = random.real(5, 105);
-    }
-    double box[4] = {x, y, x + w, y + h};
-    if (kind == "strange" && random.whole(0, 4) == 0) box[random.whole(0, 4)] = strange[random.whole(0, 6)];
-    p.boxes.insert(p.boxes.end(), box, box + 4);
-    p.scores.push_back(random.whole(0, 20) == 0 && kind == "strange" ? kNan : random.whole(0, 200) / 200.0);
-  }
-  return p;
-}
-
-const char* const kKinds[] = {"spread", "crowd", "whole", "sizes", "strange"};
-
 TEST(Nms, EqualsTheGreedyLoop) {
   for (const char* kind : kKinds) {
     for (int64_t count : {0, 1, 2, 31, 32, 33, 64, 65, 150}) {
@@ -421,9 +343,8 @@ TEST(Nms, EqualsTheGreedyLoop) {
         expect_all_backends<double, float>(p, what + ", double", emulated && count <= 33);
         p.max_output = count / 3;
         expect_all_backends<float, double>(p, what + ", max_output", emulated && count <= 33);
-        Random random(9);
         p.max_output = 1 << 30;
-        for (int64_t i = 0; i < count; ++i) p.classes.push_back((int64_t{random.whole(0, 3)} << 32) - 5);
+        p.classes = random_classes(count, 3, 9);
         expect_all_backends<float, float>(p, what + ", classes", emulated && count <= 65);
       }
     }
@@ -464,7 +385,7 @@ TEST(Nms, ChunksOfTheCudaKernels) {
     p.threshold = 0.3;
     expect_all_backends<float, float>(p, kind);
     Random random(1);
-    for (int64_t i = 0; i < p.count(); ++i) p.classes.push_back(random.whole(0, 3));
+    p.classes = random_classes(p.count(), 3, 1);
     for (int64_t i = 0; i < p.count(); ++i) p.densities.push_back(random.real(0, 1));
     p.criterion = OverlapCriterion::kDiou;
     expect_all_backends<double, float>(p, std::string(kind) + ", densities, double");  // three chunks of 512
@@ -483,8 +404,7 @@ TEST(Nms, ManyBoxes) {  // enough for the grid of the CPU kernel
       const std::string what = std::string(kind) + " at " + std::to_string(threshold);
       expect_all_backends<float, float>(p, what, false);
       expect_all_backends<double, double>(p, what, false);
-      Random random(9);
-      for (int64_t i = 0; i < p.count(); ++i) p.classes.push_back(random.whole(0, 5));
+      p.classes = random_classes(p.count(), 5, 9);
       p.max_output = 300;
       expect_all_backends<float, float>(p, what + ", classes", false);
     }

@@ -55,5 +55,8 @@ template <class A>
 int64_t soft_nms_scratch_cuda(const SoftNmsParams<A>& params);
 template <class A>
 CudaStatus soft_nms_cuda(const SoftNmsParams<A>& params, void* scratch, CudaStream stream);
+// With a plan of the caller's, for tests and measurements: within the limits of soft_nms_tuning.h and of the device.
+template <class A>
+CudaStatus soft_nms_cuda(const SoftNmsParams<A>& params, const SoftNmsPlan& plan, void* scratch, CudaStream stream);
 
 }  // namespace cvk
