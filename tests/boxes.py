@@ -1,4 +1,4 @@
-"""Boxes, scores and classes that the tests of the NMS family share."""
+"""Boxes, scores and classes for the tests of the NMS family."""
 
 from __future__ import annotations
 
@@ -109,3 +109,25 @@ def apart_by_class(function: Callable[..., Tensor], idxs: Tensor) -> Tensor:
     rows = [(idxs == c).nonzero().flatten() for c in idxs.unique()]
     kept = [r[function(r)] for r in rows]
     return torch.cat(kept).sort().values if kept else idxs.new_zeros(0, dtype=torch.int64)
+
+
+# Small enough for references that look at every pair of boxes.
+SCENES: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
+    "empty": SETS["empty"],
+    "one": SETS["one"],
+    "packed": lambda: (spread(50, 1, side=150), random_scores(50)),
+    "crowd": lambda: (crowd(64, 5), random_scores(64)),
+    "65": lambda: (spread(65, 2, side=200), random_scores(65)),
+    "far": lambda: (crowd(40, 4, offset=-3e4), random_scores(40)),
+    "no area": lambda: (spread(20)[:, [0, 1, 0, 1]], random_scores(20)),
+    "inverted": lambda: (spread(20, side=200)[:, [2, 3, 0, 1]], random_scores(20)),
+}
+# Equal overlaps, sides or scores. A gradient is not compared where sides are equal.
+TIED: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
+    "whole": lambda: (whole_boxes(60), random_scores(60)),
+    "whole, ties": lambda: (whole_boxes(60), random_scores(60, levels=12)),
+    "odd": lambda: (odd_boxes(60), random_scores(60, levels=10)),
+    "one score": lambda: (spread(40, 3, side=150), torch.ones(40, dtype=torch.float64)),
+    "one box": lambda: (spread(1).expand(30, 4).clone(), random_scores(30, levels=5)),
+    "bad scores": lambda: (crowd(45, 4), bad_scores(45)),
+}

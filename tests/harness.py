@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 EMULATED = os.environ.get("CVKERNELS_BACKEND") == "emulated"
 HAVE_CUDA = torch.cuda.is_available() and not EMULATED
@@ -99,7 +100,12 @@ class OpSpec:
     op: Callable[..., Any]
     reference: Callable[..., Any]
     cases: Sequence[Case]
-    exact: bool = False  # results are equal, not close; the reference runs in the case's dtype
+    exact: bool = False  # all results are equal, not close; implies selects
+    # What is selected depends on rounding: the reference runs in the case's own dtypes, and each
+    # result has the dtype of the reference's. Integer results are equal in any operator.
+    selects: bool = False
+    dynamic: bool = False  # how many rows a result has depends on values
+    compiles: bool = True  # not if even the number of results depends on values
     dtypes: Sequence[torch.dtype] = tuple(DTYPES)
     differentiable: tuple[str, ...] = ()  # names of the tensors that receive a gradient
     memory_format_of: str | None = None  # the output keeps the memory format of this argument
@@ -107,6 +113,9 @@ class OpSpec:
     errors: Sequence[ErrorCase] = ()
     samples: Sequence[Sample] = ()
     vmaps: Sequence[VmapCase] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "selects", self.selects or self.exact)
 
     def select(self, **wanted: bool) -> list[Case]:
         cases = [case for case in self.cases if case.emulated or not EMULATED]
@@ -126,7 +135,7 @@ def parametrize(metafunc: Any, spec: OpSpec) -> None:
     cases, small, dtypes, layouts = spec.select(), spec.select(small=True), spec.dtypes, LAYOUTS
     if metafunc.function.__name__ in ("test_cpu_equals_cuda", "test_side_stream") and not HAVE_CUDA:
         cases, small, dtypes = cases[:1], small[:1], dtypes[:1]  # one line that says "skipped"
-    if EMULATED and spec.exact:  # strides end before the kernel, and boxes have no memory format
+    if EMULATED and spec.selects:  # strides end before the kernel; boxes have no memory format
         layouts = ["contiguous", "sliced"]
     use("case", cases, by_name)
     use("small_case", small, by_name)
@@ -192,7 +201,12 @@ def widen(args: Args) -> Args:
 
 
 def as_tuple(result: Any) -> tuple[Tensor, ...]:
-    return result if isinstance(result, tuple) else (result,)
+    return tuple(result) if isinstance(result, (tuple, list)) else (result,)
+
+
+def floats(result: Any) -> tuple[Tensor, ...]:
+    """The results that can have a gradient."""
+    return tuple(r for r in as_tuple(result) if r.is_floating_point())
 
 
 # --------------------------------------------------------------------------------------------------
@@ -207,7 +221,8 @@ def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype, what: str
     if e.numel() == 0:
         return
     assert torch.equal(a.isnan(), e.isnan()), f"{what}: NaN in different places"
-    a, e = a.nan_to_num(nan=0.0), e.nan_to_num(nan=0.0)
+    same = e.isnan() | (e.isinf() & (a == e))  # another infinity, or a finite number, is not close
+    a, e = torch.where(same, 0.0, a), torch.where(same, 0.0, e)
     scale = e.abs().max()
     excess = (a - e).abs() - (tolerance.rtol * e.abs() + tolerance.atol * scale)
     worst = excess.argmax()
@@ -237,8 +252,11 @@ def assert_matches(spec: OpSpec, actual: Any, expected: Any, dtype: torch.dtype,
     actual, expected = as_tuple(actual), as_tuple(expected)
     assert len(actual) == len(expected), what
     for a, e in zip(actual, expected, strict=True):
-        if spec.exact:
+        if spec.exact or not e.is_floating_point():
             assert_same(a, e, what)
+        elif spec.selects:
+            assert a.dtype == e.dtype, what
+            assert_close(a, e, e.dtype, what)
         else:
             assert_close(a, e, dtype, what)
 
@@ -269,13 +287,13 @@ def gradients(spec: OpSpec, function: Callable[..., Any], args: Args, seed: int 
     generator = torch.Generator().manual_seed(seed)
     upstream = [
         torch.randn(r.shape, generator=generator, dtype=torch.float64).to(r.device, r.dtype)
-        for r in result
+        for r in floats(result)
     ]
-    return result, torch.autograd.grad(result, leaves, upstream), upstream
+    return result, torch.autograd.grad(floats(result), leaves, upstream), upstream
 
 
 def reference_gradients(spec: OpSpec, args: Args, upstream: Sequence[Tensor]) -> Any:
-    """Gradients of the float64 reference for the given output gradients."""
+    """Gradients of the reference, in float64 unless it selects, for the given output gradients."""
     leaves = []
 
     def leaf(name: str, tensor: Tensor) -> Tensor:
@@ -284,15 +302,21 @@ def reference_gradients(spec: OpSpec, args: Args, upstream: Sequence[Tensor]) ->
             leaves.append(tensor)
         return tensor
 
-    args = map_tensors(widen(args), leaf)
-    result = as_tuple(spec.reference(**args))
-    return torch.autograd.grad(result, leaves, [u.cpu().double() for u in upstream])
+    args = map_tensors(arguments_of_reference(spec, args), leaf)
+    result = floats(spec.reference(**args))
+    return torch.autograd.grad(
+        result, leaves, [u.cpu().to(r.dtype) for u, r in zip(upstream, result, strict=True)]
+    )
+
+
+def arguments_of_reference(spec: OpSpec, args: Args) -> Args:
+    if spec.selects:
+        return map_tensors(args, lambda name, t: t.detach().cpu())
+    return widen(args)
 
 
 def expected_of(spec: OpSpec, args: Args) -> Any:
-    if spec.exact:
-        return spec.reference(**map_tensors(args, lambda name, t: t.detach().cpu()))
-    return spec.reference(**widen(args))
+    return spec.reference(**arguments_of_reference(spec, args))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -314,7 +338,7 @@ class OpTests:
                 assert_same(value, before[name], f"{case.name}: argument {name} was modified")
         for tensor in as_tuple(actual):
             assert tensor.device.type == device
-            if not self.spec.exact:
+            if not self.spec.selects:
                 assert tensor.dtype == dtype
         if self.spec.memory_format_of:
             source, out = args[self.spec.memory_format_of], as_tuple(actual)[0]
@@ -367,6 +391,8 @@ class OpTests:
 
     @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
     def test_compile(self, small_case: Case, dynamic: bool, device: str) -> None:
+        if not self.spec.compiles:
+            pytest.skip("as many results as the values ask for")
         args = build(small_case, torch.float32, device=device)
         torch._dynamo.reset()
         compiled = torch.compile(
@@ -386,6 +412,8 @@ class OpTests:
     @pytest.mark.slow
     @pytest.mark.native
     def test_compile_inductor(self, device: str) -> None:
+        if not self.spec.compiles:
+            pytest.skip("as many results as the values ask for")
         case = self.spec.select(small=True)[0]
         args = build(case, torch.float32, device=device)
         torch._dynamo.reset()
@@ -409,7 +437,7 @@ class OpTests:
         rows = [row(i) for i in range(size)]
         for position, tensor in enumerate(actual):
             expected = torch.stack([r[position] for r in rows])
-            if self.spec.exact:
+            if self.spec.exact or not expected.is_floating_point():
                 assert_same(tensor, expected, vmap_case.name)
             else:
                 assert_close(tensor, expected, tensor.dtype, vmap_case.name)
@@ -445,20 +473,22 @@ class OpTests:
 
 
 class DifferentiableOpTests(OpTests):
-    """Tests of an operator with a gradient (and so with a result whose shape is known)."""
+    """Tests of an operator with a gradient (and so with results of known number and dimensions)."""
 
     def test_fake_describes_the_result(self, case: Case, layout: str, device: str) -> None:
         args = build(case, torch.float32, layout, device)
         real = as_tuple(self.spec.op(**args))
-        mode = FakeTensorMode()
+        mode = FakeTensorMode(shape_env=ShapeEnv() if self.spec.dynamic else None)
         fakes = as_tuple(self.spec.op(**map_tensors(args, lambda n, t: mode.from_tensor(t))))
         for fake, tensor in zip(fakes, real, strict=True):
-            assert (fake.shape, fake.dtype, fake.device) == (
-                tensor.shape,
+            assert (fake.dim(), fake.dtype, fake.device) == (
+                tensor.dim(),
                 tensor.dtype,
                 tensor.device,
             )
-            if tensor.numel() > 0:
+            for size, known in zip(fake.shape, tensor.shape, strict=True):
+                assert size == known if isinstance(size, int) else self.spec.dynamic
+            if tensor.numel() > 0 and not self.spec.dynamic:
                 assert fake.stride() == tensor.stride()
 
     def test_gradient(self, case: Case, dtype: torch.dtype, layout: str, device: str) -> None:
@@ -468,22 +498,26 @@ class DifferentiableOpTests(OpTests):
         _, actual, upstream = gradients(self.spec, self.spec.op, args)
         expected = reference_gradients(self.spec, args, upstream)
         for a, e in zip(actual, expected, strict=True):
-            assert a.dtype == dtype
-            assert_close(a, e, dtype, f"gradient of {case.name}")
+            assert a.dtype == (e.dtype if self.spec.selects else dtype)
+            assert_close(a, e, a.dtype, f"gradient of {case.name}")
 
     def test_gradient_of_strided_upstream(self, small_case: Case, layout: str, device: str) -> None:
         """The output gradient may have any strides, expanded ones (from .sum()) included."""
         args = build(small_case, torch.float64, device=device)
         leaves = [args[name].requires_grad_() for name in self.spec.differentiable]
-        result = as_tuple(self.spec.op(**args))[0]
+        results = floats(self.spec.op(**args))
         generator = torch.Generator().manual_seed(1)
-        upstream = torch.randn(result.shape, generator=generator, dtype=result.dtype).to(device)
-        plain = torch.autograd.grad(result, leaves, upstream, retain_graph=True)
-        laid_out = torch.autograd.grad(result, leaves, lay_out(upstream, layout), retain_graph=True)
+        upstream = [
+            torch.randn(r.shape, generator=generator, dtype=r.dtype).to(device) for r in results
+        ]
+        strided = [lay_out(u, layout) for u in upstream]
+        plain = torch.autograd.grad(results, leaves, upstream, retain_graph=True)
+        laid_out = torch.autograd.grad(results, leaves, strided, retain_graph=True)
         for a, e in zip(laid_out, plain, strict=True):
             assert_same(a, e, small_case.name)
-        ones = torch.autograd.grad(result, leaves, torch.ones_like(result), retain_graph=True)
-        for a, e in zip(torch.autograd.grad(result.sum(), leaves), ones, strict=True):
+        ones = [torch.ones_like(r) for r in results]
+        ones = torch.autograd.grad(results, leaves, ones, retain_graph=True)
+        for a, e in zip(torch.autograd.grad([r.sum() for r in results], leaves), ones, strict=True):
             assert_same(a, e, f"{small_case.name}: expanded")
 
     def test_gradcheck(self, small_case: Case, device: str) -> None:
@@ -491,7 +525,9 @@ class DifferentiableOpTests(OpTests):
         names = self.spec.differentiable
         tensors = tuple(args[name].requires_grad_() for name in names)
         assert torch.autograd.gradcheck(
-            lambda *values: self.spec.op(**{**args, **dict(zip(names, values, strict=True))}),
+            lambda *values: floats(
+                self.spec.op(**{**args, **dict(zip(names, values, strict=True))})
+            ),
             tensors,
             fast_mode=EMULATED,
         )
@@ -501,14 +537,14 @@ class DifferentiableOpTests(OpTests):
         names = self.spec.differentiable
         tensors = tuple(args[name].requires_grad_() for name in names)
 
-        def function(*values: Tensor) -> Any:
-            return self.spec.op(**{**args, **dict(zip(names, values, strict=True))})
+        def function(*values: Tensor) -> tuple[Tensor, ...]:
+            return floats(self.spec.op(**{**args, **dict(zip(names, values, strict=True))}))
 
         if self.spec.second_order(args):
             assert torch.autograd.gradgradcheck(function, tensors, fast_mode=EMULATED)
             return
-        result = as_tuple(function(*tensors))[0]
-        upstream = torch.ones_like(result).requires_grad_()
-        first = torch.autograd.grad(result, tensors, upstream, create_graph=True)
+        results = function(*tensors)
+        upstream = [torch.ones_like(r).requires_grad_() for r in results]
+        first = torch.autograd.grad(results, tensors, upstream, create_graph=True)
         with pytest.raises(NotImplementedError, match=f"^{self.spec.name}: "):
             torch.autograd.grad([f.sum() for f in first], upstream)

@@ -438,7 +438,7 @@ def iou_guided_nms(
         TypeError: an argument of a wrong type.
 
     Gradient:
-        new_scores to scores: of the box that gives the score, the best placed of equal ones.
+        new_scores to scores: of the box that gives the score, shared evenly by equal ones.
 
     Determinism:
         Exact.
@@ -449,12 +449,8 @@ def iou_guided_nms(
     _checks.iou_guided_nms(
         boxes, scores, idxs, localization, iou_threshold, max_output, criterion, beta
     )
-    values = scores.detach()
-    order = visit_order(torch.where(values.isnan(), torch.nan, localization.detach()))
+    no_part = scores.detach().isnan()
+    order = visit_order(torch.where(no_part, torch.nan, localization.detach()))
     keep, owner = greedy(boxes, order, idxs, iou_threshold, max_output, criterion, beta)
-    best = []
-    for k in range(len(keep)):
-        cluster = order[owner[order] == k]  # best placed first
-        largest = values[cluster] == values[cluster].max()
-        best.append(int(cluster[largest][0]))
-    return keep, scores[torch.tensor(best, dtype=torch.int64, device=scores.device)]
+    best = [scores[owner == k].amax() for k in range(len(keep))]
+    return keep, torch.stack(best) if best else scores[:0]

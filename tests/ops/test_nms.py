@@ -1,7 +1,8 @@
-"""nms, batched_nms and nms_padded: the generic matrix, then what is particular to them."""
+"""Greedy NMS and its variants: the generic matrix, then what is particular to them."""
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +14,10 @@ import torch
 from boxes import (
     INF,
     NAN,
+    SCENES,
     SETS,
     THRESHOLDS,
+    TIED,
     bad_scores,
     classes,
     crowd,
@@ -28,7 +31,7 @@ from harness import (
     EMULATED,
     Args,
     Case,
-    ErrorCase,
+    DifferentiableOpTests,
     OpSpec,
     OpTests,
     Sample,
@@ -37,10 +40,28 @@ from harness import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nms_family import (
+    CRITERIA,
+    RANDOM_PROBLEMS,
+    assert_agree,
+    bad_arguments,
+    case,
+    random_options,
+    random_problem,
+)
 from torch import Tensor
 
 from cvkernels import reference
-from cvkernels.nms import batched_nms, nms, nms_padded
+from cvkernels.nms import (
+    adaptive_nms,
+    batched_nms,
+    diou_nms,
+    diou_nms_padded,
+    iou_guided_nms,
+    nms,
+    nms_match,
+    nms_padded,
+)
 
 
 def nms_cases(*, padded: bool = False, with_idxs: bool = False) -> list[Case]:
@@ -50,6 +71,7 @@ def nms_cases(*, padded: bool = False, with_idxs: bool = False) -> list[Case]:
         name: str, make: Callable[[], tuple[Tensor, Tensor]], threshold: float, **options: Any
     ) -> None:
         most = options.pop("max_output", None)
+        more = options.pop("more", {})
 
         def arguments() -> Args:
             boxes, scores = make()
@@ -65,7 +87,7 @@ def nms_cases(*, padded: bool = False, with_idxs: bool = False) -> list[Case]:
                 args["max_output"] = 40 if most is None else most
             elif most is not None:
                 args["max_output"] = most
-            return args
+            return {**args, **more}
 
         cases.append(Case(name, arguments, **options))
 
@@ -82,151 +104,77 @@ def nms_cases(*, padded: bool = False, with_idxs: bool = False) -> list[Case]:
     add("float64 scores", SETS["crowd"], 0.5, keeps=("scores",))
     add("half scores", lambda: (crowd(200, 7), random_scores(200).half()), 0.5, keeps=("scores",))
     add("float32 boxes", lambda: (crowd(200, 7).float(), random_scores(200)), 0.5, keeps=("boxes",))
+    for criterion in CRITERIA[1:]:
+        options = {"criterion": criterion}
+        add(criterion, SCENES["packed"], 0.3, small=criterion == "giou", more=options)
+        add(f"{criterion}, crowd", SCENES["crowd"], 0.7, more=options)
+        add(f"{criterion}, odd", TIED["odd"], 0.1, more=options)
+        add(f"{criterion}, whole", TIED["whole, ties"], 0.317, more=options)
+    for threshold in (-0.5, -0.1, 0.0):
+        more = {"criterion": "giou"}
+        add(f"giou, threshold {threshold}", SCENES["packed"], threshold, more=more)
+    for beta in (0.4, 2.0):
+        more = {"criterion": "diou", "beta": beta}
+        add(f"diou, beta {beta}", SCENES["packed"], 0.3, more=more)
     return cases
 
 
-FLOATS = "float16, bfloat16, float32 or float64"
-INTEGERS = "uint8, int8, int16, int32 or int64"
-
-
-def make_errors(op: str) -> list[ErrorCase]:
-    lead = (2,) if op == "nms_padded" else ()
-    names = "(B, N, 4)" if lead else "(N, 4)"
-    rows = "(2, 10)" if lead else "(10,)"
-    bad_shape = (*lead, 10, 5)
-    flat = "(40,)"
-
-    def good(**changes: Any) -> Callable[[], Args]:
-        def make() -> Args:
-            args: Args = {
-                "boxes": torch.ones(*lead, 10, 4),
-                "scores": torch.ones(*lead, 10),
-                "iou_threshold": 0.5,
-            }
-            if op == "batched_nms":
-                args["idxs"] = torch.zeros(10, dtype=torch.int64)
-            if op == "nms_padded":
-                args["max_output"] = 3
-            args.update({k: v() if callable(v) else v for k, v in changes.items()})
-            return args
-
-        return make
-
-    errors = [
-        (
-            "boxes columns",
-            good(boxes=lambda: torch.ones(bad_shape)),
-            f"boxes of shape {names}, got {bad_shape}",
-        ),
-        ("boxes dims", good(boxes=lambda: torch.ones(40)), f"boxes of shape {names}, got {flat}"),
-        (
-            "boxes dtype",
-            good(boxes=lambda: torch.ones(*lead, 10, 4, dtype=torch.int64)),
-            f"boxes of dtype {FLOATS}, got int64",
-        ),
-        (
-            "scores length",
-            good(scores=lambda: torch.ones(*lead, 9)),
-            f"scores of shape {rows}, got {(*lead, 9)}",
-        ),
-        (
-            "scores dims",
-            good(scores=lambda: torch.ones(*lead, 10, 1)),
-            f"scores of shape {rows}, got {(*lead, 10, 1)}",
-        ),
-        (
-            "scores dtype",
-            good(scores=lambda: torch.ones(*lead, 10, dtype=torch.int32)),
-            f"scores of dtype {FLOATS}, got int32",
-        ),
-        (
-            "scores device",
-            good(scores=lambda: torch.ones(*lead, 10, device="meta")),
-            "scores on the device of boxes (cpu), got meta",
-        ),
-        ("threshold nan", good(iou_threshold=NAN), "iou_threshold to be finite, got nan"),
-        ("threshold inf", good(iou_threshold=INF), "iou_threshold to be finite, got inf"),
-        ("threshold -inf", good(iou_threshold=-INF), "iou_threshold to be finite, got -inf"),
-    ]
-    least = "at least 0" if op == "nms_padded" else "None or at least 0"
-    errors.append(("max_output", good(max_output=-1), f"max_output to be {least}, got -1"))
-    type_errors = [
-        ("boxes type", good(boxes=None), "boxes to be a tensor, got NoneType"),
-        ("scores type", good(scores=[0.5]), "scores to be a tensor, got list"),
-        ("threshold type", good(iou_threshold="0.5"), "iou_threshold to be a number, got str"),
-        ("max_output type", good(max_output=2.5), "max_output to be an integer, got float"),
-    ]
-    if op != "nms":
-        errors += [
-            (
-                "idxs shape",
-                good(idxs=lambda: torch.zeros(*lead, 9, dtype=torch.int64)),
-                f"idxs of shape {rows}, got {(*lead, 9)}",
-            ),
-            (
-                "idxs dtype",
-                good(idxs=lambda: torch.zeros(*lead, 10)),
-                f"idxs of dtype {INTEGERS}, got float32",
-            ),
-            (
-                "idxs bool",
-                good(idxs=lambda: torch.zeros(*lead, 10, dtype=torch.bool)),
-                f"idxs of dtype {INTEGERS}, got bool",
-            ),
-            (
-                "idxs device",
-                good(idxs=lambda: torch.zeros(*lead, 10, device="meta", dtype=torch.int64)),
-                "idxs on the device of boxes (cpu), got meta",
-            ),
-        ]
-        type_errors.append(("idxs type", good(idxs=3), "idxs to be a tensor, got int"))
-    if op == "batched_nms":
-        type_errors.append(("idxs none", good(idxs=None), "idxs to be a tensor, got NoneType"))
-    return [ErrorCase(n, make, f"{op}: expected {text}") for n, make, text in errors] + [
-        ErrorCase(n, make, f"{op}: expected {text}", TypeError) for n, make, text in type_errors
-    ]
-
-
 def nms_samples() -> list[Sample]:
-    def plain(dtype: torch.dtype) -> tuple[Any, ...]:
-        return crowd(40, 3).to(dtype), random_scores(40).to(dtype), None, 0.5, -1
+    def sample(name: str, *options: Any, count: int = 40, idxs: bool = False) -> Sample:
+        def make(dtype: torch.dtype) -> tuple[Any, ...]:
+            boxes, scores = crowd(count, 3).to(dtype), random_scores(count).to(dtype)
+            *values, densities = options
+            wanted = random_scores(count, 7).to(dtype) if densities else None
+            return boxes, scores, classes(count, 2) if idxs else None, *values, wanted
 
-    def with_idxs(dtype: torch.dtype) -> tuple[Any, ...]:
-        return crowd(40, 3).to(dtype), random_scores(40).to(dtype), classes(40, 2), 0.5, 6
-
-    def empty(dtype: torch.dtype) -> tuple[Any, ...]:
-        return torch.zeros(0, 4, dtype=dtype), torch.zeros(0, dtype=dtype), None, 0.5, -1
+        return Sample("nms", name, make)
 
     return [
-        Sample("nms", "plain", plain),
-        Sample("nms", "idxs", with_idxs),
-        Sample("nms", "empty", empty),
+        sample("plain", 0.5, -1, "iou", 1.0, False),
+        sample("idxs", 0.5, 6, "iou", 1.0, False, idxs=True),
+        sample("empty", 0.5, -1, "iou", 1.0, False, count=0),
+        sample("diou", 0.3, -1, "diou", 0.7, False),
+        sample("densities", 0.3, 9, "ciou", 1.0, True, idxs=True),
+    ]
+
+
+def cluster_samples() -> list[Sample]:
+    def sample(name: str, *options: Any, count: int = 40, idxs: bool = False) -> Sample:
+        def make(dtype: torch.dtype) -> tuple[Any, ...]:
+            boxes, scores = crowd(count, 3).to(dtype), random_scores(count).to(dtype)
+            return boxes, scores, classes(count, 2) if idxs else None, *options
+
+        return Sample("nms_clusters", name, make)
+
+    return [
+        sample("plain", 0.5, -1, "iou", 1.0),
+        sample("idxs", 0.2, 3, "giou", 1.0, idxs=True),
+        sample("empty", 0.5, -1, "iou", 1.0, count=0),
     ]
 
 
 def padded_samples() -> list[Sample]:
-    def plain(dtype: torch.dtype) -> tuple[Any, ...]:
-        return (
-            crowd(40, 3).to(dtype).view(2, 20, 4),
-            random_scores(40).to(dtype).view(2, 20),
-            None,
-            0.5,
-            6,
-        )
+    def sample(name: str, *options: Any, idxs: bool = False) -> Sample:
+        def make(dtype: torch.dtype) -> tuple[Any, ...]:
+            boxes, scores = crowd(40, 3).to(dtype), random_scores(40).to(dtype)
+            groups = classes(40, 2).view(2, 20) if idxs else None
+            return boxes.view(2, 20, 4), scores.view(2, 20), groups, *options
 
-    def with_idxs(dtype: torch.dtype) -> tuple[Any, ...]:
-        boxes, scores, _, threshold, most = plain(dtype)
-        return boxes, scores, classes(40, 2).view(2, 20), threshold, most
+        return Sample("nms_padded", name, make)
 
-    return [Sample("nms_padded", "plain", plain), Sample("nms_padded", "idxs", with_idxs)]
+    return [
+        sample("plain", 0.5, 6, "iou", 1.0),
+        sample("idxs", 0.5, 6, "iou", 1.0, idxs=True),
+        sample("diou", 0.3, 25, "diou", 2.0),
+    ]
 
 
-def padded_vmaps() -> list[VmapCase]:
-    def plain(boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-        return nms_padded(boxes, scores, 0.4, 9)
+def padded_vmaps(function: Callable[..., Any]) -> list[VmapCase]:
+    def plain(boxes: Tensor, scores: Tensor) -> Any:
+        return function(boxes, scores, 0.4, 9)
 
-    def with_idxs(boxes: Tensor, scores: Tensor, idxs: Tensor) -> tuple[Tensor, Tensor]:
-        return nms_padded(boxes, scores, 0.4, 9, idxs=idxs)
+    def with_idxs(boxes: Tensor, scores: Tensor, idxs: Tensor) -> Any:
+        return function(boxes, scores, 0.4, 9, idxs=idxs)
 
     def make() -> tuple[Tensor, Tensor]:
         return crowd(120, 3).view(3, 2, 20, 4), random_scores(120).view(3, 2, 20)
@@ -252,6 +200,49 @@ def padded_vmaps() -> list[VmapCase]:
     ]
 
 
+def densities(boxes: Tensor) -> Args:
+    values = random_scores(len(boxes), 7)
+    values[::9] = NAN
+    return {"densities": values}
+
+
+def localization(boxes: Tensor) -> Args:
+    return {"localization": random_scores(len(boxes), 8)}
+
+
+def variant_cases(*, criteria: bool = True, limits: bool = True, **options: Any) -> list[Case]:
+    """Cases of a function that takes boxes, scores, ``extra`` and a threshold."""
+    cases = [
+        case("small", lambda: (spread(12, side=60), random_scores(12)), small=True, **options),
+        case(
+            "small idxs",
+            lambda: (spread(15, 1, side=60), random_scores(15)),
+            small=True,
+            idxs=2,
+            **options,
+        ),
+    ]
+    cases += [case(name, make, **options) for name, make in {**SCENES, **TIED}.items()]
+    cases += [case(f"idxs {name}", SCENES[name], idxs=3, **options) for name in ("packed", "crowd")]
+    for threshold in (-0.2, 0.0, 0.1, 0.9):
+        changed = {**options, "iou_threshold": threshold}
+        cases += [case(f"threshold {threshold}", SCENES["packed"], **changed)]
+    if criteria:
+        for criterion in CRITERIA[1:]:
+            cases += [case(criterion, SCENES["packed"], **options, criterion=criterion)]
+    if limits:
+        for most in (0, 1, 9, 10_000):
+            cases += [case(f"max_output {most}", SCENES["packed"], **options, max_output=most)]
+    cases += [
+        case("float64 scores", SCENES["packed"], **options, keeps=("scores",)),
+        case("float64 boxes", SCENES["packed"], **options, keeps=("boxes",)),
+    ]
+    return cases
+
+
+GREEDY = ["iou_threshold", "max_output", "criterion", "beta"]
+
+
 class TestNms(OpTests):
     spec = OpSpec(
         name="nms",
@@ -259,7 +250,7 @@ class TestNms(OpTests):
         reference=reference.nms,
         cases=nms_cases(),
         exact=True,
-        errors=make_errors("nms"),
+        errors=bad_arguments("nms", GREEDY, idxs=False),
         samples=nms_samples(),
     )
 
@@ -271,7 +262,7 @@ class TestBatchedNms(OpTests):
         reference=reference.batched_nms,
         cases=nms_cases(with_idxs=True),
         exact=True,
-        errors=make_errors("batched_nms"),
+        errors=bad_arguments("batched_nms", GREEDY, needs_idxs=True),
     )
 
 
@@ -286,9 +277,85 @@ class TestNmsPadded(OpTests):
             for c in nms_cases(padded=True, with_idxs=True)[1:12]
         ],
         exact=True,
-        errors=make_errors("nms_padded"),
+        errors=bad_arguments("nms_padded", GREEDY, padded=True),
         samples=padded_samples(),
-        vmaps=padded_vmaps(),
+        vmaps=padded_vmaps(nms_padded),
+    )
+
+
+class TestDiouNms(OpTests):
+    spec = OpSpec(
+        name="diou_nms",
+        op=diou_nms,
+        reference=reference.diou_nms,
+        cases=variant_cases(criteria=False, iou_threshold=0.3)
+        + [
+            case(f"beta {beta}", SCENES[name], iou_threshold=0.3, beta=beta)
+            for beta in (0.4, 0.999, 2.0)
+            for name in ("packed", "crowd")
+        ],
+        exact=True,
+        errors=bad_arguments("diou_nms", ["iou_threshold", "max_output", "beta"]),
+    )
+
+
+class TestDiouNmsPadded(OpTests):
+    spec = OpSpec(
+        name="diou_nms_padded",
+        op=diou_nms_padded,
+        reference=reference.diou_nms_padded,
+        cases=[
+            *variant_cases(criteria=False, limits=False, padded=20, iou_threshold=0.3),
+            case("beta", SCENES["packed"], padded=60, iou_threshold=0.3, beta=0.6),
+            case("no columns", SCENES["packed"], padded=0, iou_threshold=0.3),
+        ],
+        exact=True,
+        errors=bad_arguments(
+            "diou_nms_padded", ["iou_threshold", "max_output", "beta"], padded=True
+        ),
+        vmaps=padded_vmaps(diou_nms_padded),
+    )
+
+
+class TestAdaptiveNms(OpTests):
+    spec = OpSpec(
+        name="adaptive_nms",
+        op=adaptive_nms,
+        reference=reference.adaptive_nms,
+        cases=variant_cases(extra=densities, iou_threshold=0.2),
+        exact=True,
+        errors=bad_arguments("adaptive_nms", GREEDY, extra=["densities"]),
+    )
+
+
+class TestNmsMatch(OpTests):
+    spec = OpSpec(
+        name="nms_match",
+        op=nms_match,
+        reference=reference.nms_match,
+        cases=[
+            *variant_cases(limits=False, iou_threshold=0.3),
+            case("threshold at an overlap", TIED["whole"], iou_threshold=0.5),
+        ],
+        exact=True,
+        dynamic=True,
+        compiles=False,
+        errors=bad_arguments("nms_match", ["iou_threshold", "criterion", "beta"]),
+        samples=cluster_samples(),
+    )
+
+
+class TestIouGuidedNms(DifferentiableOpTests):
+    spec = OpSpec(
+        name="iou_guided_nms",
+        op=iou_guided_nms,
+        reference=reference.iou_guided_nms,
+        cases=variant_cases(extra=localization, iou_threshold=0.3),
+        exact=True,
+        dynamic=True,
+        differentiable=("scores",),
+        second_order=lambda args: True,
+        errors=bad_arguments("iou_guided_nms", GREEDY, extra=["localization"]),
     )
 
 
@@ -313,6 +380,54 @@ def test_hand_worked(device: str) -> None:
     assert batched_nms(boxes, scores, idxs, 0.1).tolist() == [0, 1]  # B is another class
     keep, count = nms_padded(boxes[None], scores[None], 0.5, 4)
     assert keep.tolist() == [[0, 1, -1, -1]] and count.tolist() == [2]
+
+
+def test_hand_worked_variants(device: str) -> None:
+    # The boxes of above. DIoU: A and B 1/3 - 25/325 = 10/39, B and C 7/13 - 9/269 = 0.505.
+    boxes = torch.tensor([[0.0, 0, 10, 10], [5, 0, 15, 10], [8, 0, 18, 10]], device=device)
+    scores = torch.tensor([0.9, 0.8, 0.7], device=device)
+    assert nms(boxes, scores, 0.3, criterion="diou").tolist() == [0, 1]
+    assert diou_nms(boxes, scores, 0.3).tolist() == [0, 1]
+    assert diou_nms(boxes, scores, 0.25).tolist() == [0, 2]
+    keep, count = diou_nms_padded(boxes[None], scores[None], 0.3, 3)
+    assert keep.tolist() == [[0, 1, -1]] and count.tolist() == [2]
+    # GIoU: nothing but A and B is in the box around them.
+    assert nms(boxes, scores, 0.3, criterion="giou").tolist() == [0, 2]
+    # CIoU of a 10 x 10 box and a 20 x 10 one at the same corner: 0.446751870701443.
+    pair = torch.tensor([[0.0, 0, 10, 10], [0, 0, 20, 10]], device=device)
+    assert nms(pair, scores[:2], 0.44675, criterion="ciou").tolist() == [0]
+    assert nms(pair, scores[:2], 0.44676, criterion="ciou").tolist() == [0, 1]
+    # A dense A lets B (1/3) stay, which suppresses C (7/13).
+    dense = torch.tensor([0.4, 0.0, 0.0], device=device)
+    assert adaptive_nms(boxes, scores, dense, 0.3).tolist() == [0, 1]
+    assert [g.tolist() for g in nms_match(boxes, scores, 0.3)] == [[0, 1], [2]]
+    assert [g.tolist() for g in nms_match(boxes, scores, 0.1)] == [[0, 1, 2]]
+    half = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 1]], device=device)  # IoU exactly 1/2
+    assert [g.tolist() for g in nms_match(half, scores[:2], 0.5)] == [[0, 1]]
+    # A is placed best and takes the score of B, which it suppresses.
+    keep, new_scores = iou_guided_nms(boxes, scores.roll(1), scores, 0.3)
+    assert keep.tolist() == [0, 2] and new_scores.tolist() == scores[[0, 1]].tolist()
+
+
+def test_a_cross_of_thin_boxes_has_no_giou(device: str) -> None:
+    # Areas 1e20, intersection 1: the IoU is above 0. The box around both overflows float32; it is
+    # nearly all gap.
+    boxes = torch.tensor([[0.0, 0, 1e20, 1], [0, 0, 1, 1e20]], device=device)
+    scores = torch.tensor([0.9, 0.8], device=device)
+    assert nms(boxes, scores, 0.0).tolist() == [0]
+    assert nms(boxes, scores, 0.0, criterion="giou").tolist() == [0, 1]
+    assert nms(boxes.double(), scores, 0.0, criterion="giou").tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 2.0])
+def test_overflowing_distances_are_no_overlap(beta: float, device: str) -> None:
+    # IoU 1/3, and in float32 inf / inf for the distance of the centres.
+    boxes = torch.tensor([[0.0, 0, 1e20, 1], [5e19, 0, 1.5e20, 1]], device=device)
+    scores = torch.tensor([0.9, 0.8], device=device)
+    assert nms(boxes, scores, 0.2).tolist() == [0]
+    for criterion in ("diou", "ciou"):
+        kept = nms(boxes, scores, 0.2, criterion=criterion, beta=beta)
+        assert kept.tolist() == [0, 1], criterion
 
 
 def test_iou_equal_to_the_threshold_is_kept(device: str) -> None:
@@ -546,6 +661,77 @@ def test_the_result_is_greedy(problem: Any) -> None:
     for i in range(len(b)):
         better = [j for j in inside if rank[j] < rank[i] and bool(over[j, i])]
         assert (i in inside) == (not better)
+
+
+# What each function takes besides boxes, scores, idxs and its own tensor.
+VARIANTS: dict[str, tuple[Any, list[str]]] = {
+    "nms": (TestNms, GREEDY),
+    "nms_padded": (TestNmsPadded, ["iou_threshold", "width", "criterion", "beta"]),
+    "diou_nms": (TestDiouNms, ["iou_threshold", "max_output", "beta"]),
+    "diou_nms_padded": (TestDiouNmsPadded, ["iou_threshold", "width", "beta"]),
+    "adaptive_nms": (TestAdaptiveNms, GREEDY),
+    "nms_match": (TestNmsMatch, ["iou_threshold", "criterion", "beta"]),
+    "iou_guided_nms": (TestIouGuidedNms, GREEDY),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
+def test_random_problems(name: str) -> None:
+    tests, parameters = VARIANTS[name]
+    for seed in range(RANDOM_PROBLEMS):
+        args, rng = random_problem(seed)
+        for own in ("densities", "localization"):
+            if own in inspect.signature(tests.spec.op).parameters:
+                args[own] = random_scores(len(args["boxes"]), seed + 1).to(rng.choice(DTYPES))
+        args |= random_options(rng, parameters)
+        spec = tests.spec
+        if name == "nms" and "idxs" in args:
+            spec = TestBatchedNms.spec
+        elif "width" in parameters:
+            args |= {k: v[None] for k, v in args.items() if isinstance(v, Tensor)}
+        assert_agree(spec, args, f"{name}, problem {seed}")
+
+
+@pytest.mark.parametrize("name", ["nms", "adaptive_nms", "iou_guided_nms", "nms_match"])
+@given(problems(60), st.sampled_from(CRITERIA), st.integers(1, 4))
+def test_classes_never_interact_in_any_variant(
+    name: str, problem: Any, criterion: str, how_many: int
+) -> None:
+    boxes, scores, threshold = problem
+    threshold = max(threshold, 0.0)
+    idxs, other = classes(len(boxes), how_many), random_scores(len(boxes), 3).float()
+
+    def kept(rows: Tensor, **options: Any) -> list[int]:
+        b, s, o = boxes[rows], scores[rows], other[rows]
+        options["criterion"] = criterion
+        if name == "nms":
+            groups = options.pop("idxs", None)
+            if groups is not None:
+                return rows[batched_nms(b, s, groups, threshold, **options)].tolist()
+            return rows[nms(b, s, threshold, **options)].tolist()
+        if name == "adaptive_nms":
+            return rows[adaptive_nms(b, s, o, threshold, **options)].tolist()
+        if name == "iou_guided_nms":
+            return rows[iou_guided_nms(b, s, o, threshold, **options)[0]].tolist()
+        groups = nms_match(b, s, threshold, **options)
+        assert all(len(set(idxs[rows[group]].tolist())) == 1 for group in groups)
+        return [int(rows[group[0]]) for group in groups]
+
+    together = kept(torch.arange(len(boxes)), idxs=idxs)
+    apart = [i for c in idxs.unique() for i in kept((idxs == c).nonzero().flatten())]
+    assert sorted(together) == sorted(apart)
+
+
+@given(problems(60), st.sampled_from(CRITERIA))
+def test_groups_are_a_partition_led_by_what_nms_keeps(problem: Any, criterion: str) -> None:
+    boxes, scores, _ = problem
+    threshold = 0.4271  # no overlap is this number, so > and >= say the same
+    groups = nms_match(boxes, scores, threshold, criterion=criterion)
+    kept = nms(boxes, scores, threshold, criterion=criterion)
+    assert [int(group[0]) for group in groups] == kept.tolist()
+    everyone = [i for group in groups for i in group.tolist()]
+    assert sorted(everyone) == list(range(len(boxes)))
 
 
 # --------------------------------------------------------------------------------------------------
