@@ -148,9 +148,10 @@ inline int64_t on_host(const Tensor& number) {
 
 // A copy of the first `rows`, so that a short result does not hold the memory of a long one; the tensor itself where that is
 // all.
-inline Tensor first_rows(Tensor tensor, int64_t rows) {
+inline Tensor first_rows(const Tensor& tensor, int64_t rows) {
   if (tensor.size(0) == rows) return tensor;
-  return torch::stable::clone(torch::stable::narrow(tensor, 0, 0, rows));
+  Tensor whole = tensor;
+  return torch::stable::clone(torch::stable::narrow(whole, 0, 0, rows));
 }
 
 // As many rows as a result without padding can have.
