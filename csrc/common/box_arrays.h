@@ -45,6 +45,11 @@ struct BoxArrays {
     const Int narrow = static_cast<Int>(value);
     memcpy(column(which) + i, &narrow, sizeof(A));
   }
+  CVK_HD int64_t get_int(int which, int64_t i) const {
+    Int narrow;
+    memcpy(&narrow, column(which) + i, sizeof(A));
+    return narrow;
+  }
   template <Isa isa>
   CVK_HD typename Simd<isa, A>::IntVec load_int(int which, int64_t i) const {
     typename Simd<isa, A>::IntVec v;

@@ -222,6 +222,20 @@ struct Simd {
     }
     return kLanes;
   }
+  // A comparison as a number: bit i is lane i.
+  static CVK_HD uint32_t lane_bits(IntVec mask) {
+#if defined(__AVX512F__)
+    if constexpr (isa == Isa::kV4 && sizeof(A) == 4) return _mm512_movepi32_mask((__m512i)mask);
+    if constexpr (isa == Isa::kV4 && sizeof(A) == 8) return _mm512_movepi64_mask((__m512i)mask);
+#endif
+#if defined(__AVX2__)
+    if constexpr (isa == Isa::kV3 && sizeof(A) == 4) return static_cast<uint32_t>(_mm256_movemask_ps((__m256)mask));
+    if constexpr (isa == Isa::kV3 && sizeof(A) == 8) return static_cast<uint32_t>(_mm256_movemask_pd((__m256d)mask));
+#endif
+    uint32_t bits = 0;
+    for (int i = 0; i < kLanes; ++i) bits |= mask[i] != 0 ? 1u << i : 0u;
+    return bits;
+  }
   static CVK_HD IntVec load_int(const IntElement* p) {
     IntVec v;
     memcpy(&v, p, sizeof(v));

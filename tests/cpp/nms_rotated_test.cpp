@@ -169,6 +169,8 @@ Values random_boxes(const std::string& kind, int64_t count, uint64_t seed) {
       box[2] = std::pow(10.0, random.real(-3, 3)), box[3] = std::pow(10.0, random.real(-3, 3));
     } else if (kind == "far") {
       box[0] += 1e5, box[1] -= 1e5;
+    } else if (kind == "vast" && random.whole(0, 8) == 0) {  // the area is a number, that of the bounds is not
+      box[2] = random.whole(0, 2) == 0 ? 1e25 : 1e-12, box[3] = 1 / box[2];
     } else if (kind == "strange" && random.whole(0, 4) == 0) {
       box[random.whole(0, 5)] = strange[random.whole(0, 8)];
     }
@@ -416,22 +418,27 @@ TEST(NmsRotated, EqualsTheGreedyLoop) {
   }
 }
 
-TEST(NmsRotated, ManyBoxes) {  // enough for blocks of candidates
-  for (const char* kind : {"spread", "strange"}) {
-    Random random(9);
-    Problem p;
-    p.boxes = random_boxes(kind, 4500, 11);
-    for (int64_t i = 0; i < 4500; ++i) p.scores.push_back(random.whole(0, 3000));
-    const Keep expected = by_definition<float, float>(p);
-    with_each_isa([&](auto isa) {
-      constexpr Isa kIsa = decltype(isa)::value;
-      EXPECT_EQ((on_cpu<kIsa, float, float>(p, Parallel{})), expected);
-      EXPECT_EQ((on_cpu<kIsa, float, float>(p, backwards())), expected);
-      Problem some = p;
-      some.max_output = 1500;
-      const Keep prefix(expected.begin(), expected.begin() + 1500);
-      EXPECT_EQ((on_cpu<kIsa, float, float>(some, backwards())), prefix);
-    });
+TEST(NmsRotated, ManyBoxes) {  // enough for the grid of the CPU kernel; with 4500, for blocks of candidates
+  for (const char* kind : {"spread", "crowd", "whole", "sizes", "far", "strange", "vast"}) {
+    for (int64_t count : {2100, 4500}) {
+      if (count == 4500 && kind != kKinds[0] && std::string(kind) != "strange") continue;
+      Random random(9);
+      Problem p;
+      p.boxes = random_boxes(kind, count, 11);
+      p.threshold = 0.2;
+      for (int64_t i = 0; i < count; ++i) p.scores.push_back(random.whole(0, 3000));
+      const Keep expected = by_definition<float, float>(p);
+      const std::string what = std::string(kind) + " " + std::to_string(count);
+      with_each_isa([&](auto isa) {
+        constexpr Isa kIsa = decltype(isa)::value;
+        EXPECT_EQ((on_cpu<kIsa, float, float>(p, Parallel{})), expected) << what;
+        EXPECT_EQ((on_cpu<kIsa, float, float>(p, backwards())), expected) << what << ", slices backwards";
+        Problem some = p;
+        some.max_output = static_cast<int64_t>(expected.size()) / 2;
+        const Keep prefix(expected.begin(), expected.begin() + some.max_output);
+        EXPECT_EQ((on_cpu<kIsa, float, float>(some, backwards())), prefix) << what << ", max_output";
+      });
+    }
   }
 }
 

@@ -8,19 +8,22 @@
 // Edges      IoU 0 for every box with a NaN or infinite value, w or h not above 0, an area that is 0 or infinite in the
 //            arithmetic type, or an angle beyond 2^20: kept at a threshold >= 0, like a box alone. Threshold below 0: IoU 0
 //            suppresses too, so the first box of a class is all of it. NaN score: never kept, suppresses nothing.
-//            Touching boxes: 0. Identical boxes: 1. No result above 1. IoU of kept k and later j: that of (k, j) in this order.
+//            Touching boxes: 0, to rounding. Identical boxes: 1 exactly. No result above 1. A kept box k suppresses j by the
+//            IoU of (k, j); that of (j, k) may differ in the last bits.
 //            float32 (float64 for float64 boxes), no contraction, sine and cosine by our own arithmetic, compared with the
 //            threshold as a double: the same bits on every device.
 // Method     Green's theorem: the area of b inside a is the integral of clamp(x, -w / 2, w / 2) dy around b over |y| <= h / 2
 //            in the frame of a. Four edges, each a closed form without a branch or an array. Continuous in every coordinate,
 //            so edges that coincide need no rule. Separating axes decide beforehand whether the boxes meet at all.
 // CPU        IoU: SIMD over the second boxes; rows in parallel. NMS: sorted by score, then by class; a class is a segment,
-//            segments run in parallel. A box is tested against the bounds of all kept ones, a vector at a time, and what
-//            meets is packed into vectors for the exact test. A large segment is filtered in parallel in blocks.
+//            segments run in parallel. A box is tested against the bounds of the kept ones, a vector at a time, and what
+//            meets is packed into vectors for the exact test. A large segment keeps its boxes in a grid by size and place of
+//            their bounds, and is filtered in parallel in blocks.
 // CUDA       IoU: a thread per column over some rows. NMS: chunks in score order; one block decides a chunk, then all later
 //            boxes are tested against its kept boxes. O(N) memory, no host synchronisation, graph-capturable.
-// Traffic    IoU: the result once. NMS: 100 bytes a box on the CPU; on CUDA 24 bytes per box and chunk still ahead of it.
-// Bound      IoU: 220 operations a pair that meets, 40 else. NMS: kept * N / 2 tests of bounds on the CPU, of axes on CUDA.
+// Traffic    IoU: the result once. NMS: 130 bytes a box on the CPU; on CUDA 24 bytes per box and chunk still ahead of it.
+// Bound      IoU: 200 operations a pair that meets, 60 else. NMS: N * (kept boxes within reach) / lanes tests of bounds on the
+//            CPU, kept * N / 2 tests of axes on CUDA.
 // Determinism exact, the same bits for any thread count, instruction set and device.
 // Limits     N, M < 2^31.
 // Source     Conventions of mmcv.ops.nms_rotated and box_iou_rotated 2.2.0; Ma et al. 2018 (arXiv 1703.01086) for rotated NMS.

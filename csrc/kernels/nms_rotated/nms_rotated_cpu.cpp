@@ -2,6 +2,7 @@
 #include <limits>
 
 #include "common/box_segments.h"
+#include "common/neighbours.h"
 #include "common/scratch.h"
 #include "common/simd.h"
 #include "kernels/nms_rotated/nms_rotated.h"
@@ -118,20 +119,8 @@ struct RotatedEngine {
   BoxArrays<A> bounds;
   A threshold;
   int64_t max_output;
-};
 
-// The bounds of kept boxes; their position stands in the column of the area.
-template <class A>
-struct KeptList {
-  static constexpr int kPosition = 4;
-  BoxArrays<A> bounds;
-  int64_t size = 0;
-
-  CVK_HD void add(const RotatedEngine<A>& engine, int64_t position) {
-    if (!(engine.boxes[position].half_w > A(0))) return;  // overlaps nothing
-    bounds.set(size, engine.bounds.get(position));
-    bounds.set_int(kPosition, size++, position);
-  }
+  CVK_HD bool is_inert(int64_t position) const { return !(boxes[position].half_w > A(0)); }
 };
 
 // Kept boxes gathered into one vector, to be tested against a candidate.
@@ -143,11 +132,12 @@ class Gathered {
   CVK_HD void add(const RotatedBox<A>& box) { arrays().set(count_++, box); }
   CVK_HD bool is_full() const { return count_ == S::kLanes; }
 
-  // Whether any of them overlaps `box` by more than the threshold. Empties the vector.
+  // Whether any of them overlaps `box` by more than the threshold. Empties the vector. Invariant: in the other lanes there are
+  // boxes that were tested against `box` before, or nothing, which overlaps it by 0.
   CVK_HD bool overlap(const RotatedBox<typename S::Vec>& box, A threshold) {
     const auto kept = arrays().template load<isa>(0);
     const auto pair = rotated_pair(kept, box);
-    const typename S::IntVec meet = rotated_meet(pair) & S::first_lanes(count_);
+    const typename S::IntVec meet = rotated_meet(pair);
     count_ = 0;
     if (!S::any(meet)) return false;
     return S::any((rotated_ratio(pair, false, kept.area(), box.area()) > S::broadcast(threshold)) & meet);
@@ -160,29 +150,89 @@ class Gathered {
   int count_ = 0;
 };
 
-// Whether a kept box of list places [first, last) suppresses the box at `position`.
+// Bounds of kept boxes: in order of arrival, or with a grid, each in the place that its segment has for it.
 template <Isa isa, class A>
-CVK_HD bool suppressed(const RotatedEngine<A>& engine, const BoxArrays<A>& list, int64_t first, int64_t last,
-                       int64_t position) {
+class KeptBoxes {
+ public:
   using S = Simd<isa, A>;
-  const auto here = broadcast_box<isa>(engine.bounds.get(position).box);
-  const auto box = broadcast_rotated<isa>(engine.boxes[position]);
-  Gathered<isa, A> gathered;
-  for (int64_t i = first; i < last; i += S::kLanes) {
-    const auto there = list.template load<isa>(i);
-    const typename S::IntVec near =
-        (there.x1 < here.x2) & (here.x1 < there.x2) & (there.y1 < here.y2) & (here.y1 < there.y2);
-    if (!S::any(near)) continue;
-    const auto positions = list.template load_int<isa>(KeptList<A>::kPosition, i);
-    const int64_t lanes = min_of<int64_t>(S::kLanes, last - i);
-    for (int64_t lane = 0; lane < lanes; ++lane) {
-      if (near[lane] == 0) continue;
-      gathered.add(engine.boxes[positions[lane]]);
-      if (gathered.is_full() && gathered.overlap(box, engine.threshold)) return true;
+
+  CVK_HD KeptBoxes() {}  // both spelled out so that they are inlined: see the note on symbols in isa.h
+  CVK_HD ~KeptBoxes() {}
+
+  // Places for `capacity` boxes, in order of arrival.
+  CVK_HD void reserve(int64_t capacity) {
+    memory_.reset(BoxArrays<A>::bytes(capacity) + kSimdBytes<isa>);
+    places_ = {memory_.template as<A>(), capacity};
+  }
+
+  // Places for positions [first, last). With a grid where that pays and its bounds hold: they do not for areas of bounds
+  // that underflow or overflow.
+  CVK_HD void build(const RotatedEngine<A>& engine, int64_t first, int64_t last) {
+    const int64_t size = last - first;
+    reserve(size);
+    if (size < kNmsRotatedGridSegment) return;
+    for (int64_t i = first; i < last; ++i) {
+      const BoxWithArea<A> bounds = engine.bounds.get(i);
+      if (!engine.is_inert(i) && box_is_inert(bounds.box, bounds.area)) return;
+    }
+    cells_.template build<isa>(engine.bounds, first, last, A(0), kNmsRotatedGridSegment);
+    slot_memory_.reset(size * static_cast<int64_t>(sizeof(uint32_t)));
+    slot_of_ = slot_memory_.template as<uint32_t>();
+    first_ = first;
+    used_ = size;
+    for (int64_t slot = 0; slot < size; ++slot) {
+      slot_of_[cells_.position(slot) - first] = static_cast<uint32_t>(slot);
+      places_.base[slot] = std::numeric_limits<A>::infinity();  // x1 of a box that overlaps nothing
     }
   }
-  return gathered.overlap(box, engine.threshold);
-}
+
+  CVK_HD void clear() { used_ = 0; }  // without a grid
+
+  CVK_HD void add(const RotatedEngine<A>& engine, int64_t position) {
+    if (engine.is_inert(position)) return;
+    const int64_t place = slot_of_ != nullptr ? int64_t{slot_of_[position - first_]} : used_++;
+    places_.set(place, engine.bounds.get(position));
+    places_.set_int(kPosition, place, position);
+  }
+
+  // Whether one of them suppresses the box at `position`.
+  CVK_HD bool suppress(const RotatedEngine<A>& engine, int64_t position) const {
+    if (used_ == 0) return false;
+    const BoxWithArea<A> bounds = engine.bounds.get(position);
+    const auto here = broadcast_box<isa>(bounds.box);
+    const auto box = broadcast_rotated<isa>(engine.boxes[position]);
+    Gathered<isa, A> gathered;
+    bool found = false;
+    const auto visit = [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last && !found; i += S::kLanes) {
+        const auto there = places_.template load<isa>(i);
+        const typename S::IntVec near =
+            (there.x1 < here.x2) & (here.x1 < there.x2) & (there.y1 < here.y2) & (here.y1 < there.y2);
+        if (!S::any(near)) continue;
+        uint32_t lanes = S::lane_bits(near);
+        if (last - i < S::kLanes) lanes &= (uint32_t{1} << (last - i)) - 1;
+        for (; lanes != 0 && !found; lanes &= lanes - 1) {
+          gathered.add(engine.boxes[places_.get_int(kPosition, i + __builtin_ctz(lanes))]);
+          if (gathered.is_full()) found = gathered.overlap(box, engine.threshold);
+        }
+      }
+    };
+    if (slot_of_ != nullptr)
+      cells_.for_each_run(bounds, visit);
+    else
+      visit(int64_t{0}, used_);
+    return found || gathered.overlap(box, engine.threshold);
+  }
+
+ private:
+  static constexpr int kPosition = 4;  // the column of the area holds positions
+
+  BoxArrays<A> places_{nullptr, 0};
+  int64_t used_ = 0, first_ = 0;
+  Neighbours<A> cells_;
+  uint32_t* slot_of_ = nullptr;  // [size] by position - first, or null: no grid
+  Scratch memory_, slot_memory_;
+};
 
 // Calls keep(position) for the boxes kept of positions [first, last).
 template <Isa isa, class A, class Keep>
@@ -192,34 +242,39 @@ CVK_HD void decide_segment(const RotatedEngine<A>& engine, int64_t first, int64_
     keep(first);
     return;
   }
-  const Scratch memory(BoxArrays<A>::bytes(last - first) + kSimdBytes<isa>);
-  KeptList<A> list{{memory.as<A>(), last - first}};
+  KeptBoxes<isa, A> settled;
+  settled.build(engine, first, last);
   int64_t kept = 0;
   if (last - first < kNmsRotatedBlockedSegment || parallel.threads <= 1) {
     for (int64_t i = first; i < last && kept < engine.max_output; ++i) {
-      if (suppressed<isa>(engine, list.bounds, 0, list.size, i)) continue;
-      list.add(engine, i);
+      if (settled.suppress(engine, i)) continue;
+      settled.add(engine, i);
       keep(i);
       ++kept;
     }
     return;
   }
   const Scratch survivors(kNmsRotatedMostBlock);
-  uint8_t* survives = survivors.as<uint8_t>();
+  uint8_t* const survives = survivors.as<uint8_t>();
+  KeptBoxes<isa, A> recent;
+  recent.reserve(kNmsRotatedMostBlock);
   int64_t size = 0;
   for (int64_t block = first; block < last && kept < engine.max_output; block += size) {
     size = min_of(max_of(kNmsRotatedLeastBlock, min_of(block - first, kNmsRotatedMostBlock)), last - block);
-    const int64_t settled = list.size;
     parallel(size, kNmsRotatedFilterGrain, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        survives[i] = !suppressed<isa>(engine, list.bounds, 0, settled, block + i);
-      }
+      for (int64_t i = begin; i < end; ++i) survives[i] = !settled.suppress(engine, block + i);
     });
-    for (int64_t i = 0; i < size && kept < engine.max_output; ++i) {  // commit: against what this block has added
-      if (!survives[i] || suppressed<isa>(engine, list.bounds, settled, list.size, block + i)) continue;
-      list.add(engine, block + i);
+    recent.clear();
+    for (int64_t i = 0; i < size; ++i) {  // commit: against what this block has added
+      if (!survives[i]) continue;
+      survives[i] = kept < engine.max_output && !recent.suppress(engine, block + i);
+      if (!survives[i]) continue;
+      recent.add(engine, block + i);
       keep(block + i);
       ++kept;
+    }
+    for (int64_t i = 0; i < size; ++i) {
+      if (survives[i]) settled.add(engine, block + i);
     }
   }
 }
@@ -241,7 +296,7 @@ int64_t nms_rotated_cpu(const NmsRotatedParams<A, S>& params, const Parallel& pa
   if (count == 0 || params.max_output == 0) return 0;
 
   // Sines and cosines by index, then everything by position.
-  const Scratch box_memory(count * static_cast<int64_t>(sizeof(RotatedBox<A>)));
+  Scratch box_memory(count * static_cast<int64_t>(sizeof(RotatedBox<A>)));
   RotatedBox<A>* const by_index = box_memory.as<RotatedBox<A>>();
   Scratch bound_memory(count * static_cast<int64_t>(sizeof(Box<A>)));
   Box<A>* const bounds = bound_memory.as<Box<A>>();
@@ -258,6 +313,7 @@ int64_t nms_rotated_cpu(const NmsRotatedParams<A, S>& params, const Parallel& pa
   const Scratch order_memory(ranked * static_cast<int64_t>(sizeof(RotatedBox<A>)));
   RotatedBox<A>* const boxes = order_memory.as<RotatedBox<A>>();
   for (int64_t i = 0; i < ranked; ++i) boxes[i] = by_index[segments.index(i)];
+  box_memory.reset(0);
 
   const Scratch kept_memory(ranked);
   uint8_t* const kept = kept_memory.as<uint8_t>();  // by rank

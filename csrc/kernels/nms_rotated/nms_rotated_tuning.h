@@ -19,13 +19,16 @@ constexpr int64_t kNmsRotatedPrepareGrain = 4096;
 // Boxes of segments that a thread should get at least.
 constexpr int64_t kNmsRotatedSegmentGrain = 1024;
 
+// Segments from this size on keep their boxes in a grid.
+constexpr int64_t kNmsRotatedGridSegment = 2048;
+
 // Segments from this size on are decided in blocks: filtered in parallel, then committed in the order of their scores.
 constexpr int64_t kNmsRotatedBlockedSegment = 4096;
 
 // Candidates of a block: as many as have been decided already, within these limits. Few joins, and little left for the
 // commit, which is serial.
 constexpr int64_t kNmsRotatedLeastBlock = 1024;
-constexpr int64_t kNmsRotatedMostBlock = 16384;
+constexpr int64_t kNmsRotatedMostBlock = 4096;
 constexpr int64_t kNmsRotatedFilterGrain = 128;
 
 // ---- CUDA (chosen from the H200's description, not yet measured)
