@@ -15,13 +15,13 @@ CRITERIA = ["iou", "giou", "diou", "ciou"]
 RANDOM_PROBLEMS = 40 if EMULATED else 1000
 
 
-def padded_args(args: Args, width: int) -> Args:
-    """Three images of one problem: as it is, its boxes reversed, and all scores equal."""
+def padded_args(args: Args, width: int, *, ties: bool) -> Args:
+    """Three images of one problem: as it is, its boxes reversed, and all scores equal (or not)."""
     result = dict(args)
     for name, value in args.items():
         if not isinstance(value, Tensor):
             continue
-        third = torch.ones_like(value) if name == "scores" else value
+        third = value if name != "scores" else torch.ones_like(value) if ties else value.roll(1)
         second = value.flip(0) if name == "boxes" else value
         result[name] = torch.stack([value, second, third])
     return {**result, "max_output": width}
@@ -46,7 +46,9 @@ def case(
         args: Args = {"boxes": boxes, "scores": scores, **extra(boxes)}
         if idxs:
             args["idxs"] = classes(len(boxes), idxs)
-        return {**(args if padded is None else padded_args(args, padded)), **options}
+        if padded is not None:  # equal scores have no gradient that a difference quotient shows
+            args = padded_args(args, padded, ties=not small)
+        return {**args, **options}
 
     return Case(name, arguments, small=small, keeps=keeps, gradient_dtypes=gradient_dtypes)
 
