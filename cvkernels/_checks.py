@@ -8,8 +8,8 @@ wherever it is found: operator, argument, expected, actual.
 
 from __future__ import annotations
 
-import math
 import numbers
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -24,6 +24,7 @@ _FLOATS = "float16, bfloat16, float32 or float64"
 _INTEGERS = "uint8, int8, int16, int32 or int64"
 _INT32_MAX = 2**31 - 1
 _INT64_MAX = 2**63 - 1
+_FLOAT_MAX = sys.float_info.max
 
 
 def _fail(op: str, expected: str, got: object) -> NoReturn:
@@ -77,10 +78,9 @@ def _number(op: str, name: str, value: object) -> None:
 
 
 def _finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer beyond any float
-        return False
+    # Comparisons, unlike math.isfinite, also take the compiler's symbolic numbers; an integer
+    # beyond any float is not finite, and NaN fails both.
+    return bool(-_FLOAT_MAX <= value <= _FLOAT_MAX)
 
 
 def _integer(op: str, name: str, value: object) -> None:

@@ -81,7 +81,7 @@ def soft_nms(
     """
     try:
         most = _nms.limit("soft_nms", max_output)
-        return _op(
+        new_scores, keep = _op(
             boxes, scores, idxs, method, iou_threshold, sigma, min_score, most, criterion, beta
         )
     except Exception:
@@ -99,6 +99,7 @@ def soft_nms(
             beta,
         )
         raise
+    return keep, new_scores
 
 
 def soft_nms_padded(
@@ -157,7 +158,7 @@ def soft_nms_padded(
         (tensor([[ 0,  1, -1]]), tensor([[0.9000, 0.4000, 0.0000]]), tensor([2]))
     """
     try:
-        return _op_padded(
+        new_scores, keep, count = _op_padded(
             boxes,
             scores,
             idxs,
@@ -184,6 +185,7 @@ def soft_nms_padded(
             op="soft_nms_padded",
         )
         raise
+    return keep, new_scores, count
 
 
 # ---- fake kernels
@@ -206,7 +208,7 @@ def _(
         boxes, scores, idxs, method, iou_threshold, sigma, min_score, None, criterion, beta
     )
     kept = _nms.dynamic_size()
-    return boxes.new_empty((kept,), dtype=torch.int64), scores.new_empty((kept,))
+    return scores.new_empty((kept,)), boxes.new_empty((kept,), dtype=torch.int64)
 
 
 @torch.library.register_fake("cvkernels::soft_nms_padded")
@@ -237,8 +239,8 @@ def _(
     )
     batch = boxes.shape[0]
     return (
-        boxes.new_empty((batch, max_output), dtype=torch.int64),
         scores.new_empty((batch, max_output)),
+        boxes.new_empty((batch, max_output), dtype=torch.int64),
         boxes.new_empty((batch,), dtype=torch.int64),
     )
 
@@ -247,12 +249,12 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    keep, new_scores = output[:2]
-    ctx.mark_non_differentiable(keep, *output[2:])
+    new_scores, keep = output[:2]
+    ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(inputs[1], keep, new_scores)
 
 
-def _backward(ctx: Any, _: Any, grad: Tensor, *__: Any) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     scores, keep, new_scores = ctx.saved_tensors
     kept = _nms.kept_values(scores, keep)
     factor = torch.where(kept == 0, 0, new_scores / kept).detach()

@@ -63,8 +63,8 @@ std::tuple<Tensor, Tensor> soft_nms(const Tensor& boxes, const Tensor& scores, c
   const Outputs all = soft_nms_of("soft_nms", 2, boxes, scores, idxs, method, iou_threshold, sigma, min_score,
                                   max_output, criterion, beta);
   const int64_t rows = on_host(all.count);
-  return {first_rows(torch::stable::view(all.keep, {all.keep.size(1)}), rows),
-          first_rows(torch::stable::view(all.new_scores, {all.keep.size(1)}), rows)};
+  return {first_rows(torch::stable::view(all.new_scores, {all.keep.size(1)}), rows),
+          first_rows(torch::stable::view(all.keep, {all.keep.size(1)}), rows)};
 }
 
 std::tuple<Tensor, Tensor, Tensor> soft_nms_padded(const Tensor& boxes, const Tensor& scores,
@@ -73,19 +73,20 @@ std::tuple<Tensor, Tensor, Tensor> soft_nms_padded(const Tensor& boxes, const Te
                                                    int64_t max_output, const std::string& criterion, double beta) {
   const Outputs all = soft_nms_of("soft_nms_padded", 3, boxes, scores, idxs, method, iou_threshold, sigma, min_score,
                                   max_output, criterion, beta);
-  return {all.keep, all.new_scores, all.count};
+  return {all.new_scores, all.keep, all.count};
 }
 
 }  // namespace
 
+// The differentiable result comes first: torch.library.opcheck adds the results up in order.
 CVK_SCHEMAS(m) {
   m.def(
       "soft_nms(Tensor boxes, Tensor scores, Tensor? idxs, str method, float iou_threshold, float sigma, "
-      "float min_score, SymInt max_output, str criterion, float beta) -> (Tensor keep, Tensor new_scores)");
+      "float min_score, SymInt max_output, str criterion, float beta) -> (Tensor new_scores, Tensor keep)");
   m.def(
       "soft_nms_padded(Tensor boxes, Tensor scores, Tensor? idxs, str method, float iou_threshold, float sigma, "
       "float min_score, SymInt max_output, str criterion, float beta) "
-      "-> (Tensor keep, Tensor new_scores, Tensor count)");
+      "-> (Tensor new_scores, Tensor keep, Tensor count)");
 }
 
 CVK_KERNELS(m) {
