@@ -7,7 +7,8 @@
 //            >= 1 (0/0 in the formula: i is a copy of a better box and says nothing that the better box does not say).
 // CPU        Two passes, each over the boxes in reach of a box (common/neighbours.h), vectors of them at a time, in parallel over
 //            boxes. A given overlap matrix is read row by row, twice.
-// CUDA       Two kernels, one warp per box over all others; no sequential loop, no host synchronisation.
+// CUDA       One kernel twice: a block has 32 boxes, one per lane, and its warps share the boxes ranked before them, or the rows
+//            of the matrix. No sequential loop, no host synchronisation.
 // Traffic    From boxes: 24 bytes per box in reach and pass. From a matrix: N^2 / 2 elements twice.
 // Bound      CPU: 2 * N * (boxes in reach) / lanes overlaps. CUDA: N^2 overlaps of 14 instructions.
 // Determinism exact: minima and maxima do not depend on their order.

@@ -13,4 +13,14 @@ constexpr int64_t kMatrixNmsGridSegment = 256;
 // Boxes that a thread should get at least.
 constexpr int64_t kMatrixNmsGrain = 256;
 
+// ---- CUDA (chosen from the H200's description, not yet measured)
+
+// Warps that share the rows of 32 columns. 2,000 boxes are 63 such blocks: fewer warps would leave the device idle.
+constexpr int kMatrixNmsWarps = 16;
+
+// Blocks of them that must fit on one SM: it lets ptxas 13.0 take 64 registers, and nothing spills.
+constexpr int kMatrixNmsBlocksPerSm = 2;
+
+constexpr int kMatrixNmsPrepareThreads = 256;
+
 }  // namespace cvk

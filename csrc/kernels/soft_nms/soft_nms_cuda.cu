@@ -2,6 +2,7 @@
 //
 // What was tried: nothing on a GPU yet. Candidates for a measurement: the limits in soft_nms_tuning.h; offers that carry the
 // number of their step and are polled themselves, which would save the barrier's trips to L2 in every step.
+#include "common/box_reader.cuh"
 #include "common/group_barrier.cuh"
 #include "kernels/soft_nms/soft_nms.h"
 #include "kernels/soft_nms/soft_nms_math.h"
@@ -46,13 +47,9 @@ CVK_DEVICE Offer<A> best_of_warp(const Offer<A>& mine) {
 template <class A>
 struct SoftNmsMemory {
   using Key = typename Offer<A>::Key;
-  struct alignas(4 * sizeof(A)) Corners {
-    A x1, y1, x2, y2;
-  };
   unsigned* counters;  // [B] of the barrier between the blocks of an image
   Key* keys;           // [B, 2, kSoftNmsMostBlocks] offers of the blocks, in even and in odd steps
   unsigned* indices;   // [B, 2, kSoftNmsMostBlocks]
-  Corners* boxes;      // [B, N] the boxes, aligned
   A* scores;           // [B, N] current scores, below 0 once out; where shared memory does not hold them
 };
 
@@ -71,7 +68,6 @@ SoftNmsMemory<A> carve(const SoftNmsParams<A>& params, char* memory, int64_t* by
   result.counters = reinterpret_cast<unsigned*>(take(params.batch * 4));
   result.keys = reinterpret_cast<typename Memory::Key*>(take(offers * size));
   result.indices = reinterpret_cast<unsigned*>(take(offers * 4));
-  result.boxes = reinterpret_cast<typename Memory::Corners*>(take(total * 4 * size));
   result.scores = reinterpret_cast<A*>(take(total * size));
   *bytes = used;
   return result;
@@ -127,9 +123,8 @@ __global__ void __launch_bounds__(kSoftNmsMostThreads<A>)
   const unsigned member = blockIdx.x % members;
   const unsigned count = static_cast<unsigned>(params.count);
   const unsigned first = member * blockDim.x + threadIdx.x, stride = members * blockDim.x;
-  const A* const boxes = params.boxes + image * params.count * 4;
+  const BoxReader<A> boxes(params.boxes + image * params.count * 4);
   const int64_t* const classes = params.classes != nullptr ? params.classes + image * params.count : nullptr;
-  auto* const corners = memory.boxes + image * params.count;
   int64_t* const keep = params.keep + image * params.max_output;
   A* const new_scores = params.new_scores + image * params.max_output;
   // The score of the own box number k: scores[k * score_stride].
@@ -147,8 +142,6 @@ __global__ void __launch_bounds__(kSoftNmsMostThreads<A>)
   };
   A* current = scores;
   for (unsigned i = first; i < count; i += stride, current += score_stride) {
-    const A* const box = boxes + 4 * static_cast<int64_t>(i);
-    corners[i] = {box[0], box[1], box[2], box[3]};
     const A score = params.scores[image * params.count + i];
     *current = score >= params.min_score ? score : A(-1);
     if (score >= params.min_score) consider(score, i);
@@ -162,8 +155,7 @@ __global__ void __launch_bounds__(kSoftNmsMostThreads<A>)
     Offer<A> best = best_of_block(mine, step);
     if (members > 1) best = best_of_group(best, step, memory, image, member, members, barrier);
     if (best.index == kNobody) break;  // the same for all blocks of the image
-    const A* const at = boxes + 4 * static_cast<int64_t>(best.index);
-    const Box<A> chosen{at[0], at[1], at[2], at[3]};
+    const Box<A> chosen = boxes(best.index);
     const A chosen_area = box_area(chosen);
     mine = Offer<A>{};
     current = scores;
@@ -176,8 +168,7 @@ __global__ void __launch_bounds__(kSoftNmsMostThreads<A>)
         *current = A(-1);
         continue;
       }
-      const auto corner = corners[i];
-      const Box<A> box{corner.x1, corner.y1, corner.x2, corner.y2};
+      const Box<A> box = boxes(i);
       const A intersection = box_intersection(chosen, box);
       if ((intersection > A(0) || !only_overlapping) && (classes == nullptr || classes[i] == classes[best.index])) {
         const A united = box_union(chosen_area, box_area(box), intersection);

@@ -11,8 +11,9 @@
 //            Rank: score descending, ties by index.
 // CPU        Merge is one pass over the boxes in rank order. Vote and penalty look only at boxes within reach (the grid of
 //            common/neighbours.h), vectors of them at a time, in parallel over kept boxes.
-// CUDA       Merge: one warp per kept box over its members in a fixed order. Vote and penalty: one warp (thread) per result over
-//            all boxes. No atomics, no host synchronisation.
+// CUDA       Merge: one warp per kept box over its members in a fixed order. Vote: one warp per kept box over all boxes. Penalty:
+//            a block has 32 boxes, one per lane, and its warps share the kept ones. No atomics, no host synchronisation. An
+//            index outside [0, N) in keep: the vote gives zeros, the penalty ignores it.
 // Traffic    Merge: 40 bytes a box. Vote, penalty: the boxes in reach of each.
 // Bound      Merge: one overlap per box. Vote, penalty on CUDA: M * N overlaps.
 // Determinism the same bits for any number of threads on a given instruction set or device; sums differ in rounding between them.

@@ -13,4 +13,12 @@ constexpr int64_t kWeightedNmsGridSegment = 256;
 // Kept boxes (vote) or boxes (penalty) that a thread should get at least.
 constexpr int64_t kWeightedNmsGrain = 128;
 
+// ---- CUDA (chosen from the H200's description, not yet measured)
+
+// Eight warps: a result each, or all on the penalties of 32 boxes.
+constexpr int kWeightedNmsThreads = 256;
+
+// Blocks that must fit on one SM: it lets ptxas 13.0 take 128 registers for the criteria in float64.
+constexpr int kWeightedNmsBlocksPerSm = 2;
+
 }  // namespace cvk
