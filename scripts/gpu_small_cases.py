@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -101,6 +102,117 @@ def nms_cases(*, large: bool) -> Iterator[Case]:
                 yield f"{name} {dtype} N={count}", torch.float64, run
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What the functions of the NMS family take."""
+
+    boxes: Tensor  # [N, 4]
+    scores: Tensor  # [N]
+    other: Tensor  # [N] densities, or predicted overlaps
+    variances: Tensor  # [N, 4]
+    rotated: Tensor  # [N, 5]
+    overlaps: Tensor  # [M, M]
+    idxs: Tensor  # [N]
+
+    def to(self, device: str, dtype: torch.dtype) -> Inputs:
+        tensors = [getattr(self, field.name) for field in fields(self)]
+        return Inputs(*(t.to(device, dtype if t.is_floating_point() else None) for t in tensors))
+
+    def two(self) -> tuple[Tensor, Tensor]:
+        """Boxes and scores of a batch of two."""
+        return (
+            torch.stack([self.boxes, self.boxes.flip(0)]),
+            torch.stack([self.scores, self.scores.flip(0)]),
+        )
+
+
+def family_inputs(count: int) -> Inputs:
+    generator = torch.Generator().manual_seed(4)
+    boxes = random_boxes(count, 100.0, 800.0)
+    angles = torch.rand(count, 1, generator=generator) * 6
+    few = min(count, 1500)
+    return Inputs(
+        boxes,
+        torch.rand(count, generator=generator),
+        torch.rand(count, generator=generator),
+        torch.rand(count, 4, generator=generator) + 0.1,
+        torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2], angles], 1),
+        torch.rand(few, few, generator=generator),
+        torch.arange(count).remainder(5),
+    )
+
+
+Call = Callable[[Inputs], "Tensor | list[Tensor] | tuple[Tensor, ...]"]
+
+# Every other function of the NMS family: name, whether the result is exact, a call.
+FAMILY: tuple[tuple[str, bool, Call], ...] = (
+    ("nms giou", True, lambda x: ops.nms(x.boxes, x.scores, 0.3, criterion="giou")),
+    ("nms diou", True, lambda x: ops.nms(x.boxes, x.scores, 0.3, criterion="diou", beta=0.6)),
+    ("nms ciou", True, lambda x: ops.nms(x.boxes, x.scores, 0.3, criterion="ciou")),
+    ("diou_nms", True, lambda x: ops.diou_nms(x.boxes, x.scores, 0.4, idxs=x.idxs)),
+    ("diou_nms_padded", True, lambda x: ops.diou_nms_padded(*x.two(), 0.4, 64)),
+    ("adaptive_nms", True, lambda x: ops.adaptive_nms(x.boxes, x.scores, x.other, 0.3)),
+    ("nms_match", True, lambda x: ops.nms_match(x.boxes, x.scores, 0.4, idxs=x.idxs)),
+    ("iou_guided_nms", True, lambda x: ops.iou_guided_nms(x.boxes, x.scores, x.other, 0.4)),
+    ("soft_nms linear", True, lambda x: ops.soft_nms(x.boxes, x.scores, idxs=x.idxs)),
+    ("soft_nms gaussian", True, lambda x: ops.soft_nms(x.boxes, x.scores, method="gaussian")),
+    ("soft_nms hard", True, lambda x: ops.soft_nms(x.boxes, x.scores, method="hard")),
+    ("soft_nms_padded", True, lambda x: ops.soft_nms_padded(*x.two(), 64)),
+    ("weighted_nms", False, lambda x: ops.weighted_nms(x.boxes, x.scores, 0.4, idxs=x.idxs)),
+    ("weighted_nms_padded", False, lambda x: ops.weighted_nms_padded(*x.two(), 0.4, 64)),
+    ("softer_nms", False, lambda x: ops.softer_nms(x.boxes, x.scores, x.variances, 0.4)),
+    (
+        "cluster_nms weighted",
+        False,
+        lambda x: ops.cluster_nms(x.boxes, x.scores, 0.4, mode="weighted"),
+    ),
+    (
+        "cluster_nms score_penalty",  # its scores alone: rounding may swap two boxes
+        False,
+        lambda x: ops.cluster_nms(x.boxes, x.scores, 0.4, mode="score_penalty", idxs=x.idxs)[1],
+    ),
+    ("matrix_nms linear", True, lambda x: ops.matrix_nms(x.boxes, x.scores, kernel="linear")),
+    ("matrix_nms gaussian", True, lambda x: ops.matrix_nms(x.boxes, x.scores, idxs=x.idxs)),
+    (
+        "matrix_nms_from_overlaps",
+        True,
+        lambda x: ops.matrix_nms_from_overlaps(x.overlaps, x.scores[: len(x.overlaps)]),
+    ),
+    ("nms_rotated", True, lambda x: ops.nms_rotated(x.rotated, x.scores, 0.4, idxs=x.idxs)),
+    ("box_iou_rotated", True, lambda x: ops.box_iou_rotated(x.rotated[:300], x.rotated[:200])),
+    (
+        "box_iou_rotated iof",
+        True,
+        lambda x: ops.box_iou_rotated(x.rotated, x.rotated, mode="iof", aligned=True),
+    ),
+)
+
+
+def family_cases(*, large: bool) -> Iterator[Case]:
+    def case(name: str, exact: bool, inputs: Inputs, dtype: torch.dtype, call: Call) -> Case:
+        def run(device: str) -> list[Tensor]:
+            out = call(inputs.to(device, dtype))
+            return [out] if isinstance(out, Tensor) else list(out)
+
+        count = len(inputs.scores)
+        return f"{name} {dtype} N={count}", torch.float64 if exact else dtype, run
+
+    for count in (1000, 12000) if large else (10, 70, 1500):
+        inputs = family_inputs(count)
+        for dtype in DTYPES[:2] if large else DTYPES:
+            for name, exact, call in FAMILY:
+                yield case(name, exact, inputs, dtype, call)
+    # Enough boxes for several blocks an image: a cooperative launch.
+    most = 400 if large else 20
+    yield case(
+        "soft_nms in blocks",
+        True,
+        family_inputs(17000),
+        torch.float32,
+        lambda x: ops.soft_nms(x.boxes, x.scores, max_output=most),
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--large", action="store_true", help="detector-sized inputs")
@@ -110,7 +222,17 @@ def main() -> int:
     )
     parser.add_argument("--repeat", type=int, default=1)
     arguments = parser.parse_args()
-    cases = [*roi_align_cases(large=arguments.large), *nms_cases(large=arguments.large)]
+    cases = [
+        case
+        for cases_of in (roi_align_cases, nms_cases, family_cases)
+        for case in cases_of(large=arguments.large)
+    ]
+    missing = {name for name in ops.__all__ if name.islower()} - {
+        case[0].split()[0] for case in cases
+    }
+    if missing:
+        print(f"small cases: none for {', '.join(sorted(missing))}")
+        return 1
     if arguments.list:
         print("\n".join(name for name, _, _ in cases))
         return 0
