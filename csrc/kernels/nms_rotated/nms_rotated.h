@@ -18,7 +18,7 @@
 // CPU        IoU: SIMD over the second boxes; rows in parallel. NMS: sorted by score, then by class; a class is a segment,
 //            segments run in parallel. A box is tested against the bounds of the kept ones, a vector at a time, and what
 //            meets is packed into vectors for the exact test. A large segment keeps its boxes in a grid by size and place of
-//            their bounds, and is filtered in parallel in blocks.
+//            their bounds.
 // CUDA       IoU: a thread per column over some rows. NMS: chunks in score order; one block decides a chunk, then all later
 //            boxes are tested against its kept boxes. O(N) memory, no host synchronisation, graph-capturable.
 // Traffic    IoU: the result once. NMS: 130 bytes a box on the CPU; on CUDA 24 bytes per box and chunk still ahead of it.

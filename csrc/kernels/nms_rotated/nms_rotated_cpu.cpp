@@ -159,17 +159,12 @@ class KeptBoxes {
   CVK_HD KeptBoxes() {}  // both spelled out so that they are inlined: see the note on symbols in isa.h
   CVK_HD ~KeptBoxes() {}
 
-  // Places for `capacity` boxes, in order of arrival.
-  CVK_HD void reserve(int64_t capacity) {
-    memory_.reset(BoxArrays<A>::bytes(capacity) + kSimdBytes<isa>);
-    places_ = {memory_.template as<A>(), capacity};
-  }
-
-  // Places for positions [first, last). With a grid where that pays and its bounds hold: they do not for areas of bounds
-  // that underflow or overflow.
+  // Makes places for positions [first, last): with a grid where that pays and its bounds hold, which they do not for areas of
+  // bounds that underflow or overflow.
   CVK_HD void build(const RotatedEngine<A>& engine, int64_t first, int64_t last) {
     const int64_t size = last - first;
-    reserve(size);
+    memory_.reset(BoxArrays<A>::bytes(size) + kSimdBytes<isa>);
+    places_ = {memory_.template as<A>(), size};
     if (size < kNmsRotatedGridSegment) return;
     for (int64_t i = first; i < last; ++i) {
       const BoxWithArea<A> bounds = engine.bounds.get(i);
@@ -185,8 +180,6 @@ class KeptBoxes {
       places_.base[slot] = std::numeric_limits<A>::infinity();  // x1 of a box that overlaps nothing
     }
   }
-
-  CVK_HD void clear() { used_ = 0; }  // without a grid
 
   CVK_HD void add(const RotatedEngine<A>& engine, int64_t position) {
     if (engine.is_inert(position)) return;
@@ -236,46 +229,19 @@ class KeptBoxes {
 
 // Calls keep(position) for the boxes kept of positions [first, last).
 template <Isa isa, class A, class Keep>
-CVK_HD void decide_segment(const RotatedEngine<A>& engine, int64_t first, int64_t last, const Parallel& parallel,
-                           Keep&& keep) {
+CVK_HD void decide_segment(const RotatedEngine<A>& engine, int64_t first, int64_t last, Keep&& keep) {
   if (engine.threshold < A(0)) {  // every overlap is above it
     keep(first);
     return;
   }
-  KeptBoxes<isa, A> settled;
-  settled.build(engine, first, last);
+  KeptBoxes<isa, A> boxes;
+  boxes.build(engine, first, last);
   int64_t kept = 0;
-  if (last - first < kNmsRotatedBlockedSegment || parallel.threads <= 1) {
-    for (int64_t i = first; i < last && kept < engine.max_output; ++i) {
-      if (settled.suppress(engine, i)) continue;
-      settled.add(engine, i);
-      keep(i);
-      ++kept;
-    }
-    return;
-  }
-  const Scratch survivors(kNmsRotatedMostBlock);
-  uint8_t* const survives = survivors.as<uint8_t>();
-  KeptBoxes<isa, A> recent;
-  recent.reserve(kNmsRotatedMostBlock);
-  int64_t size = 0;
-  for (int64_t block = first; block < last && kept < engine.max_output; block += size) {
-    size = min_of(max_of(kNmsRotatedLeastBlock, min_of(block - first, kNmsRotatedMostBlock)), last - block);
-    parallel(size, kNmsRotatedFilterGrain, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) survives[i] = !settled.suppress(engine, block + i);
-    });
-    recent.clear();
-    for (int64_t i = 0; i < size; ++i) {  // commit: against what this block has added
-      if (!survives[i]) continue;
-      survives[i] = kept < engine.max_output && !recent.suppress(engine, block + i);
-      if (!survives[i]) continue;
-      recent.add(engine, block + i);
-      keep(block + i);
-      ++kept;
-    }
-    for (int64_t i = 0; i < size; ++i) {
-      if (survives[i]) settled.add(engine, block + i);
-    }
+  for (int64_t i = first; i < last && kept < engine.max_output; ++i) {
+    if (boxes.suppress(engine, i)) continue;
+    boxes.add(engine, i);
+    keep(i);
+    ++kept;
   }
 }
 
@@ -319,22 +285,13 @@ int64_t nms_rotated_cpu(const NmsRotatedParams<A, S>& params, const Parallel& pa
   uint8_t* const kept = kept_memory.as<uint8_t>();  // by rank
   memset(kept, 0, static_cast<size_t>(ranked));
   const RotatedEngine<A> engine{boxes, segments.boxes(), params.threshold, params.max_output};
-  const auto decide = [&](int64_t segment, const Parallel& workers) {
-    decide_segment<isa>(engine, segments.begin(segment), segments.end(segment), workers,
-                        [&](int64_t position) { kept[segments.rank(position)] = 1; });
-  };
-  // Small segments in parallel, each by one thread; then the large ones one after another, each by all threads.
-  const int64_t count_of_segments = segments.segments();
-  const int64_t large = parallel.threads > 1 ? kNmsRotatedBlockedSegment : std::numeric_limits<int64_t>::max();
-  const int64_t grain = max_of<int64_t>(1, count_of_segments * kNmsRotatedSegmentGrain / max_of<int64_t>(ranked, 1));
-  parallel(count_of_segments, grain, [&](int64_t first, int64_t last) {
+  const int64_t grain = max_of<int64_t>(1, segments.segments() * kNmsRotatedSegmentGrain / max_of<int64_t>(ranked, 1));
+  parallel(segments.segments(), grain, [&](int64_t first, int64_t last) {
     for (int64_t s = first; s < last; ++s) {
-      if (segments.size(s) < large) decide(s, Parallel{});
+      decide_segment<isa>(engine, segments.begin(s), segments.end(s),
+                          [&](int64_t position) { kept[segments.rank(position)] = 1; });
     }
   });
-  for (int64_t s = 0; s < count_of_segments; ++s) {
-    if (segments.size(s) >= large) decide(s, parallel);
-  }
 
   int64_t used = 0;
   for (int64_t rank = 0; rank < ranked && used < params.max_output; ++rank) {
