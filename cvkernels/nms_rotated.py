@@ -72,6 +72,8 @@ def nms_rotated(
         limit = -1 if max_output is None else max_output
         if max_output is not None:
             _checks.limit("nms_rotated", max_output)
+        if clockwise is None:  # which the dispatcher takes for False
+            raise TypeError
         return _op(boxes, scores, idxs, iou_threshold, limit, clockwise)
     except Exception:
         # The dispatcher refuses some arguments before our checks see them; say those in our words.
@@ -129,6 +131,8 @@ def box_iou_rotated(
         tensor([[0.7071]])
     """
     try:
+        if aligned is None or clockwise is None:  # which the dispatcher takes for False
+            raise TypeError
         return _op_iou(boxes1, boxes2, mode, aligned, clockwise)
     except Exception:
         _checks.box_iou_rotated(boxes1, boxes2, mode, aligned, clockwise)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from cvkernels import reference
 from cvkernels.nms import batched_nms, nms, nms_padded
+from cvkernels.nms_rotated import box_iou_rotated, nms_rotated
 from cvkernels.roi_align import roi_align
 
 Args = dict[str, Any]
@@ -276,17 +277,75 @@ def nms_case(rng: random.Random, op: str) -> Args:
     return args
 
 
+def rotated_boxes(rng: random.Random, n: int) -> Tensor:
+    boxes = values(rng, [n, 5], -3, 9)
+    if rng.random() < 0.7:
+        boxes[:, 2:4] = boxes[:, 2:4].abs() + 0.25
+    if rng.random() < 0.5:
+        boxes[:, 4] *= math.pi / 4
+    return boxes
+
+
+def rotated_case(rng: random.Random, op: str) -> Args:
+    def one_of(good: list[Any], bad: list[Any]) -> Any:
+        return rng.choice(bad if rng.random() < 0.1 else good)
+
+    n = rng.choice([0, 1, 2, 9, 40])
+    args: Args
+    if op == "nms_rotated":
+        args = {
+            "boxes": rotated_boxes(rng, n),
+            "scores": values(rng, [n], -2, 2),
+            "iou_threshold": one_of(
+                [-0.5, 0, 0.3, 0.5, 1, 1e300], [math.nan, math.inf, "0.5", None]
+            ),
+        }
+        if rng.random() < 0.5:
+            labels = torch.tensor([rng.choice([0, 1, 100]) for _ in range(n)])
+            good = [labels.to(dtype) for dtype in INTEGERS]
+            args["idxs"] = one_of([None, *good], [3, labels[:-1], labels.float(), labels[None]])
+        if rng.random() < 0.3:
+            args["max_output"] = one_of([None, 0, 1, 5, 2**62], [-1, -(2**63), 2**70, 1.5, "3"])
+    else:
+        m = n if rng.random() < 0.5 else rng.choice([0, 1, 7, 33])
+        args = {
+            "boxes1": rotated_boxes(rng, n),
+            "boxes2": rotated_boxes(rng, m),
+            "mode": one_of(["iou", "iof"], ["giou", "", None, 3]),
+            "aligned": one_of([False, m == n, 0], [True, "yes", None, [True]]),
+        }
+    if rng.random() < 0.5:
+        args["clockwise"] = one_of([True, False, 1], ["no", None, [False]])
+    for name in [name for name in args if name.startswith(("boxes", "scores"))]:
+        kind = rng.choice(["plain"] * 4 + ["coordinates", "coordinates", "restride", "tensor"])
+        if kind == "coordinates":
+            args[name] = sprinkle(rng, args[name], STRANGE)
+        elif kind == "restride":
+            args[name] = restride(rng, args[name])
+        elif kind == "tensor":
+            args[name] = spoil_tensor(rng, args[name])
+        value = args[name]
+        if isinstance(value, Tensor) and value.dtype == torch.float64 and not value.requires_grad:
+            args[name] = value.to(rng.choice(FLOATS))
+    return args
+
+
 OPERATORS = {
     "roi_align": (roi_align, reference.roi_align),
     "nms": (nms, reference.nms),
     "batched_nms": (batched_nms, reference.batched_nms),
     "nms_padded": (nms_padded, reference.nms_padded),
+    "nms_rotated": (nms_rotated, reference.nms_rotated),
+    "box_iou_rotated": (box_iou_rotated, reference.box_iou_rotated),
 }
+ROTATED = ("nms_rotated", "box_iou_rotated")
 
 
 def make(number: int) -> tuple[str, Args]:
     rng = random.Random(number)
-    op = rng.choice(["roi_align", "roi_align", "nms", "batched_nms", "nms_padded"])
+    op = rng.choice(["roi_align", "roi_align", "nms", "batched_nms", "nms_padded", *ROTATED])
+    if op in ROTATED:
+        return op, rotated_case(rng, op)
     return op, roi_align_case(rng) if op == "roi_align" else nms_case(rng, op)
 
 
@@ -409,6 +468,8 @@ def check(number: int) -> str:
             (a,) = torch.autograd.grad(actual.sum(), args["input"])
             (e,) = torch.autograd.grad(expected.sum(), args["input"])
             assert_close(a, e, a.dtype)
+    elif op == "box_iou_rotated":
+        assert_close(actual, expected, actual.dtype)
     else:
         pairs = zip(actual, expected, strict=True) if op == "nms_padded" else [(actual, expected)]
         for a, e in pairs:

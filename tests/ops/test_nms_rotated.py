@@ -241,6 +241,7 @@ def nms_errors() -> list[ErrorCase]:
         ("threshold type", good(iou_threshold="0.5"), "iou_threshold to be a number, got str"),
         ("max_output type", good(max_output=2.5), "max_output to be an integer, got float"),
         ("clockwise type", good(clockwise="no"), "clockwise to be a bool, got str"),
+        ("clockwise none", good(clockwise=None), "clockwise to be a bool, got NoneType"),
     ]
     return [ErrorCase(n, make, f"nms_rotated: expected {text}") for n, make, text in errors] + [
         ErrorCase(n, make, f"nms_rotated: expected {text}", TypeError)
@@ -295,6 +296,7 @@ def iou_errors() -> list[ErrorCase]:
         ("boxes1 type", good(boxes1=[1.0]), "boxes1 to be a tensor, got list"),
         ("boxes2 type", good(boxes2=None), "boxes2 to be a tensor, got NoneType"),
         ("aligned type", good(aligned="yes"), "aligned to be a bool, got str"),
+        ("aligned none", good(aligned=None), "aligned to be a bool, got NoneType"),
         ("clockwise type", good(clockwise=[True]), "clockwise to be a bool, got list"),
     ]
     return [ErrorCase(n, make, f"box_iou_rotated: expected {text}") for n, make, text in errors] + [
