@@ -479,7 +479,8 @@ class DifferentiableOpTests(OpTests):
         args = build(case, torch.float32, layout, device)
         real = as_tuple(self.spec.op(**args))
         mode = FakeTensorMode(shape_env=ShapeEnv() if self.spec.dynamic else None)
-        fakes = as_tuple(self.spec.op(**map_tensors(args, lambda n, t: mode.from_tensor(t))))
+        with mode:
+            fakes = as_tuple(self.spec.op(**map_tensors(args, lambda n, t: mode.from_tensor(t))))
         for fake, tensor in zip(fakes, real, strict=True):
             assert (fake.dim(), fake.dtype, fake.device) == (
                 tensor.dim(),
