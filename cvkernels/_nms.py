@@ -71,6 +71,23 @@ def kept_values(values: Tensor, keep: Tensor) -> Tensor:
     return torch.where(keep >= 0, values.gather(-1, keep.clamp(min=0)), 0)
 
 
+def arithmetic(boxes: Tensor, scores: Tensor) -> torch.dtype:
+    """The type in which boxes and scores are computed with."""
+    wide = torch.float64 in (boxes.dtype, scores.dtype)
+    return torch.float64 if wide else torch.float32
+
+
+def factor(scores: Tensor, new_scores: Tensor) -> Tensor:
+    """What scores were multiplied by; 0 where that cannot be told, for scores of 0 and infinity.
+
+    ``new_scores`` and the result are in the arithmetic type.
+    """
+    new_scores = new_scores.detach()
+    scores = scores.detach().to(new_scores.dtype)
+    known = (scores != 0) & new_scores.isfinite()
+    return torch.where(known, new_scores / torch.where(known, scores, 1), 0)
+
+
 def best_first(scores: Tensor, min_score: float, max_output: int | None) -> Tensor:
     """Indices of the scores of at least ``min_score``, descending, ties by index."""
     order = torch.sort(scores.detach(), descending=True, stable=True).indices

@@ -59,7 +59,8 @@ def matrix_nms(
         TypeError: an argument of the wrong type.
 
     Gradient:
-        ``new_scores`` with respect to ``scores``: the factor, which counts as 0 for a score of 0.
+        ``new_scores`` with respect to ``scores``: the factor, which counts as 0 for a score of 0 or
+        infinity.
 
     Determinism:
         The same results on CPU and CUDA, for any number of threads.
@@ -85,6 +86,7 @@ def matrix_nms(
             boxes, scores, idxs, sigma, min_score, max_output, kernel, criterion, beta
         )
         raise
+    new_scores = new_scores.to(scores.dtype)
     keep = _nms.best_first(new_scores, min_score, max_output)
     return keep, new_scores[keep]
 
@@ -120,7 +122,8 @@ def matrix_nms_from_overlaps(
         TypeError: an argument of the wrong type.
 
     Gradient:
-        ``new_scores`` with respect to ``scores``: the factor, which counts as 0 for a score of 0.
+        ``new_scores`` with respect to ``scores``: the factor, which counts as 0 for a score of 0 or
+        infinity.
 
     Determinism:
         The same results on CPU and CUDA, for any number of threads.
@@ -146,6 +149,7 @@ def matrix_nms_from_overlaps(
             overlaps, scores, idxs, sigma, min_score, max_output, kernel
         )
         raise
+    new_scores = new_scores.to(scores.dtype)
     keep = _nms.best_first(new_scores, min_score, max_output)
     return keep, new_scores[keep]
 
@@ -164,13 +168,13 @@ def _(
     beta: float,
 ) -> Tensor:
     _checks.matrix_nms(boxes, scores, idxs, sigma, 0.0, None, kernel, criterion, beta)
-    return scores.new_empty(scores.shape)
+    return scores.new_empty(scores.shape, dtype=_nms.arithmetic(boxes, scores))
 
 
 @torch.library.register_fake("cvkernels::matrix_nms_overlaps")
 def _(overlaps: Tensor, scores: Tensor, idxs: Tensor | None, kernel: str, sigma: float) -> Tensor:
     _checks.matrix_nms_from_overlaps(overlaps, scores, idxs, sigma, 0.0, None, kernel)
-    return scores.new_empty(scores.shape)
+    return scores.new_empty(scores.shape, dtype=_nms.arithmetic(overlaps, scores))
 
 
 # ---- autograd: a score is multiplied by a factor that does not depend on it
@@ -183,8 +187,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     scores, new_scores = ctx.saved_tensors
-    factor = torch.where(scores == 0, 0, new_scores / scores).detach()
-    return None, grad * factor, *(None,) * (ctx.arguments - 2)
+    factor = _nms.factor(scores, new_scores)
+    return None, (grad * factor).to(scores.dtype), *(None,) * (ctx.arguments - 2)
 
 
 for _name in ("matrix_nms", "matrix_nms_overlaps"):

@@ -508,12 +508,15 @@ def iou_guided_nms(
     ranking = localization.detach().masked_fill(scores.detach().isnan(), math.nan)
     most = _nms.limit("iou_guided_nms", max_output)
     keep, owner = _op_clusters(boxes.detach(), ranking, idxs, iou_threshold, most, criterion, beta)
-    # One more cluster takes the boxes that are in none.
-    cluster = torch.where(owner < 0, keep.shape[0], owner)
-    best = scores.new_zeros(keep.shape[0] + 1).scatter_reduce(
-        0, cluster, scores, "amax", include_self=False
+    # A first cluster takes the boxes that are in none.
+    best = scores.new_full((keep.shape[0] + 1,), -math.inf).scatter_reduce(
+        0,
+        owner + 1,
+        torch.where(owner < 0, 0, scores),
+        "amax",
+        include_self=False,
     )
-    return keep, best[: keep.shape[0]]
+    return keep, best[1:]
 
 
 # ---- fake kernels

@@ -64,7 +64,7 @@ def soft_nms(
 
     Gradient:
         ``new_scores`` with respect to ``scores``: the product of the factors, which counts as 0 for
-        a score of 0. None with respect to boxes.
+        a score of 0 or infinity. None with respect to boxes.
 
     Determinism:
         The same results on CPU and CUDA, for any number of threads.
@@ -99,7 +99,7 @@ def soft_nms(
             beta,
         )
         raise
-    return keep, new_scores
+    return keep, new_scores.to(scores.dtype)
 
 
 def soft_nms_padded(
@@ -185,7 +185,7 @@ def soft_nms_padded(
             op="soft_nms_padded",
         )
         raise
-    return keep, new_scores, count
+    return keep, new_scores.to(scores.dtype), count
 
 
 # ---- fake kernels
@@ -208,7 +208,8 @@ def _(
         boxes, scores, idxs, method, iou_threshold, sigma, min_score, None, criterion, beta
     )
     kept = _nms.dynamic_size()
-    return scores.new_empty((kept,)), boxes.new_empty((kept,), dtype=torch.int64)
+    dtype = _nms.arithmetic(boxes, scores)
+    return scores.new_empty((kept,), dtype=dtype), boxes.new_empty((kept,), dtype=torch.int64)
 
 
 @torch.library.register_fake("cvkernels::soft_nms_padded")
@@ -239,7 +240,7 @@ def _(
     )
     batch = boxes.shape[0]
     return (
-        scores.new_empty((batch, max_output)),
+        scores.new_empty((batch, max_output), dtype=_nms.arithmetic(boxes, scores)),
         boxes.new_empty((batch, max_output), dtype=torch.int64),
         boxes.new_empty((batch,), dtype=torch.int64),
     )
@@ -256,12 +257,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     scores, keep, new_scores = ctx.saved_tensors
-    kept = _nms.kept_values(scores, keep)
-    factor = torch.where(kept == 0, 0, new_scores / kept).detach()
+    factor = _nms.factor(_nms.kept_values(scores, keep), new_scores)
     index = torch.where(keep < 0, scores.shape[-1], keep)  # padding goes behind the end
-    grad_scores = scores.new_zeros(*scores.shape[:-1], scores.shape[-1] + 1)
+    grad_scores = grad.new_zeros(*scores.shape[:-1], scores.shape[-1] + 1)
     grad_scores = grad_scores.scatter(-1, index, grad * factor)[..., :-1]
-    return None, grad_scores, *(None,) * 8
+    return None, grad_scores.to(scores.dtype), *(None,) * 8
 
 
 for _name in ("soft_nms", "soft_nms_padded"):

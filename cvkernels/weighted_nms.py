@@ -340,7 +340,7 @@ def cluster_nms(
     if mode == "weighted":
         voted = _op_vote(boxes, scores, idxs, keep, None, iou_threshold, criterion, beta)
         return voted, scores[keep], keep
-    new_scores = _op_penalty(boxes, scores, idxs, keep, sigma, criterion, beta)
+    new_scores = _op_penalty(boxes, scores, idxs, keep, sigma, criterion, beta).to(scores.dtype)
     keep = _nms.best_first(new_scores, min_score, max_output)
     return boxes[keep], new_scores[keep], keep
 
@@ -434,7 +434,7 @@ def _(
     beta: float,
 ) -> Tensor:
     _checks.weighted_nms_penalty(boxes, scores, idxs, keep, sigma, criterion, beta)
-    return scores.new_empty(scores.shape)
+    return scores.new_empty(scores.shape, dtype=_nms.arithmetic(boxes, scores))
 
 
 # ---- autograd: which boxes meet is decided; what they weigh is differentiated
@@ -561,8 +561,8 @@ def _setup_penalty(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward_penalty(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     scores, new_scores = ctx.saved_tensors
-    factor = torch.where(scores == 0, 0, new_scores / scores).detach()
-    return None, grad * factor, *(None,) * 5
+    factor = _nms.factor(scores, new_scores)
+    return None, (grad * factor).to(scores.dtype), *(None,) * 5
 
 
 for _name in ("weighted_nms", "weighted_nms_padded"):

@@ -35,7 +35,7 @@ CVK_HD V box_overlap(const Box<V>& a, const Box<V>& b, V intersection, V united,
   const V width = max_of(a.x2, b.x2) - min_of(a.x1, b.x1), height = max_of(a.y2, b.y2) - min_of(a.y1, b.y1);
   if (rule.criterion == OverlapCriterion::kGiou) {
     const V enclosing = width * height;
-    return iou - max_of((enclosing - united) / enclosing, V{});
+    return iou - max_of(V{}, (enclosing - united) / enclosing);  // Edge: NaN where the enclosing box overflows
   }
   const V dx = ((a.x1 + a.x2) - (b.x1 + b.x2)) * A(0.5), dy = ((a.y1 + a.y2) - (b.y1 + b.y2)) * A(0.5);
   const V apart = (dx * dx + dy * dy) / (width * width + height * height);

@@ -93,13 +93,15 @@ CVK_HD V log_of_positive(V x) {
   return e * elementary_constant<V>(0.6931471805599453) + series;
 }
 
-// x^y for 0 <= x <= 1 and y > 0.
+// x^y for 0 <= x <= 1 and y > 0. From 1 on x itself, which is 1 but for rounding and overflow; NaN for NaN.
 template <class V>
 CVK_HD V pow_of_fraction(V x, typename LanesOf<V>::Element y) {
   using Element = typename LanesOf<V>::Element;
   const V least = elementary_constant<V>(sizeof(Element) == 4 ? 1.1754943508222875e-38 : 2.2250738585072014e-308);
-  const V result = exp_of_negative(log_of_positive(x > least ? x : least) * y);
-  return x > least ? result : V{};
+  const V one = elementary_constant<V>(1);
+  const V inside = x > least ? (x < one ? x : one) : least;
+  const V result = exp_of_negative(log_of_positive(inside) * y);
+  return x > least ? (x < one ? result : x) : x * V{};
 }
 
 // atan x for x >= 0.

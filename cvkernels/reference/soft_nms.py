@@ -57,8 +57,9 @@ def select(
     """The loop of the paper for one image: indices and scores in the order of selection."""
     dtype = arithmetic(boxes, scores)
     sides = corners(boxes.detach().to(dtype))
-    # The gradient is the product of the weights, and counts as 0 where the score is 0.
-    current = torch.where(scores == 0, scores.detach(), scores).to(dtype)
+    # The gradient is the product of the weights, and counts as 0 where the score is 0 or infinite.
+    constant = (scores == 0) | scores.isinf()
+    current = torch.where(constant, scores.detach(), scores).to(dtype)
     remaining = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
     kept: list[int] = []
     selected: list[Tensor] = []

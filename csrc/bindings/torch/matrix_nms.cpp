@@ -39,7 +39,7 @@ Tensor decayed(const char* op, const Tensor& source, bool from_overlaps, const T
         });
       }
     }
-    return converted(new_scores, scores.scalar_type());
+    return new_scores;
   });
 }
 
@@ -68,6 +68,7 @@ Tensor matrix_nms_overlaps(const Tensor& overlaps, const Tensor& scores, const O
 
 }  // namespace
 
+// New scores stay in the arithmetic type: Python rounds them once, and their gradient is exact before that.
 CVK_SCHEMAS(m) {
   m.def(
       "matrix_nms(Tensor boxes, Tensor scores, Tensor? idxs, str kernel, float sigma, str criterion, float beta) "

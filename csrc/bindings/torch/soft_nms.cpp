@@ -53,7 +53,7 @@ Outputs soft_nms_of(const char* op, int64_t dims, const Tensor& boxes, const Ten
       on_device(op, boxes,
                 [&](CudaStream stream) { return soft_nms_cuda(params, mutable_data<void>(scratch), stream); });
     }
-    return {keep, converted(new_scores, scores.scalar_type()), kept};
+    return {keep, new_scores, kept};
   });
 }
 
@@ -78,6 +78,7 @@ std::tuple<Tensor, Tensor, Tensor> soft_nms_padded(const Tensor& boxes, const Te
 
 }  // namespace
 
+// New scores stay in the arithmetic type: Python rounds them once, and their gradient is exact before that.
 // The differentiable result comes first: torch.library.opcheck adds the results up in order.
 CVK_SCHEMAS(m) {
   m.def(

@@ -157,12 +157,13 @@ Tensor weighted_nms_penalty(const Tensor& boxes, const Tensor& scores, const Opt
         on_device(op, boxes, [&](CudaStream stream) { return weighted_nms_penalty_cuda(params, stream); });
       }
     }
-    return converted(new_scores, scores.scalar_type());
+    return new_scores;
   });
 }
 
 }  // namespace
 
+// New scores stay in the arithmetic type: Python rounds them once, and their gradient is exact before that.
 CVK_SCHEMAS(m) {
   m.def(
       "weighted_nms(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold, SymInt max_output, "
