@@ -101,6 +101,7 @@ struct Arrays {
 
 template <Isa isa, class A>
 std::vector<A> on_cpu(const Problem& p, const Parallel& parallel) {
+  if (p.count() == 0) return {};  // the binding starts nothing
   Arrays<A> arrays(p);
   matrix_nms_cpu<isa>(arrays.params, parallel);
   return arrays.new_scores;

@@ -210,6 +210,7 @@ struct Arrays {
 template <Isa isa, class A>
 std::vector<A> on_cpu(const Problem& p, Pass pass, int64_t slots, const Parallel& parallel) {
   Arrays<A> arrays(p, pass, slots);
+  if (p.count() == 0 && pass != Pass::kMerge) return {};  // the binding starts nothing
   if (pass == Pass::kMerge) {
     for (int64_t image : {1, 0}) weighted_nms_merge_cpu<isa>(arrays.merge, image);
   } else if (pass == Pass::kVote) {
