@@ -48,8 +48,9 @@ def power(x: Tensor, exponent: float) -> Tensor:
 
 
 def exponential(x: Tensor) -> Tensor:
-    """The number e to the power of ``x``."""
-    return x.double().exp().to(x.dtype)
+    """The number e to the power of x <= 0; 0 from -87 (float64: -708) on, ahead of subnormals."""
+    least = -708.0 if x.dtype == torch.float64 else -87.0
+    return torch.where(x > least, x.clamp(min=least).double().exp().to(x.dtype), 0.0)
 
 
 def divisor(sigma: float, dtype: torch.dtype) -> float:
@@ -91,6 +92,11 @@ def overlap(a: Corners, b: Corners, criterion: str = "iou", beta: float = 1.0) -
 def weight(overlap: Tensor) -> Tensor:
     """An overlap as a weight: 0 where it is negative or NaN."""
     return torch.where(overlap > 0, overlap, 0.0)
+
+
+def multiplied(scores: Tensor) -> Tensor:
+    """Scores that are to be multiplied by factors, those of 0 and infinity without a gradient."""
+    return torch.where((scores == 0) | scores.isinf(), scores.detach(), scores)
 
 
 def visit_order(scores: Tensor) -> Tensor:

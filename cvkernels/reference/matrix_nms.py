@@ -11,6 +11,7 @@ from cvkernels.reference._overlap import (
     best_first,
     divisor,
     exponential,
+    multiplied,
     overlap_matrix,
     same_class,
     visit_order,
@@ -46,7 +47,7 @@ def _rescored(
     max_output: int | None,
 ) -> tuple[Tensor, Tensor]:
     new_scores = torch.full_like(scores, torch.nan, dtype=overlaps.dtype)
-    decayed = scores[order].to(overlaps.dtype) * _decay(overlaps, kernel, sigma)
+    decayed = multiplied(scores)[order].to(overlaps.dtype) * _decay(overlaps, kernel, sigma)
     new_scores = new_scores.index_put((order,), decayed).to(scores.dtype)
     keep = best_first(new_scores.detach(), min_score, max_output)
     return keep, new_scores[keep]
@@ -91,7 +92,7 @@ def matrix_nms(
         TypeError: an argument of a wrong type.
 
     Gradient:
-        new_scores to scores, the decay being a constant.
+        new_scores to scores, the decay being a constant; 0 where the score is 0 or infinite.
 
     Determinism:
         Exact.
@@ -136,7 +137,7 @@ def matrix_nms_from_overlaps(
         TypeError: an argument of a wrong type.
 
     Gradient:
-        new_scores to scores, the decay being a constant.
+        new_scores to scores, the decay being a constant; 0 where the score is 0 or infinite.
 
     Determinism:
         Exact.

@@ -13,6 +13,7 @@ from cvkernels.reference._overlap import (
     corners,
     divisor,
     exponential,
+    multiplied,
     overlap,
     stacked,
     weight,
@@ -57,9 +58,7 @@ def select(
     """The loop of the paper for one image: indices and scores in the order of selection."""
     dtype = arithmetic(boxes, scores)
     sides = corners(boxes.detach().to(dtype))
-    # The gradient is the product of the weights, and counts as 0 where the score is 0 or infinite.
-    constant = (scores == 0) | scores.isinf()
-    current = torch.where(constant, scores.detach(), scores).to(dtype)
+    current = multiplied(scores).to(dtype)
     remaining = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
     kept: list[int] = []
     selected: list[Tensor] = []
@@ -124,7 +123,7 @@ def soft_nms(
 
     Gradient:
         new_scores to scores: the product of the weights, which count as constants; 0 where the
-        score is 0.
+        score is 0 or infinite.
 
     Determinism:
         Exact.

@@ -12,6 +12,7 @@ from cvkernels.reference._overlap import (
     corners,
     divisor,
     exponential,
+    multiplied,
     overlap,
     overlap_matrix,
     stacked,
@@ -373,7 +374,8 @@ def cluster_nms(
         TypeError: an argument of a wrong type.
 
     Gradient:
-        Boxes to boxes and, "weighted", to scores; scores to scores, weights being constants.
+        Boxes to boxes and, "weighted", to scores; scores to scores, weights being constants, 0
+        where a penalised score is 0 or infinite.
 
     Determinism:
         The indices exactly; weighted boxes on CPU bitwise.
@@ -392,7 +394,9 @@ def cluster_nms(
         w = weight(matrix.triu(1))[torch.isin(order, keep)]  # [K, N], K before N
         decay = exponential(-(w * w).sum(0) / divisor(sigma, dtype))
         penalised = torch.full_like(scores, torch.nan, dtype=dtype)
-        penalised = penalised.index_put((order,), scores[order].to(dtype) * decay).to(scores.dtype)
+        penalised = penalised.index_put((order,), multiplied(scores)[order].to(dtype) * decay).to(
+            scores.dtype
+        )
         keep = best_first(penalised.detach(), min_score, max_output)
         return boxes[keep], penalised[keep], keep
     keep = keep if max_output is None else keep[:max_output]
