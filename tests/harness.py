@@ -204,9 +204,11 @@ def as_tuple(result: Any) -> tuple[Tensor, ...]:
     return tuple(result) if isinstance(result, (tuple, list)) else (result,)
 
 
-def floats(result: Any) -> tuple[Tensor, ...]:
-    """The results that can have a gradient."""
-    return tuple(r for r in as_tuple(result) if r.is_floating_point())
+def with_gradient(result: Any) -> tuple[Tensor, ...]:
+    """The results that have a gradient; there is one."""
+    found = tuple(r for r in as_tuple(result) if r.requires_grad)
+    assert found, "no result has a gradient"
+    return found
 
 
 # --------------------------------------------------------------------------------------------------
@@ -287,9 +289,9 @@ def gradients(spec: OpSpec, function: Callable[..., Any], args: Args, seed: int 
     generator = torch.Generator().manual_seed(seed)
     upstream = [
         torch.randn(r.shape, generator=generator, dtype=torch.float64).to(r.device, r.dtype)
-        for r in floats(result)
+        for r in with_gradient(result)
     ]
-    return result, torch.autograd.grad(floats(result), leaves, upstream), upstream
+    return result, torch.autograd.grad(with_gradient(result), leaves, upstream), upstream
 
 
 def reference_gradients(spec: OpSpec, args: Args, upstream: Sequence[Tensor]) -> Any:
@@ -303,7 +305,7 @@ def reference_gradients(spec: OpSpec, args: Args, upstream: Sequence[Tensor]) ->
         return tensor
 
     args = map_tensors(arguments_of_reference(spec, args), leaf)
-    result = floats(spec.reference(**args))
+    result = with_gradient(spec.reference(**args))
     return torch.autograd.grad(
         result, leaves, [u.cpu().to(r.dtype) for u, r in zip(upstream, result, strict=True)]
     )
@@ -506,7 +508,7 @@ class DifferentiableOpTests(OpTests):
         """The output gradient may have any strides, expanded ones (from .sum()) included."""
         args = build(small_case, torch.float64, device=device)
         leaves = [args[name].requires_grad_() for name in self.spec.differentiable]
-        results = floats(self.spec.op(**args))
+        results = with_gradient(self.spec.op(**args))
         generator = torch.Generator().manual_seed(1)
         upstream = [
             torch.randn(r.shape, generator=generator, dtype=r.dtype).to(device) for r in results
@@ -526,7 +528,7 @@ class DifferentiableOpTests(OpTests):
         names = self.spec.differentiable
         tensors = tuple(args[name].requires_grad_() for name in names)
         assert torch.autograd.gradcheck(
-            lambda *values: floats(
+            lambda *values: with_gradient(
                 self.spec.op(**{**args, **dict(zip(names, values, strict=True))})
             ),
             tensors,
@@ -539,7 +541,7 @@ class DifferentiableOpTests(OpTests):
         tensors = tuple(args[name].requires_grad_() for name in names)
 
         def function(*values: Tensor) -> tuple[Tensor, ...]:
-            return floats(self.spec.op(**{**args, **dict(zip(names, values, strict=True))}))
+            return with_gradient(self.spec.op(**{**args, **dict(zip(names, values, strict=True))}))
 
         if self.spec.second_order(args):
             assert torch.autograd.gradgradcheck(function, tensors, fast_mode=EMULATED)
