@@ -42,7 +42,7 @@ RULES = (
     Rule(
         "invariant 2: no kernel launch in the bindings",
         ("csrc/bindings/",),
-        re.compile(r"<<<|\bcvk::launch\b|__global__"),
+        re.compile(r"<<<|\bcvk::launch(_cooperative)?\b|__global__"),
     ),
     Rule(
         "invariant 2: no arithmetic in the bindings",

@@ -215,13 +215,6 @@ struct Simd {
     }
     return lane[0];
   }
-  // The first lane where a comparison holds; kLanes where none does.
-  static CVK_HD int first_true(IntVec mask) {
-    for (int i = 0; i < kLanes; ++i) {
-      if (mask[i] != 0) return i;
-    }
-    return kLanes;
-  }
   // A comparison as a number: bit i is lane i.
   static CVK_HD uint32_t lane_bits(IntVec mask) {
 #if defined(__AVX512F__)
@@ -236,6 +229,8 @@ struct Simd {
     for (int i = 0; i < kLanes; ++i) bits |= mask[i] != 0 ? 1u << i : 0u;
     return bits;
   }
+  // The first lane where a comparison holds; it does in some.
+  static CVK_HD int first_true(IntVec mask) { return __builtin_ctz(lane_bits(mask)); }
   static CVK_HD IntVec load_int(const IntElement* p) {
     IntVec v;
     memcpy(&v, p, sizeof(v));

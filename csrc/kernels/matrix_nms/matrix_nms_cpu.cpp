@@ -149,6 +149,7 @@ CVK_HD void decay_matrix(const MatrixNmsParams<A>& params, const Parallel& paral
 
 template <Isa isa, class A>
 void matrix_nms_cpu(const MatrixNmsParams<A>& params, const Parallel& parallel) {
+  if (params.count == 0) return;
   memcpy(params.new_scores, params.scores, static_cast<size_t>(params.count) * sizeof(A));  // NaN stays
   if (params.overlaps != nullptr) {
     decay_matrix<isa>(params, parallel);

@@ -36,7 +36,7 @@ struct NmsRule {
   }
 };
 
-// The position of the first of the kept boxes [first, last) of `list` that suppresses `box`; kNmsNobody where none does. With
+// The position of the first of the kept boxes [first, last) of `list`, in the order in which they were kept, that suppresses `box`; kNmsNobody where none does. With
 // first_of_all false any of them, or just something other than kNmsNobody. Loads whole vectors, so one vector behind the end
 // of the arrays must be readable.
 template <Isa isa, bool first_of_all, class A>
@@ -49,7 +49,6 @@ CVK_HD int64_t suppressor_of(const BoxArrays<A>& list, int64_t first, int64_t la
   const Vec area = S::broadcast(box.area), exact = S::broadcast(rule.threshold);
   const Vec loose = S::broadcast(loose_threshold(rule.threshold)), small = S::broadcast(small_union<A>());
   const bool shortcut = has_shortcut(rule.threshold);
-  int64_t found = kNmsNobody;
   for (int64_t i = first; i < last; i += S::kLanes) {
     const Box<Vec> there = list.template load<isa>(i);
     const Vec intersection = box_intersection(here, there);
@@ -60,12 +59,11 @@ CVK_HD int64_t suppressor_of(const BoxArrays<A>& list, int64_t first, int64_t la
     const Vec limit = rule.columns > kNmsThresholdColumn ? S::load(list.column(kNmsThresholdColumn) + i) : exact;
     const IntVec suppressing = (overlap > limit) & present;
     if (!S::any(suppressing)) continue;
+    // Boxes are listed in the order in which they were kept, so the first lane is the first position.
     if (!first_of_all) return 0;
-    const IntVec nobody = IntVec{} + static_cast<typename S::IntElement>(kNmsNobody);
-    const IntVec positions = list.template load_int<isa>(kNmsRankColumn, i);
-    found = min_of<int64_t>(found, S::reduce_min(suppressing ? positions : nobody));
+    return list.get_int(kNmsRankColumn, i + S::first_true(suppressing));
   }
-  return found;
+  return kNmsNobody;
 }
 
 template <class A>
@@ -90,6 +88,7 @@ class Grid {
       for (const Cell* cell = cells_ + from; cell < cells_ + to; ++cell) {
         const uint32_t begin = recent ? cell->settled : 0;
         if (cell->kept == begin) continue;
+        if (first_of_all && cell->first > found) continue;  // and so are the others in it
         const int64_t position = suppressor_of<isa, first_of_all>(boxes_of(*cell), begin, cell->kept, box, rule);
         found = min_of(found, position);
         if (!first_of_all && found != kNmsNobody) return true;
@@ -102,6 +101,7 @@ class Grid {
   // Adds a kept box.
   CVK_HD void insert(int64_t position, const BoxWithArea<A>& box, const NmsRule<A>& rule) {
     Cell& cell = cells_[cell_of(position)];
+    if (cell.kept == 0) cell.first = static_cast<int32_t>(position);
     rule.list(boxes_of(cell), cell.kept++, position, box);
   }
 
@@ -111,14 +111,10 @@ class Grid {
     cell.settled = cell.kept;
   }
 
-  // Brings the cell of `position` and its neighbours in a row into cache.
-  CVK_HD void prefetch(int64_t position) const {
-    if (!is_inert(position)) __builtin_prefetch(cells_ + cell_of(position));
-  }
-
  private:
   struct Cell {
     uint32_t begin, kept, settled;  // the next cell's begin ends this one's slots
+    int32_t first;                  // position of its first kept box
   };
 
   // A cell's slots are one block of memory, coordinate after coordinate: a look at a cell costs a cache line or two.

@@ -28,6 +28,7 @@ struct KeptByPosition {
   CVK_HD ~KeptByPosition() {}
 
   CVK_HD void build(const BoxSegments<A>& segments, const int64_t* keep, int64_t slots, int64_t boxes) {
+    if (boxes == 0) return;
     constexpr uint32_t kUnranked = 0xffffffffu;
     const Scratch places(boxes * static_cast<int64_t>(sizeof(uint32_t)));
     uint32_t* position_of = places.as<uint32_t>();
@@ -219,6 +220,7 @@ void weighted_nms_penalty_cpu(const WeightedNmsPenaltyParams<A>& params, const P
   using S = Simd<isa, A>;
   using Vec = typename S::Vec;
   using IntVec = typename S::IntVec;
+  if (params.count == 0) return;
   memcpy(params.new_scores, params.scores, static_cast<size_t>(params.count) * sizeof(A));
   BoxSegments<A> segments;
   segments.template build<isa>(params.boxes, params.scores, params.classes, params.count, parallel);
