@@ -135,8 +135,9 @@ void weighted_nms_merge_cpu(const WeightedNmsMergeParams<A>& params, int64_t ima
     const BoxWithArea<A> here = box_at(boxes, k), there = box_at(boxes, j);
     const A intersection = box_intersection(here.box, there.box);
     const A united = box_union(here.area, there.area, intersection);
-    const A weight =
-        scores[j] * weight_of_overlap(box_overlap(here.box, there.box, intersection, united, params.overlap));
+    const A overlap = weight_of_overlap(box_overlap(here.box, there.box, intersection, united, params.overlap));
+    if (!(overlap > A(0))) continue;  // Edge: 0 * infinity
+    const A weight = scores[j] * overlap;
     sum[0] += weight * (there.box.x1 - here.box.x1);
     sum[1] += weight * (there.box.y1 - here.box.y1);
     sum[2] += weight * (there.box.x2 - here.box.x2);
@@ -197,7 +198,7 @@ void weighted_nms_vote_cpu(const WeightedNmsVoteParams<A>& params, const Paralle
         const auto vote = [&](int64_t i, IntVec lanes, Vec overlap) {
           const Vec weight = by_variance ? weighted_nms_vote_weight(weight_of_overlap(overlap), params.sigma_t)
                                          : S::load(weighs + i) * weight_of_overlap(overlap);
-          lanes &= overlap > S::broadcast(by_variance ? A(0) : params.threshold);
+          lanes &= overlap > S::broadcast(prune);
           for (int c = 0; c < 4; ++c) {
             mean.add(c,
                      by_variance ? weighted_nms_vote_of(weight, S::load(weighs + c * neighbours.size() + i)) : weight,
