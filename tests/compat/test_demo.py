@@ -14,6 +14,7 @@ from harness import EMULATED
 
 import cvkernels.compat.torchvision as cvtv
 from cvkernels import demo
+from cvkernels.demo import _detectors, _input, _output, _timing, face
 
 pytest.importorskip("torchvision")
 Image = pytest.importorskip("PIL.Image")
@@ -26,15 +27,15 @@ needs_extras = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "TIMING_SECONDS", 0.1)
-    monkeypatch.setattr(demo, "WHOLE_SECONDS", 0.1)
-    monkeypatch.setattr(demo, "CLEAR_TURNS", 1)
+    monkeypatch.setattr(face, "TIMING_SECONDS", 0.1)
+    monkeypatch.setattr(_timing, "WHOLE_SECONDS", 0.1)
+    monkeypatch.setattr(_timing, "CLEAR_TURNS", 1)
 
 
 @pytest.fixture
 def pretend_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """For the errors that come after the check of the packages."""
-    monkeypatch.setattr(demo, "check_packages", lambda _: None)
+    monkeypatch.setattr(face, "check_packages", lambda _: None)
 
 
 def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -111,10 +112,10 @@ def test_missing_packages(
 def test_scikit_image_is_needed_only_for_the_default_photograph(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(demo, "_installed", lambda module: module != "skimage")
-    demo.check_packages("photo.jpg")
+    monkeypatch.setattr(_input, "installed", lambda module: module != "skimage")
+    _input.check_packages("photo.jpg")
     with pytest.raises(demo.DemoError, match="scikit-image"):
-        demo.check_packages(None)
+        _input.check_packages(None)
 
 
 def test_unknown_options(capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,7 +134,7 @@ def test_images_of_every_mode_become_rgb(tmp_path: Path) -> None:
     for mode in ("1", "L", "LA", "P", "RGBA", "CMYK", "I;16"):
         path = tmp_path / "photo.tif"
         Image.new(mode, (30, 40)).save(path)
-        image = demo.load_image(str(path))
+        image = _input.load_image(str(path))
         assert (image.mode, image.size) == ("RGB", (30, 40))
 
 
@@ -143,14 +144,14 @@ def test_rotation_recorded_by_the_camera_is_applied(tmp_path: Path) -> None:
     exif = image.getexif()
     exif[0x0112] = 6
     image.save(path, exif=exif)
-    assert demo.load_image(str(path)).size == (40, 30)
+    assert _input.load_image(str(path)).size == (40, 30)
 
 
 def test_large_images_are_reduced() -> None:
-    small, factor = demo.reduced(Image.new("RGB", (3200, 1000)))
+    small, factor = _input.reduced(Image.new("RGB", (3200, 1000)))
     assert (small.size, factor) == ((1600, 500), 2.0)
     image = Image.new("RGB", (300, 100))
-    assert demo.reduced(image) == (image, 1.0)
+    assert _input.reduced(image) == (image, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -158,25 +159,25 @@ def test_large_images_are_reduced() -> None:
 )
 def test_faces_are_drawn(box: list[float]) -> None:
     image = Image.new("RGB", (200, 150))
-    face = demo.Face(box, 0.98765, [[60, 70], [80, 70], [70, 80], [62, 95], [78, 95]])
-    picture = demo.draw(image, [face])
+    found = _detectors.Face(box, 0.98765, [[60, 70], [80, 70], [70, 80], [62, 95], [78, 95]])
+    picture = _output.draw(image, [found])
     assert picture.size == image.size
-    assert picture.getpixel((60, 70)) == demo._DOTS
+    assert picture.getpixel((60, 70)) == _output.DOTS
     colours = {colour: count for count, colour in picture.getcolors(1 << 20)}
-    assert colours[demo._HIGHLIGHT] > 100
+    assert colours[_output.HIGHLIGHT] > 100
     assert image.getcolors() == [(200 * 150, (0, 0, 0))]
 
 
 def test_agreement() -> None:
-    assert demo.compare(torch.arange(3), torch.arange(3)) == (True, "")
-    assert not demo.compare(torch.arange(3), torch.tensor([0, 2, 1]))[0]
-    assert not demo.compare(torch.arange(3), torch.arange(4))[0]
+    assert _timing.compare(torch.arange(3), torch.arange(3)) == (True, "")
+    assert not _timing.compare(torch.arange(3), torch.tensor([0, 2, 1]))[0]
+    assert not _timing.compare(torch.arange(3), torch.arange(4))[0]
     one = torch.ones(3)
-    assert demo.compare(one, one + 1e-6)[0]
-    assert not demo.compare(one, one + 1e-4)[0]
-    assert not demo.compare(one, one * float("nan"))[0]
-    assert demo.compare_all([(True, ""), (True, "note"), (True, "")]) == (True, "note")
-    assert demo.compare_all([(True, "note"), (False, "no")]) == (False, "no")
+    assert _timing.compare(one, one + 1e-6)[0]
+    assert not _timing.compare(one, one + 1e-4)[0]
+    assert not _timing.compare(one, one * float("nan"))[0]
+    assert _timing.compare_all([(True, ""), (True, "note"), (True, "")]) == (True, "note")
+    assert _timing.compare_all([(True, "note"), (False, "no")]) == (False, "no")
 
 
 def test_agreement_of_kept_boxes() -> None:
@@ -184,7 +185,7 @@ def test_agreement_of_kept_boxes() -> None:
     scores, classes = torch.tensor([0.9, 0.5, 0.5]), torch.tensor([0, 1, 1])
 
     def agree(ours: list[int], theirs: list[int], *arguments: Any) -> tuple[bool, str]:
-        return demo.compare_kept("op", arguments, torch.tensor(ours), torch.tensor(theirs))
+        return _timing.compare_kept("op", arguments, torch.tensor(ours), torch.tensor(theirs))
 
     call = (boxes, scores, classes, 0.5)
     assert agree([0, 1, 2], [0, 1, 2], *call) == (True, "")
@@ -202,26 +203,26 @@ def test_agreement_of_kept_boxes() -> None:
 def test_agreement_of_detections() -> None:
     boxes, scores = torch.arange(40.0).view(10, 4), torch.linspace(1, 0.1, 10)
     theirs = [boxes, scores]
-    assert demo.compare_detections(theirs, theirs) == (True, "10 detections")
+    assert _timing.compare_detections(theirs, theirs) == (True, "10 detections")
     swapped = torch.tensor([1, 0, *range(2, 10)])
-    assert demo.compare_detections([boxes[swapped], scores[swapped]], theirs)[0]
-    assert demo.compare_detections([boxes[:9], scores[:9]], theirs) == (
+    assert _timing.compare_detections([boxes[swapped], scores[swapped]], theirs)[0]
+    assert _timing.compare_detections([boxes[:9], scores[:9]], theirs) == (
         True,
         "9 of 10 detections match",
     )
-    assert not demo.compare_detections([boxes[:8], scores[:8]], theirs)[0]
-    assert not demo.compare_detections([boxes + 1, scores], theirs)[0]
-    assert not demo.compare_detections([boxes, scores.flip(0)], theirs)[0]
-    assert demo.compare_detections([(), ()], [(), ()]) == (True, "0 detections")
+    assert not _timing.compare_detections([boxes[:8], scores[:8]], theirs)[0]
+    assert not _timing.compare_detections([boxes + 1, scores], theirs)[0]
+    assert not _timing.compare_detections([boxes, scores.flip(0)], theirs)[0]
+    assert _timing.compare_detections([(), ()], [(), ()]) == (True, "0 detections")
 
 
 def test_table() -> None:
     rows = [
-        demo.Row("A", "used", 3, 2.0, 0.5, 4.0, True),
-        demo.Row("A", "unused", 0, note="not called"),
-        demo.Row("B", "wrong", 1, 1.0, 2.0, 0.5, False),
+        _timing.Row("A", "used", 3, 2.0, 0.5, 4.0, True),
+        _timing.Row("A", "unused", 0, note="not called"),
+        _timing.Row("B", "wrong", 1, 1.0, 2.0, 0.5, False),
     ]
-    text = demo.table(rows)
+    text = _output.table(rows)
     lines = text.splitlines()
     assert len(lines) == 1 + 3 + 2  # head and a rule above each detector
     assert "4.00x  yes" in text
@@ -231,7 +232,7 @@ def test_table() -> None:
 
 def test_interleaved_runs_both_ways() -> None:
     seen = []
-    demo.interleaved(lambda: seen.append(bool(cvtv.report().operators)), seconds=0, least=2)
+    _timing.interleaved(lambda: seen.append(bool(cvtv.report().operators)), seconds=0, least=2)
     assert sorted(seen) == [False, False, True, True]
     assert seen != sorted(seen)
 
@@ -243,19 +244,19 @@ def test_interleaved_runs_both_ways() -> None:
 
 @needs_extras
 def test_mtcnn_finds_the_astronaut() -> None:
-    mtcnn = demo.Mtcnn(demo.load_image(None))
-    result, _, calls, report = demo.run_recorded(mtcnn)
-    (face,) = mtcnn.faces(result, 1.0)
-    assert face.score > 0.99
-    left, top, right, bottom = face.box
+    mtcnn = _detectors.Mtcnn(_input.load_image(None))
+    result, _, calls, report = _timing.run_recorded(mtcnn)
+    (found,) = mtcnn.faces(result, 1.0)
+    assert found.score > 0.99
+    left, top, right, bottom = found.box
     assert 170 < left < 195
     assert 50 < top < 75
     assert 255 < right < 280
     assert 160 < bottom < 185
-    assert len(face.landmarks) == 5
-    assert all(left < x < right and top < y < bottom for x, y in face.landmarks)
+    assert len(found.landmarks) == 5
+    assert all(left < x < right and top < y < bottom for x, y in found.landmarks)
     assert "facenet_pytorch.models.utils.detect_face.batched_nms" in report.names
-    rows = {row.operator: row for row in demo.measure(mtcnn, calls, report, result, seconds=0.1)}
+    rows = {row.operator: row for row in _timing.measure(mtcnn, calls, report, result, seconds=0.1)}
     assert rows[cvtv.BATCHED_NMS].calls >= 5
     assert rows[cvtv.BATCHED_NMS].agree
     assert rows["the whole detector"].agree
@@ -272,7 +273,7 @@ def test_whole_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "[6/6]" in captured.err
     with Image.open(out) as picture:
         assert picture.size == (512, 512)
-        assert picture.getpixel((181, 120)) == demo._HIGHLIGHT
+        assert picture.getpixel((181, 120)) == _output.HIGHLIGHT
     content = json.loads(table.read_text())
     assert len(content["faces"]) == 1
     rows = {(row["detector"], row["operator"]): row for row in content["rows"]}
@@ -287,7 +288,7 @@ def test_whole_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_picture_without_a_face(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo, "MaskRcnn", NoDetector)
+    monkeypatch.setattr(face, "MaskRcnn", NoDetector)
     photo, out = tmp_path / "wall.png", tmp_path / "out.png"
     Image.new("RGB", (100, 80), (90, 120, 150)).save(photo)
     assert demo.main(["--image", str(photo), "--out", str(out)]) == 0
@@ -313,9 +314,11 @@ class NoDetector:
 def test_mask_rcnn_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(256, (96, 128, 3), dtype=torch.uint8, generator=generator).numpy()
-    detector = demo.MaskRcnn(Image.fromarray(noise))
-    result, _, calls, report = demo.run_recorded(detector)
-    rows = {row.operator: row for row in demo.measure(detector, calls, report, result, seconds=0.1)}
+    detector = _detectors.MaskRcnn(Image.fromarray(noise))
+    result, _, calls, report = _timing.run_recorded(detector)
+    rows = {
+        row.operator: row for row in _timing.measure(detector, calls, report, result, seconds=0.1)
+    }
     assert rows["torchvision::roi_align"].agree
     assert rows[cvtv.BATCHED_NMS].agree
     assert rows["the whole detector"].agree
