@@ -24,7 +24,7 @@ def overlap(a: Tensor, b: Tensor, criterion: str, beta: float) -> Tensor:
     hull = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
     if criterion == "giou":
         enclosing = hull.prod(-1)
-        return iou - (enclosing - union) / enclosing
+        return iou - ((enclosing - union) / enclosing).clamp(min=0)  # below 0 by rounding only
     apart = ((a[..., :2] + a[..., 2:] - b[..., :2] - b[..., 2:]) * 0.5).square().sum(-1)
     apart = apart / hull.square().sum(-1)
     if beta != 1:

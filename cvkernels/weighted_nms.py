@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from cvkernels import _checks, _load, _nms
 from cvkernels._overlap import overlap, touching
@@ -466,18 +465,21 @@ def _mean(own: Tensor, weights: Tensor, differences: Tensor, box: Tensor) -> Ten
     return torch.where(moves, box + differences / torch.where(moves, total, 1), box)
 
 
-def _setup_merge(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    boxes, scores, *_, ctx.criterion, ctx.beta = inputs
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(boxes, scores, output[1], output[-1])
-
-
-@once_differentiable  # type: ignore[untyped-decorator]
-def _backward_merge(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    boxes, scores, keep, owner = ctx.saved_tensors
+@torch.library.custom_op("cvkernels::weighted_nms_merge_backward", mutates_args=())
+def _merge_backward(
+    grad: Tensor,
+    boxes: Tensor,
+    scores: Tensor,
+    keep: Tensor,
+    owner: Tensor,
+    criterion: str,
+    beta: float,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of merged boxes [..., M, 4] with respect to boxes and scores."""
     if keep.shape[-1] == 0 or boxes.shape[-2] == 0:
-        return torch.zeros_like(boxes), torch.zeros_like(scores), *(None,) * 5
-    with torch.enable_grad():
+        return torch.zeros_like(boxes), torch.zeros_like(scores)
+
+    def differentiate() -> tuple[Tensor, Tensor]:
         b, s = _leaf(boxes, scores), _leaf(scores, boxes)
         kept = keep.clamp(min=0)
         row = owner.clamp(min=0)
@@ -485,51 +487,119 @@ def _backward_merge(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...
         here = _rows(b, index)
         itself = index == torch.arange(boxes.shape[-2], device=boxes.device)
         meet = (owner >= 0) & ~itself & touching(here.detach(), b.detach())
-        weight = _weight(here, b, meet, ctx.criterion, ctx.beta) * torch.where(meet, s, 0)
+        weight = _weight(here, b, meet, criterion, beta)
+        weight = weight * torch.where(weight.detach() > 0, s, 0)
         pull = weight[..., None] * torch.where(meet[..., None], b - here, 0)
-        into = row[..., None].expand(pull.shape)
         zeros = torch.zeros_like(_rows(b, kept))
         merged = _mean(
             s.gather(-1, kept)[..., None],
             zeros[..., 0].scatter_add(-1, row, weight)[..., None],
-            zeros.scatter_add(-2, into, pull),
+            zeros.scatter_add(-2, row[..., None].expand(pull.shape), pull),
             _rows(b, kept),
         )
-    upstream = torch.where(keep[..., None] >= 0, grad, 0).to(merged.dtype)
-    grad_boxes, grad_scores = torch.autograd.grad(merged, (b, s), upstream)
-    return grad_boxes.to(boxes.dtype), grad_scores.to(scores.dtype), *(None,) * 5
+        upstream = torch.where(keep[..., None] >= 0, grad, 0).to(merged.dtype)
+        of_boxes, of_scores = torch.autograd.grad(merged, (b, s), upstream)
+        return of_boxes.to(boxes.dtype), of_scores.to(scores.dtype)
+
+    return _nms.with_autograd(differentiate, boxes.device)
 
 
-def _setup_vote(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    boxes, scores, idxs, keep, variances, ctx.parameter, ctx.criterion, ctx.beta = inputs
-    ctx.save_for_backward(boxes, scores, idxs, keep, variances)
+@_merge_backward.register_fake
+def _(
+    grad: Tensor,
+    boxes: Tensor,
+    scores: Tensor,
+    keep: Tensor,
+    owner: Tensor,
+    criterion: str,
+    beta: float,
+) -> tuple[Tensor, Tensor]:
+    return boxes.new_empty(boxes.shape), scores.new_empty(scores.shape)
+
+
+def _setup_merge(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    boxes, scores, *_, ctx.criterion, ctx.beta = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(boxes, scores, output[1], output[-1])
+
+
+def _backward_merge(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    grads = _merge_backward(grad, *ctx.saved_tensors, ctx.criterion, ctx.beta)
+    return *grads, *(None,) * 5
 
 
 _PAIRS = 1 << 20  # kept boxes times boxes that the backward of the vote holds at once
 
 
-@once_differentiable  # type: ignore[untyped-decorator]
+@torch.library.custom_op("cvkernels::weighted_nms_vote_backward", mutates_args=())
+def _vote_backward(
+    grad: Tensor,
+    boxes: Tensor,
+    scores: Tensor,
+    idxs: Tensor | None,
+    keep: Tensor,
+    variances: Tensor | None,
+    parameter: float,
+    criterion: str,
+    beta: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of voted boxes [M, 4] with respect to boxes, scores and variances."""
+
+    def differentiate() -> tuple[Tensor, Tensor, Tensor]:
+        leaves = [_leaf(boxes, scores), _leaf(scores, boxes)]
+        if variances is not None:
+            leaves.append(_leaf(variances, boxes, scores))
+        sums = [torch.zeros_like(leaf) for leaf in leaves]
+        order = torch.sort(scores, descending=True, stable=True).indices
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(len(order), device=order.device)
+        chunk = max(1, _PAIRS // max(1, len(boxes)))
+        for k, upstream in zip(keep.split(chunk), grad.split(chunk), strict=True):
+            voted = _voted(leaves, idxs, k, rank, parameter, criterion, beta)
+            grads = torch.autograd.grad(voted, leaves, upstream.to(voted.dtype), allow_unused=True)
+            sums = [a if g is None else a + g for a, g in zip(sums, grads, strict=True)]
+        of_variances = boxes.new_empty(0) if variances is None else sums[2].to(variances.dtype)
+        return sums[0].to(boxes.dtype), sums[1].to(scores.dtype), of_variances
+
+    return _nms.with_autograd(differentiate, boxes.device)
+
+
+@_vote_backward.register_fake
+def _(
+    grad: Tensor,
+    boxes: Tensor,
+    scores: Tensor,
+    idxs: Tensor | None,
+    keep: Tensor,
+    variances: Tensor | None,
+    parameter: float,
+    criterion: str,
+    beta: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_variances = boxes.new_empty(0) if variances is None else torch.empty_like(variances)
+    return boxes.new_empty(boxes.shape), scores.new_empty(scores.shape), grad_variances
+
+
+def _setup_vote(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    boxes, scores, idxs, keep, variances, *ctx.options = inputs
+    ctx.save_for_backward(boxes, scores, idxs, keep, variances)
+
+
 def _backward_vote(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    boxes, scores, idxs, keep, variances = ctx.saved_tensors
-    leaves = [_leaf(boxes, scores), _leaf(scores, boxes)]
-    if variances is not None:
-        leaves.append(_leaf(variances, boxes, scores))
-    sums = [torch.zeros_like(leaf) for leaf in leaves]
-    order = torch.sort(scores.detach(), descending=True, stable=True).indices
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order), device=order.device)
-    chunk = max(1, _PAIRS // max(1, len(boxes)))
-    for k, upstream in zip(keep.split(chunk), grad.split(chunk), strict=True):
-        with torch.enable_grad():
-            voted = _voted(ctx, leaves, idxs, k, rank)
-        grads = torch.autograd.grad(voted, leaves, upstream.to(voted.dtype), allow_unused=True)
-        sums = [a if g is None else a + g for a, g in zip(sums, grads, strict=True)]
-    grad_variances = None if variances is None else sums[2].to(variances.dtype)
-    grads_of = sums[0].to(boxes.dtype), sums[1].to(scores.dtype)
-    return *grads_of, None, None, grad_variances, None, None, None
+    grad_boxes, grad_scores, grad_variances = _vote_backward(grad, *ctx.saved_tensors, *ctx.options)
+    voters = None if ctx.saved_tensors[4] is None else grad_variances
+    return grad_boxes, grad_scores, None, None, voters, None, None, None
 
 
-def _voted(ctx: Any, leaves: list[Tensor], idxs: Tensor | None, k: Tensor, rank: Tensor) -> Tensor:
+def _voted(
+    leaves: list[Tensor],
+    idxs: Tensor | None,
+    k: Tensor,
+    rank: Tensor,
+    parameter: float,
+    criterion: str,
+    beta: float,
+) -> Tensor:
     """weighted_nms_vote for kept boxes ``k`` [K], as a matrix of all pairs."""
     b, s = leaves[:2]
     here = b[k][:, None]
@@ -539,8 +609,8 @@ def _voted(ctx: Any, leaves: list[Tensor], idxs: Tensor | None, k: Tensor, rank:
         meet = meet & (idxs[k][:, None] == idxs)
     differences = torch.where(meet[..., None], b - here, 0)
     if len(leaves) == 2:
-        weight = _weight(here, b, meet & (rank > rank[k][:, None]), ctx.criterion, ctx.beta)
-        weight = torch.where(weight.detach() > ctx.parameter, weight, 0)
+        weight = _weight(here, b, meet & (rank > rank[k][:, None]), criterion, beta)
+        weight = torch.where(weight.detach().double() > parameter, weight, 0)
         weight = (weight * torch.where(weight.detach() > 0, s, 0))[..., None]
         own = s[k][:, None]
     else:
@@ -548,7 +618,7 @@ def _voted(ctx: Any, leaves: list[Tensor], idxs: Tensor | None, k: Tensor, rank:
         # Its own vote does not pull, and its weight is that of IoU 1.
         other = torch.arange(len(b), device=b.device) != k[:, None]
         iou = _weight(here, b, meet & other, "iou", 1.0)
-        vote = torch.where(iou > 0, (-(1 - iou).square() / ctx.parameter).exp(), 0)[..., None]
+        vote = torch.where(iou > 0, (-(1 - iou).square() / parameter).exp(), 0)[..., None]
         valid = (variances.detach() > 0) & variances.detach().isfinite()
         confidence = torch.where(valid, 1 / torch.where(valid, variances, 1), 0)
         weight, own = vote * confidence, confidence[k]
@@ -565,6 +635,31 @@ def _backward_penalty(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return None, (grad * factor).to(scores.dtype), *(None,) * 5
 
 
+def _once(function: str) -> NoReturn:
+    raise NotImplementedError(
+        f"{function}: expected at most one differentiation, got a second; its overlaps are "
+        "differentiated once"
+    )
+
+
+def _merge_twice(ctx: Any, *_: Any) -> NoReturn:
+    _once("weighted_nms_padded" if ctx.padded else "weighted_nms")
+
+
+def _vote_twice(ctx: Any, *_: Any) -> NoReturn:
+    _once("softer_nms" if ctx.softer else "cluster_nms")
+
+
+def _setup_merge_twice(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.padded = inputs[3].dim() == 2
+
+
+def _setup_vote_twice(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.softer = inputs[5] is not None
+
+
+_merge_backward.register_autograd(_merge_twice, setup_context=_setup_merge_twice)
+_vote_backward.register_autograd(_vote_twice, setup_context=_setup_vote_twice)
 for _name in ("weighted_nms", "weighted_nms_padded"):
     torch.library.register_autograd(
         f"cvkernels::{_name}", _backward_merge, setup_context=_setup_merge
