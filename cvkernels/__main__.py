@@ -27,7 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     info = commands.add_parser("info", help="versions, libraries, instruction set, threads, GPUs")
     info.add_argument("--json", action="store_true", help="print JSON instead of a table")
     for name, text in (
-        ("demo", "find a face in a photograph with an unmodified detector on these kernels"),
+        (
+            "demo",
+            "find a face in a photograph with an unmodified detector on these kernels; "
+            "demo nms: draw one crowded scene under each variant of NMS",
+        ),
         ("bench", "time the operators against torchvision"),
     ):
         # Each parses its own arguments, --help included.

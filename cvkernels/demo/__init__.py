@@ -11,9 +11,7 @@ from cvkernels.demo._input import DemoError
 
 __all__ = ["DemoError", "main"]
 
-DEMOS: tuple[
-    str, ...
-] = ()  # The modules beside cvkernels.demo.face, which is the demo without a name.
+DEMOS = ("nms",)  # The modules beside cvkernels.demo.face, which is the demo without a name.
 
 
 def main(argv: Sequence[str] | None = None) -> int:

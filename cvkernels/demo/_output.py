@@ -64,21 +64,28 @@ def table(rows: Sequence[Row]) -> str:
                 row.note,
             )
         )
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    left = {0, 1, 6, 7}
-    texts = []
-    for position, line in enumerate(lines):
-        if position and line[0] != lines[position - 1][0]:
-            texts.append("  ".join("-" * width for width in widths))
-        cells = [
-            cell.ljust(width) if column in left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        texts.append("  ".join(cells).rstrip())
+    texts = aligned(lines, left={0, 1, 6, 7})
+    rule = "  ".join("-" * max(map(len, column)) for column in zip(*lines, strict=True))
+    for position in range(len(lines) - 1, 0, -1):
+        if lines[position][0] != lines[position - 1][0]:
+            texts.insert(position, rule)
     return "\n".join(texts)
 
 
+def aligned(lines: Sequence[tuple[str, ...]], *, left: set[int]) -> list[str]:
+    """Cells in columns; those in ``left`` begin at their left edge, the others end at the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+
+
 def number(value: float | None, spec: str) -> str:
+    """The number, or a dash where there is none."""
     return "-" if value is None else format(value, spec)
 
 

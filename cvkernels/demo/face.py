@@ -39,7 +39,10 @@ def parser() -> argparse.ArgumentParser:
             "Finds faces with facenet-pytorch's MTCNN, running on cvkernels, draws them, and "
             "compares each operator with torchvision's."
         ),
-        epilog=("Exit status: 0 when all went well, 1 when a result disagreed, 2 on an error."),
+        epilog=(
+            "Another demo, of the variants of NMS: python -m cvkernels demo nms. "
+            "Exit status: 0 when all went well, 1 when a result disagreed, 2 on an error."
+        ),
     )
     demo.add_argument(
         "--image", metavar="FILE", help="your photograph (default: scikit-image's astronaut)"
