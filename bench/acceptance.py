@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,9 +23,9 @@ import torch
 
 from bench import cli, workloads
 from bench.harness import SCHEMA, Context, Trial, check, first_line, write_json
-from bench.libraries import TORCHVISION, Libraries
+from bench.libraries import OURS, TORCHVISION, Libraries
 from bench.machine import describe
-from bench.ops import nms, roi_align
+from bench.ops import matrix_nms, nms, roi_align, soft_nms
 from bench.report import seconds
 from bench.timing import Candidate, Ratio, Samples, Stats, WallClock, interleave
 
@@ -65,6 +66,8 @@ def rows(context: Context, *, quick: bool = False) -> Iterator[Row]:
     yield from roi_align_rows(context, budget_s=2 if quick else 10)
     yield from nms_rows(context, quick=quick)
     yield from tiny_rows(context)
+    if context.libraries.ours == OURS:
+        yield from family_rows(context, quick=quick)
 
 
 # --- line 2: RoI Align ---
@@ -161,6 +164,106 @@ def _exact(context: Context) -> Row:
     except Exception as error:
         return Row(3, what, target, None, False, first_line(error), {})
     return Row(3, what, target, 0.0, True, note, {})
+
+
+# --- lines 32 and 34: lines 2 and 4 of the plan of the NMS family ---
+
+
+def family_rows(context: Context, *, quick: bool) -> Iterator[Row]:
+    """Soft-NMS and Matrix NMS against what people run today, the merging variants against ours."""
+    budget = 0.5 if quick else 3.0
+    for n in (1000, 5000):
+        data = workloads.uniform(n)
+        for method in ("linear", "gaussian"):
+            for peer, least in (("numpy", 15.0), ("plain C++", 5.0)):
+                what = f"soft_nms {method} N={n:,}, {peer}"
+                build = partial(soft_nms.trial, context, data, method)
+                yield _against_peer(32, what, build, peer, least, budget)
+    for name, make in (("spread", workloads.uniform), ("crowded", workloads.crowded)):
+        for n in (1000, 10_000):
+            yield _price(context, make(n), f"{name} N={n:,}", budget)
+    for kernel in ("linear", "gaussian"):
+        what = f"matrix_nms {kernel} N=2,000"
+        build = partial(matrix_nms.trial, context, workloads.uniform(2000), kernel)
+        yield _against_peer(32, what, build, "torch matrices", 10.0, budget)
+    if not quick:
+        yield _scaling_of_size(context)
+        yield _memory()
+
+
+def _against_peer(
+    line: int, what: str, build: Callable[[], Trial], peer: str, least: float, budget: float
+) -> Row:
+    candidates, failed, _ = _checked({"ours": build})
+    try:
+        candidates = {"ours": candidates["ours"], peer: Candidate(peer, build().peers[peer])}
+        found = _time(candidates, budget)
+    except Exception as error:
+        found, failed = {}, {"ours": first_line(error), **failed}
+    return _at_least(line, what, found, "ours", peer, least, failed)
+
+
+def _price(context: Context, data: workloads.NmsInput, what: str, budget: float) -> Row:
+    """The dearer of weighted and DIoU NMS as a multiple of hard NMS on the same boxes."""
+    what, target = f"weighted and diou / hard NMS, {what}", "<= 1.50"
+    boxes, scores, threshold = data.boxes, data.scores, data.threshold
+    our = context.libraries.our
+    try:
+        runs = {
+            "hard": partial(our("nms", "nms"), boxes, scores, threshold),
+            "diou": partial(our("nms", "diou_nms"), boxes, scores, threshold),
+            "weighted": partial(our("weighted_nms", "weighted_nms"), boxes, scores, threshold),
+        }
+        found = _time({name: Candidate(name, run) for name, run in runs.items()}, budget)
+    except Exception as error:
+        return Row(32, what, target, None, False, first_line(error), {})
+    times = {name: samples.stats for name, samples in found.items()}
+    ratio = {name: times[name].median / times["hard"].median for name in ("diou", "weighted")}
+    detail = ", ".join(f"{name} {value:.2f}" for name, value in ratio.items())
+    worst = max(ratio.values())
+    return Row(32, what, target, worst, worst <= 1.5, detail, times)
+
+
+def _scaling_of_size(context: Context) -> Row:
+    what, target = "nms time(1,000,000) / time(100,000)", "<= 15"
+    function = context.libraries.our("nms", "nms")
+    candidates = {}
+    for n in (100_000, 1_000_000):
+        data = workloads.constant_density(n)
+        run = partial(function, data.boxes, data.scores, data.threshold)
+        candidates[f"{n:,}"] = Candidate(f"{n:,}", run)
+    times = {name: samples.stats for name, samples in _time(candidates, 8.0).items()}
+    small, large = times["100,000"].median, times["1,000,000"].median
+    detail = f"{seconds(small)}, {seconds(large)}"
+    return Row(34, what, target, large / small, large <= 15 * small, detail, times)
+
+
+_MEMORY_PROBE = """
+import re
+from bench import workloads
+from cvkernels.nms import nms
+data = workloads.constant_density(1_000_000)
+nms(data.boxes[:1000], data.scores[:1000], data.threshold)
+def kibibytes(name):
+    return int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
+open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
+before = kibibytes("VmRSS")
+nms(data.boxes, data.scores, data.threshold)
+print((kibibytes("VmHWM") - before) * 1024)
+"""
+
+
+def _memory() -> Row:
+    """Peak resident memory of a call on 1,000,000 boxes above what was resident before it."""
+    what, target = "nms bytes per box at N=1,000,000", "< 200"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _MEMORY_PROBE], check=True, capture_output=True, text=True
+        )
+        per_box = int(done.stdout) / 1e6
+    except Exception as error:
+        return Row(34, what, target, None, False, first_line(error), {})
+    return Row(34, what, target, per_box, per_box < 200, "peak resident memory, Linux", {})
 
 
 # --- line 4: tiny calls ---
