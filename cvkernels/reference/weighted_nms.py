@@ -49,8 +49,9 @@ def _merged(
     return _moved(boxes[k], boxes[members], scores[k], w[:, None])
 
 
-def _rows(boxes: Tensor, rows: list[Tensor]) -> Tensor:
-    return torch.stack(rows) if rows else boxes[:0]
+def _rows(boxes: Tensor, rows: list[Tensor], other: Tensor) -> Tensor:
+    """[M, 4] of rows that depend on ``boxes`` and ``other``, if there are none too."""
+    return torch.stack(rows) if rows else boxes[:0] + other.reshape(-1)[:0].reshape(0, 1)
 
 
 def _weighted(
@@ -71,7 +72,7 @@ def _weighted(
     for row, k in enumerate(keep):
         members = order[(owner[order] == row) & (order != k)]
         merged.append(_merged(b, s, k, members, criterion, beta))
-    return _rows(b, merged).to(boxes.dtype), scores[keep], keep
+    return _rows(b, merged, s).to(boxes.dtype), scores[keep], keep
 
 
 def weighted_nms(
@@ -310,7 +311,7 @@ def softer_nms(
     for k in keep:
         voters = takes_part if idxs is None else takes_part & (idxs == idxs[k])
         voted.append(_voted(b, v, voters.nonzero().flatten(), k, sigma_t))
-    return _rows(b, voted).to(boxes.dtype), new_scores, keep
+    return _rows(b, voted, v).to(boxes.dtype), new_scores, keep
 
 
 def _fixpoint(
@@ -410,4 +411,4 @@ def cluster_nms(
     for row, k in enumerate(keep):
         members = order[(matrix[row] > iou_threshold) & (place[order] > place[k])]
         merged.append(_merged(b, s, k, members, criterion, beta))
-    return _rows(b, merged).to(boxes.dtype), scores[keep], keep
+    return _rows(b, merged, s).to(boxes.dtype), scores[keep], keep
