@@ -119,5 +119,5 @@ def factor(scores: Tensor, new_scores: Tensor) -> Tensor:
 def best_first(scores: Tensor, min_score: float, max_output: int | None) -> Tensor:
     """Indices of the scores of at least ``min_score``, descending, ties by index."""
     order = torch.sort(scores.detach(), descending=True, stable=True).indices
-    order = order[scores.detach()[order] >= min_score]  # not NaN
+    order = order[scores.detach()[order].double() >= min_score]  # as real numbers; not NaN
     return order if max_output is None else order[:max_output]

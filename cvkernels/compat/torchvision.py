@@ -171,7 +171,9 @@ class Report:
 # TorchScript compiles the first branch of these two and does not look at the second.
 def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
-        keep: Tensor = torch.ops.cvkernels.nms(boxes, scores, idxs, iou_threshold, -1)
+        keep: Tensor = torch.ops.cvkernels.nms(
+            boxes, scores, idxs, iou_threshold, -1, "iou", 1.0, None
+        )
         return keep
     else:  # noqa: RET505
         return _batched_nms_eager(boxes, scores, idxs, iou_threshold)
@@ -181,7 +183,9 @@ def _batched_nms_counted(
     boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float
 ) -> Tensor:
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
-        keep: Tensor = torch.ops.cvkernels.nms(boxes, scores, idxs, iou_threshold, -1)
+        keep: Tensor = torch.ops.cvkernels.nms(
+            boxes, scores, idxs, iou_threshold, -1, "iou", 1.0, None
+        )
         return keep
     else:  # noqa: RET505
         if _state.active and not torch.compiler.is_compiling():
@@ -204,10 +208,10 @@ def _batched_nms_eager(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshol
         idxs = (idxs.double() + 0.0).view(torch.int64)
     nms = torch.ops.cvkernels.nms.default
     if torch.compiler.is_compiling():
-        keep = nms(boxes, scores, idxs, iou_threshold, -1)
+        keep = nms(boxes, scores, idxs, iou_threshold, -1, "iou", 1.0, None)
         return keep
     try:
-        keep = nms(boxes, scores, idxs, iou_threshold, -1)
+        keep = nms(boxes, scores, idxs, iou_threshold, -1, "iou", 1.0, None)
     except ValueError as error:
         raise RuntimeError(str(error)) from error
     return keep
@@ -233,7 +237,7 @@ def _kernels(device_key: str) -> dict[str, Kernel]:
 
     def nms_kernel(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         try:
-            return nms(keyset, dets, scores, None, iou_threshold, -1)
+            return nms(keyset, dets, scores, None, iou_threshold, -1, "iou", 1.0, None)
         except ValueError as error:
             raise RuntimeError(str(error)) from error
 

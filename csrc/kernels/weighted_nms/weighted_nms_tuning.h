@@ -10,8 +10,9 @@ namespace cvk {
 // Boxes of one class from which on the grid pays.
 constexpr int64_t kWeightedNmsGridSegment = 256;
 
-// Kept boxes (vote) or boxes (penalty) that a thread should get at least.
-constexpr int64_t kWeightedNmsGrain = 128;
+// Kept boxes (vote) or boxes (penalty) that a thread should get at least: 200 us and more of work, because every join of the
+// threads can cost milliseconds where other work holds a core.
+constexpr int64_t kWeightedNmsGrain = 512;
 
 // ---- CUDA (chosen from the H200's description, not yet measured)
 
