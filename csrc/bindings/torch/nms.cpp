@@ -58,13 +58,13 @@ std::tuple<Tensor, Tensor> nms_padded(const Tensor& boxes, const Tensor& scores,
 CVK_SCHEMAS(m) {
   m.def(
       "nms(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold, SymInt max_output, "
-      "str criterion=\"iou\", float beta=1.0, Tensor? densities=None) -> Tensor");
+      "str criterion, float beta, Tensor? densities) -> Tensor");
   m.def(
       "nms_clusters(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold, SymInt max_output, "
       "str criterion, float beta) -> (Tensor keep, Tensor owner)");
   m.def(
       "nms_padded(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold, SymInt max_output, "
-      "str criterion=\"iou\", float beta=1.0) -> (Tensor keep, Tensor count)");
+      "str criterion, float beta) -> (Tensor keep, Tensor count)");
 }
 
 CVK_KERNELS(m) {
