@@ -187,7 +187,7 @@ handle = torch.ops.cvkernels.nms.default
 try:
     handle.redispatch(
         torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA), torch.zeros(1, 4), torch.zeros(1),
-        None, 0.5, -1
+        None, 0.5, -1, "iou", 1.0, None
     )
 except RuntimeError as error:
     print(error)
