@@ -95,7 +95,7 @@ def fold_vmap(operator: str, tensors: int, function: Callable[..., tuple[Tensor,
 def kept_values(values: Tensor, keep: Tensor) -> Tensor:
     """``values`` [B, N] at the kept indices [B, M], 0 where keep is -1."""
     if values.shape[-1] == 0:
-        return values.new_zeros(keep.shape)
+        return values.sum(-1, keepdim=True).expand(keep.shape)  # zeros that keep the gradient's way
     return torch.where(keep >= 0, values.gather(-1, keep.clamp(min=0)), 0)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -78,7 +78,7 @@ def matrix_nms(
     try:
         _nms.limit("matrix_nms", max_output)
         new_scores = _op(boxes, scores, idxs, kernel, sigma, criterion, beta)
-        if not 0 <= min_score < math.inf:
+        if not 0 <= min_score <= sys.float_info.max:
             raise ValueError
     except Exception:
         # The dispatcher refuses some arguments before our checks see them; say those in our words.
@@ -142,7 +142,7 @@ def matrix_nms_from_overlaps(
     try:
         _nms.limit(op, max_output)
         new_scores = _op_overlaps(overlaps, scores, idxs, kernel, sigma)
-        if not 0 <= min_score < math.inf:
+        if not 0 <= min_score <= sys.float_info.max:
             raise ValueError
     except Exception:
         _checks.matrix_nms_from_overlaps(

@@ -618,7 +618,8 @@ def _voted(
         # Its own vote does not pull, and its weight is that of IoU 1.
         other = torch.arange(len(b), device=b.device) != k[:, None]
         iou = _weight(here, b, meet & other, "iou", 1.0)
-        vote = torch.where(iou > 0, (-(1 - iou).square() / parameter).exp(), 0)[..., None]
+        sigma = max(parameter, torch.finfo(iou.dtype).tiny)
+        vote = torch.where(iou > 0, (-(1 - iou).square() / sigma).exp(), 0)[..., None]
         valid = (variances.detach() > 0) & variances.detach().isfinite()
         confidence = torch.where(valid, 1 / torch.where(valid, variances, 1), 0)
         weight, own = vote * confidence, confidence[k]
