@@ -78,8 +78,12 @@ def _number(op: str, name: str, value: object) -> None:
 
 
 def _finite(value: float) -> bool:
-    # Comparisons, unlike math.isfinite, also take the compiler's symbolic numbers; an integer
-    # beyond any float is not finite, and NaN fails both.
+    if not isinstance(value, (torch.SymFloat, torch.SymInt)):
+        try:
+            value = float(value)
+        except OverflowError:  # an integer beyond any float
+            return False
+    # Comparisons, unlike math.isfinite, take the compiler's numbers; NaN fails both.
     return bool(-_FLOAT_MAX <= value <= _FLOAT_MAX)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 
 import torch
@@ -435,10 +436,10 @@ def nms_match(
         [tensor([1, 0]), tensor([2])]
     """
     try:
-        # overlap >= t, where both are compared as real numbers, is overlap > the double below t.
-        below = math.nextafter(iou_threshold, -math.inf) if math.isfinite(iou_threshold) else 0.0
         if not math.isfinite(iou_threshold):
             raise ValueError
+        # overlap >= t, where both are compared as real numbers, is overlap > the double below t.
+        below = max(math.nextafter(iou_threshold, -math.inf), -sys.float_info.max)
         keep, owner = _op_clusters(boxes, scores, idxs, below, -1, criterion, beta)
     except Exception:
         _checks.nms_match(boxes, scores, idxs, iou_threshold, criterion, beta)
