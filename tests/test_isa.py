@@ -12,8 +12,8 @@ import pytest
 import cvkernels
 
 HERE = Path(__file__).parent
-# Hand-worked numbers, RoI Align in two layouts and every dtype (its kernels convert), NMS in the type it computes in, and
-# enough boxes to reach the index of nms.
+# Hand-worked numbers, RoI Align in two layouts and every dtype (its kernels convert), NMS in the
+# type it computes in, and enough boxes to reach the index of nms.
 TESTS = (
     "hand or every_block or layouts_agree or (many_boxes and 257) or non_finite"
     " or ((test_forward or test_gradient) and float32 and contiguous)"
