@@ -140,10 +140,19 @@ def parametrize(metafunc: Any, spec: OpSpec) -> None:
         # Strides end before the kernel, boxes have no memory format, and another order of threads
         # does not touch them.
         layouts = ["contiguous", "sliced"] if FIRST_SEED else ["contiguous"]
-    use("case", cases, by_name)
+    if spec.selects and not spec.exact and {"case", "layout"} <= set(metafunc.fixturenames):
+        # Slow references: small cases in every layout, the others in one after another.
+        pairs = [
+            (case, layout)
+            for i, case in enumerate(cases)
+            for layout in (layouts if case.small else [layouts[i % len(layouts)]])
+        ]
+        metafunc.parametrize(("case", "layout"), pairs, ids=[f"{c.name}-{at}" for c, at in pairs])
+    else:
+        use("case", cases, by_name)
+        use("layout", layouts, str)
     use("small_case", small, by_name)
     use("dtype", dtypes, lambda d: str(d).removeprefix("torch."))
-    use("layout", layouts, str)
     use("error", spec.errors, by_name)
     use("sample", spec.samples, lambda s: f"{s.operator}-{s.name}")
     use("vmap_case", spec.vmaps, by_name)

@@ -163,3 +163,71 @@ def test_layouts_hold_the_same_values() -> None:
     assert not lay_out(x, "sliced").is_contiguous()
     assert lay_out(x, "unaligned").data_ptr() % 16 != 0
     assert importlib.import_module("harness").TOLERANCES.keys() == set(DTYPES)
+
+
+# --------------------------------------------------------------------------------------------------
+# Operators that select
+
+
+def selecting(op: Callable[..., Any], **options: Any) -> DifferentiableOpTests:
+    def make() -> dict[str, Any]:
+        boxes = torch.tensor([[0.0, 0, 10, 10], [5, 0, 15, 10], [8, 0, 18, 10]]).double()
+        return {"boxes": boxes, "scores": torch.tensor([0.9, 0.8, 0.7]).double()}
+
+    tests = DifferentiableOpTests()
+    case = Case("plain", make, small=True)
+    tests.spec = OpSpec(
+        "soft_nms",
+        op,
+        reference.soft_nms,
+        [case],
+        selects=True,
+        differentiable=("scores",),
+        **options,
+    )
+    return tests
+
+
+def test_a_right_selection_passes() -> None:
+    tests = selecting(lambda **kwargs: reference.soft_nms(**kwargs))
+    for dtype in DTYPES:
+        tests.test_forward(tests.spec.cases[0], dtype, "contiguous", "cpu")
+        tests.test_gradient(tests.spec.cases[0], dtype, "contiguous", "cpu")
+    tests.test_gradcheck(tests.spec.cases[0], "cpu")
+
+
+def test_a_wrong_index_score_or_dtype_is_caught() -> None:
+    def another_index(**kwargs: Any) -> Any:
+        keep, new_scores = reference.soft_nms(**kwargs)
+        return keep + 1, new_scores
+
+    def another_score(**kwargs: Any) -> Any:
+        keep, new_scores = reference.soft_nms(**kwargs)
+        return keep, new_scores * 1.0001
+
+    def another_dtype(**kwargs: Any) -> Any:
+        keep, new_scores = reference.soft_nms(**kwargs)
+        return keep, new_scores.double()
+
+    def one_more(**kwargs: Any) -> Any:
+        return (*reference.soft_nms(**kwargs), torch.zeros(1))
+
+    for wrong in (another_index, another_score, another_dtype, one_more):
+        tests = selecting(wrong)
+        with pytest.raises((AssertionError, ValueError)):
+            tests.test_forward(tests.spec.cases[0], torch.float32, "contiguous", "cpu")
+
+
+def test_a_detached_score_is_caught() -> None:
+    tests = selecting(lambda **kwargs: tuple(r.detach() for r in reference.soft_nms(**kwargs)))
+    with pytest.raises((AssertionError, RuntimeError)):
+        tests.test_gradient(tests.spec.cases[0], torch.float32, "contiguous", "cpu")
+
+
+def test_infinities_are_compared() -> None:
+    inf = float("inf")
+    values = torch.tensor([1.0, inf, -inf, float("nan")])
+    assert_close(values, values.clone(), torch.float32)
+    for wrong in ([1.0, -inf, -inf], [1.0, 3e38, -inf], [inf, inf, -inf], [1.0, inf, float("nan")]):
+        with pytest.raises(AssertionError):
+            assert_close(torch.tensor(wrong), values[:3], torch.float32)
