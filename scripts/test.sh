@@ -56,7 +56,7 @@ cpp() {
 step invariants invariants
 step lint lint
 step ptxas ptxas
-step cpu "$python" -m pytest -q
+step cpu "$python" -m pytest -q -n "$jobs"
 for seed in $seeds; do
   # The emulation runs on one thread; so does everything around it here, one process per core.
   step "emulated seed $seed" env CVKERNELS_BACKEND=emulated CVKERNELS_EMULATION_SEED="$seed" OMP_NUM_THREADS=1 \

@@ -39,10 +39,11 @@ class Neighbours {
     const bool shortcut = has_shortcut(threshold_);
     for_each_run(box, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; i += S::kLanes) {
+        typename S::IntVec lanes = wanted(i) & S::first_lanes(end - i);
+        if (!S::any(lanes)) continue;
         const Box<Vec> there = boxes_.template load<isa>(i);
         const Vec intersection = box_intersection(here, there);
         const Vec united = box_union(area, S::load(boxes_.column(4) + i), intersection);
-        typename S::IntVec lanes = wanted(i) & S::first_lanes(end - i);
         if (shortcut) lanes &= (intersection > loose * united) | (united < small);
         if (S::any(lanes)) visit(i, lanes, box_overlap(here, there, intersection, united, rule));
       }

@@ -236,6 +236,7 @@ struct Simd {
     memcpy(&v, p, sizeof(v));
     return v;
   }
+  static CVK_HD void store_int(IntElement* p, IntVec v) { memcpy(p, &v, sizeof(v)); }
 
   // ---- transposition of kLanes rows of kLanes elements, in log2(kLanes) rounds of interleaving
   template <int... I>

@@ -396,6 +396,35 @@ TEST(Nms, ChunksOfTheCudaKernels) {
   expect_all_backends<float, float>(p, "crowd, full within the first chunk");
 }
 
+TEST(Nms, ManyBlocks) {  // enough for the blocks of the CPU kernel: places apart from each other, three boxes in each
+  const int64_t places = kNmsBlock, count = 3 * places;
+  Problem p;
+  Random random(5);
+  Answer expected;
+  for (int64_t i = 0; i < count; ++i) {
+    const double x = 16.0 * static_cast<double>(i % places % 512), y = 16.0 * static_cast<double>(i % places / 512);
+    p.boxes.insert(p.boxes.end(), {x, y, x + 9, y + 8});
+    p.scores.push_back(random.whole(0, 1 << 20));
+  }
+  std::vector<int64_t> row_of(places, -1);
+  for (int64_t i : visits(converted<float>(p.scores))) {
+    int64_t& row = row_of[i % places];
+    if (row >= 0) continue;
+    row = static_cast<int64_t>(expected.keep.size());
+    expected.keep.push_back(i);
+  }
+  for (int64_t i = 0; i < count; ++i) expected.owner.push_back(row_of[i % places]);
+  for (const Parallel& parallel : {Parallel{}, backwards()}) {
+    EXPECT_TRUE((on_cpu<Isa::kBaseline, float, float>(p, parallel, true)) == expected);
+    EXPECT_TRUE((on_cpu<Isa::kBaseline, float, float>(p, parallel, false)).keep == expected.keep);
+  }
+  p.max_output = places / 2;  // reached in the second block or later
+  const Answer cut = on_cpu<Isa::kBaseline, float, float>(p, backwards(), true);
+  expected.keep.resize(p.max_output);
+  for (int64_t& row : expected.owner) row = row < p.max_output ? row : -1;
+  EXPECT_TRUE(cut == expected);
+}
+
 TEST(Nms, ManyBoxes) {  // enough for the grid of the CPU kernel
   for (const char* kind : kKinds) {
     for (double threshold : {0.0, 0.2, 0.5, 0.9}) {

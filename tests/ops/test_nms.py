@@ -810,6 +810,47 @@ def test_twenty_thousand_boxes(kind: str, dtype: torch.dtype, device: str) -> No
     assert_same(batched_nms(boxes, scores, idxs, 0.0, max_output=5000), expected)
 
 
+@pytest.mark.native
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_segment_of_many_blocks(dtype: torch.dtype) -> None:
+    """Islands far apart do not interact: each is decided as if it were alone."""
+    islands, each = 160, 2000
+    offset = 20_000.0 * torch.arange(islands)
+    boxes = torch.stack([with_strays(each, seed) for seed in range(islands)])
+    boxes[~(boxes.abs() < 1e4)] = NAN  # a stray must not reach another island
+    boxes = (boxes + offset[:, None, None]).to(dtype)
+    flat = boxes.flatten(0, 1)
+    scores = random_scores(len(flat), 3).to(dtype)
+    densities = random_scores(len(flat), 4).to(dtype)
+
+    def islands_alone(decide: Callable[[Tensor, Tensor, Tensor], Any]) -> list[Any]:
+        rows = torch.arange(len(flat)).view(islands, each)
+        return [(r, decide(flat[r], scores[r], densities[r])) for r in rows]
+
+    def in_order(rows: Tensor) -> Tensor:
+        return rows[scores[rows].argsort(descending=True, stable=True)]
+
+    alone = islands_alone(lambda b, s, d: nms(b, s, 0.4))
+    expected = in_order(torch.cat([rows[kept] for rows, kept in alone]).sort().values)
+    adaptive = islands_alone(lambda b, s, d: adaptive_nms(b, s, d, 0.4))
+    by_density = in_order(torch.cat([rows[kept] for rows, kept in adaptive]).sort().values)
+    groups = {
+        int(rows[group[0]]): rows[group].tolist()
+        for rows, found in islands_alone(lambda b, s, d: nms_match(b, s, 0.4))
+        for group in found
+    }
+    for workers in (1, 2):
+        with harness.threads(workers):
+            assert_same(nms(flat, scores, 0.4), expected)
+            for most in (10_000, len(expected) - 5):
+                assert_same(nms(flat, scores, 0.4, max_output=most), expected[:most])
+            assert_same(adaptive_nms(flat, scores, densities, 0.4), by_density)
+            together = nms_match(flat, scores, 0.4)
+        assert len(together) == len(groups)
+        assert all(group.tolist() == groups[int(group[0])] for group in together)
+
+
 @pytest.mark.parametrize(
     "count", [1, 7, 8, 9, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257]
 )

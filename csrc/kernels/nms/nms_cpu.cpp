@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "common/box_segments.h"
+#include "common/neighbours.h"
 #include "common/scratch.h"
 #include "common/simd.h"
 #include "kernels/nms/nms_grid.h"
@@ -35,7 +36,7 @@ CVK_HD void decide_by_scan(const Engine<A>& engine, int64_t first, int64_t last,
     const BoxWithArea<A> box = engine.candidates.get(i);
     const bool inert = !negative && box_is_inert(box.box, box.area);
     if (!inert) {
-      const int64_t suppressor = suppressor_of<isa, owners>(list, 0, listed, box, engine.rule);
+      const int64_t suppressor = suppressor_of<isa, owners>(list, listed, box, engine.rule);
       if (suppressor != kNmsNobody) {
         if (owners) engine.claims[i] = static_cast<uint32_t>(suppressor);
         continue;
@@ -48,38 +49,79 @@ CVK_HD void decide_by_scan(const Engine<A>& engine, int64_t first, int64_t last,
   }
 }
 
-// Positions [first, last) against a grid of the kept boxes.
-template <Isa isa, bool owners, class A>
-CVK_HD void decide_by_grid(const Engine<A>& engine, int64_t first, int64_t last, Grid<A>& grid,
-                           const Parallel& parallel) {
-  const NmsRule<A>& rule = engine.rule;
+// Decides boxes [first, last) of `boxes` in order, each kept box claiming what it suppresses of the boxes around it.
+// verdict[i] of box first + i: i itself where it is kept, else the one that claimed it, counted from `first`, or kUndecided
+// where `most` were kept before.
+template <Isa isa, class A, class ThresholdOf>
+CVK_HD void decide_by_claims(const BoxArrays<A>& boxes, int64_t first, int64_t last, const NmsRule<A>& rule,
+                             int64_t most, uint32_t* verdict, ThresholdOf&& threshold_of) {
+  using S = Simd<isa, A>;
+  using Vec = typename S::Vec;
+  using IntVec = typename S::IntVec;
+  using IntElement = typename S::IntElement;
+  const int64_t size = last - first;
+  Neighbours<A> neighbours;
+  neighbours.template build<isa>(boxes, first, last, rule.threshold, kNmsGridSegment);
+  const auto index_of = [&](int64_t slot) { return neighbours.position(slot) - first; };
+
+  const Scratch claim_memory((size + S::kLanes) * static_cast<int64_t>(sizeof(IntElement)));
+  const Scratch slot_memory(size * static_cast<int64_t>(sizeof(uint32_t)));
+  IntElement* const claims = claim_memory.as<IntElement>();  // the verdicts by slot, -1 for none yet
+  uint32_t* const slots = slot_memory.as<uint32_t>();        // by index
+  memset(claims, 0xff, static_cast<size_t>(size) * sizeof(IntElement));
+  for (int64_t slot = 0; slot < size; ++slot) slots[index_of(slot)] = static_cast<uint32_t>(slot);
+
   int64_t kept = 0;
-  if (last - first < kNmsBlockedSegment) {
-    for (int64_t i = first; i < last; ++i) {
-      if (kept == engine.max_output && !owners) return;
-      if (!grid.is_inert(i)) {
-        const BoxWithArea<A> box = engine.candidates.get(i);
-        const int64_t suppressor = grid.template suppressor<isa, owners, false>(box, rule);
-        if (suppressor != kNmsNobody) {
-          if (owners) engine.claims[i] = static_cast<uint32_t>(suppressor);
-          continue;
-        }
-        if (kept < engine.max_output) grid.insert(i, box, rule);
-      }
-      if (kept == engine.max_output) continue;
-      engine.keep(i);
-      ++kept;
-    }
-    return;
+  for (int64_t i = 0; i < size && kept < most; ++i) {
+    if (claims[slots[i]] >= 0) continue;
+    claims[slots[i]] = static_cast<IntElement>(i);
+    ++kept;
+    const IntVec mine = IntVec{} + static_cast<IntElement>(i);
+    const Vec limit = S::broadcast(threshold_of(i));
+    neighbours.template for_each_overlap<isa>(
+        boxes.get(first + i), rule.overlap, [&](int64_t slot) { return S::load_int(claims + slot) < 0; },
+        [&](int64_t slot, IntVec lanes, Vec overlap) {
+          S::store_int(claims + slot, (lanes & (overlap > limit)) ? mine : S::load_int(claims + slot));
+        });
   }
-  const Scratch places(2 * kNmsMostBlock * static_cast<int64_t>(sizeof(Keyed<uint32_t>)));
-  const Scratch verdicts(kNmsMostBlock * static_cast<int64_t>(sizeof(uint32_t)));
-  uint32_t* verdict = verdicts.as<uint32_t>();  // the position that suppresses, kNmsNobody for none
-  int64_t size = 0;
-  for (int64_t block = first; block < last; block += size) {
-    if (kept == engine.max_output && !owners) return;
-    size = min_of(max_of(kNmsLeastBlock, min_of(block - first, kNmsMostBlock)), last - block);
-    // Filter: the grid is only read, so any order will do. Perf: neighbours after one another find their cells in cache.
+  for (int64_t slot = 0; slot < size; ++slot) {
+    verdict[index_of(slot)] = claims[slot] < 0 ? kUndecided : static_cast<uint32_t>(claims[slot]);
+  }
+}
+
+// All of a segment at once.
+template <Isa isa, class A>
+CVK_HD void decide_whole(const Engine<A>& engine, int64_t first, int64_t last) {
+  const Scratch memory((last - first) * static_cast<int64_t>(sizeof(uint32_t)));
+  uint32_t* const verdict = memory.as<uint32_t>();
+  decide_by_claims<isa>(engine.candidates, first, last, engine.rule, engine.max_output, verdict,
+                        [&](int64_t i) { return engine.rule.threshold_of(first + i); });
+  for (int64_t i = 0; i < last - first; ++i) {
+    if (verdict[i] == i)
+      engine.keep(first + i);
+    else if (engine.claims != nullptr && verdict[i] != kUndecided)
+      engine.claims[first + i] = static_cast<uint32_t>(first + verdict[i]);
+  }
+}
+
+// In blocks: those that no kept box of an earlier block suppresses, found in parallel, claim each other. False where the
+// boxes do not suit the grid.
+template <Isa isa, bool owners, class A>
+CVK_HD bool decide_in_blocks(const Engine<A>& engine, int64_t first, int64_t last, const Parallel& parallel) {
+  const NmsRule<A>& rule = engine.rule;
+  Grid<A> grid;
+  if (!grid.template build<isa>(engine.candidates, first, last, rule)) return false;
+  const Scratch places(2 * kNmsBlock * static_cast<int64_t>(sizeof(Keyed<uint32_t>)));
+  const Scratch words(3 * kNmsBlock * static_cast<int64_t>(sizeof(uint32_t)));
+  const Scratch open_boxes(BoxArrays<A>::bytes(kNmsBlock) + kSimdBytes<isa>);
+  uint32_t* const suppressor = words.as<uint32_t>();  // of an earlier block, a position; kNmsNobody for none
+  uint32_t* const open = suppressor + kNmsBlock;      // positions without one, in order
+  uint32_t* const verdict = open + kNmsBlock;         // among those
+  const BoxArrays<A> candidates{open_boxes.as<A>(), kNmsBlock};
+  int64_t kept = 0, size = 0;
+  for (int64_t block = first; block < last && (owners || kept < engine.max_output); block += size) {
+    size = min_of(kNmsBlock, last - block);
+    // The grid is only read, so any order will do. Perf: neighbours after one another find their cells in cache.
     Keyed<uint32_t>* entries = places.as<Keyed<uint32_t>>();
     for (int64_t i = 0; i < size; ++i) {
       entries[i] = {static_cast<uint32_t>(grid.cell_of(block + i) + 1), static_cast<uint32_t>(i)};
@@ -88,28 +130,40 @@ CVK_HD void decide_by_grid(const Engine<A>& engine, int64_t first, int64_t last,
     parallel(size, kNmsGrain, [&](int64_t begin, int64_t end) {
       for (int64_t j = begin; j < end; ++j) {
         const int64_t i = by_place[j].value;
-        verdict[i] = static_cast<uint32_t>(grid.is_inert(block + i) ? kNmsNobody
-                                                                    : grid.template suppressor<isa, owners, false>(
-                                                                          engine.candidates.get(block + i), rule));
+        int64_t found = kNmsNobody;
+        if (!grid.is_inert(block + i)) {
+          found = grid.template suppressor<isa, owners>(engine.candidates.get(block + i), rule);
+        }
+        suppressor[i] = static_cast<uint32_t>(found);
       }
     });
-    for (int64_t i = 0; i < size; ++i) {  // commit: in order, against what this block has added
-      if (verdict[i] == kNmsNobody && !grid.is_inert(block + i)) {
-        const BoxWithArea<A> box = engine.candidates.get(block + i);
-        verdict[i] = static_cast<uint32_t>(grid.template suppressor<isa, owners, true>(box, rule));
-        if (verdict[i] == kNmsNobody && kept < engine.max_output) grid.insert(block + i, box, rule);
-      }
-      if (verdict[i] != kNmsNobody) {
-        if (owners) engine.claims[block + i] = verdict[i];
-      } else if (kept < engine.max_output) {
-        engine.keep(block + i);
-        ++kept;
+    int64_t left = 0;
+    for (int64_t i = 0; i < size; ++i) {
+      if (suppressor[i] == kNmsNobody) {
+        candidates.set(left, engine.candidates.get(block + i));
+        open[left++] = static_cast<uint32_t>(block + i);
+      } else if (owners) {
+        engine.claims[block + i] = suppressor[i];
       }
     }
-    for (int64_t i = 0; i < size; ++i) {
-      if (engine.kept[block + i] != 0 && !grid.is_inert(block + i)) grid.settle(block + i);
+    decide_by_claims<isa>(candidates, 0, left, rule, engine.max_output - kept, verdict,
+                          [&](int64_t i) { return rule.threshold_of(open[i]); });
+    for (int64_t i = 0; i < left; ++i) {
+      if (verdict[i] == i) {
+        engine.keep(open[i]);
+        ++kept;
+      } else if (owners && verdict[i] != kUndecided) {
+        engine.claims[open[i]] = open[verdict[i]];
+      }
+    }
+    for (int64_t j = 0; j < size; ++j) {
+      const int64_t position = block + by_place[j].value;
+      if (engine.kept[position] != 0 && !grid.is_inert(position)) {
+        grid.insert(position, engine.candidates.get(position), rule);
+      }
     }
   }
+  return true;
 }
 
 template <Isa isa, bool owners, class A>
@@ -121,15 +175,8 @@ CVK_HD void decide_segment(const Engine<A>& engine, int64_t first, int64_t last,
     decide_by_scan<isa, owners>(engine, first, last, BoxArrays<A>{list, kNmsSmallSegment});
     return;
   }
-  if (size >= kNmsGridSegment) {
-    Grid<A> grid;
-    if (grid.template build<isa>(engine.candidates, first, last, engine.rule)) {
-      decide_by_grid<isa, owners>(engine, first, last, grid, parallel);
-      return;
-    }
-  }
-  const Scratch list(BoxArrays<A>::bytes(size, engine.rule.columns) + kSimdBytes<isa>);
-  decide_by_scan<isa, owners>(engine, first, last, BoxArrays<A>{list.as<A>(), size});
+  if (size >= kNmsBlockedSegment && decide_in_blocks<isa, owners>(engine, first, last, parallel)) return;
+  decide_whole<isa>(engine, first, last);
 }
 
 template <Isa isa, bool owners, class A>

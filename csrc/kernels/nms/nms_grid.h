@@ -36,11 +36,11 @@ struct NmsRule {
   }
 };
 
-// The position of the first of the kept boxes [first, last) of `list`, in the order in which they were kept, that suppresses `box`; kNmsNobody where none does. With
-// first_of_all false any of them, or just something other than kNmsNobody. Loads whole vectors, so one vector behind the end
-// of the arrays must be readable.
+// The position of the first of the `count` kept boxes of `list`, in the order in which they were kept, that suppresses `box`;
+// kNmsNobody where none does. With first_of_all false any of them, or just something other than kNmsNobody. Loads whole
+// vectors, so one vector behind the end of the arrays must be readable.
 template <Isa isa, bool first_of_all, class A>
-CVK_HD int64_t suppressor_of(const BoxArrays<A>& list, int64_t first, int64_t last, const BoxWithArea<A>& box,
+CVK_HD int64_t suppressor_of(const BoxArrays<A>& list, int64_t count, const BoxWithArea<A>& box,
                              const NmsRule<A>& rule) {
   using S = Simd<isa, A>;
   using Vec = typename S::Vec;
@@ -49,11 +49,11 @@ CVK_HD int64_t suppressor_of(const BoxArrays<A>& list, int64_t first, int64_t la
   const Vec area = S::broadcast(box.area), exact = S::broadcast(rule.threshold);
   const Vec loose = S::broadcast(loose_threshold(rule.threshold)), small = S::broadcast(small_union<A>());
   const bool shortcut = has_shortcut(rule.threshold);
-  for (int64_t i = first; i < last; i += S::kLanes) {
+  for (int64_t i = 0; i < count; i += S::kLanes) {
     const Box<Vec> there = list.template load<isa>(i);
     const Vec intersection = box_intersection(here, there);
     const Vec united = box_union(area, S::load(list.column(4) + i), intersection);
-    const IntVec present = S::first_lanes(last - i);
+    const IntVec present = S::first_lanes(count - i);
     if (shortcut && !S::any(((intersection > loose * united) | (united < small)) & present)) continue;
     const Vec overlap = box_overlap(here, there, intersection, united, rule.overlap);
     const Vec limit = rule.columns > kNmsThresholdColumn ? S::load(list.column(kNmsThresholdColumn) + i) : exact;
@@ -80,16 +80,15 @@ class Grid {
   CVK_HD int32_t cell_of(int64_t position) const { return cell_of_[position - first_]; }
   CVK_HD bool is_inert(int64_t position) const { return cell_of(position) < 0; }
 
-  // suppressor_of over the kept boxes in reach; with `recent`, over those that are not settled.
-  template <Isa isa, bool first_of_all, bool recent>
+  // suppressor_of over the kept boxes in reach.
+  template <Isa isa, bool first_of_all>
   CVK_HD int64_t suppressor(const BoxWithArea<A>& box, const NmsRule<A>& rule) const {
     int64_t found = kNmsNobody;
     levels_.for_each_row(box, rule.threshold, [&](int64_t from, int64_t to) {
       for (const Cell* cell = cells_ + from; cell < cells_ + to; ++cell) {
-        const uint32_t begin = recent ? cell->settled : 0;
-        if (cell->kept == begin) continue;
+        if (cell->kept == 0) continue;
         if (first_of_all && cell->first > found) continue;  // and so are the others in it
-        const int64_t position = suppressor_of<isa, first_of_all>(boxes_of(*cell), begin, cell->kept, box, rule);
+        const int64_t position = suppressor_of<isa, first_of_all>(boxes_of(*cell), cell->kept, box, rule);
         found = min_of(found, position);
         if (!first_of_all && found != kNmsNobody) return true;
       }
@@ -98,23 +97,17 @@ class Grid {
     return found;
   }
 
-  // Adds a kept box.
+  // Adds a kept box. Those of one cell must come in the order in which they were kept.
   CVK_HD void insert(int64_t position, const BoxWithArea<A>& box, const NmsRule<A>& rule) {
     Cell& cell = cells_[cell_of(position)];
     if (cell.kept == 0) cell.first = static_cast<int32_t>(position);
     rule.list(boxes_of(cell), cell.kept++, position, box);
   }
 
-  // Counts the kept boxes in the cell of `position` as settled.
-  CVK_HD void settle(int64_t position) {
-    Cell& cell = cells_[cell_of(position)];
-    cell.settled = cell.kept;
-  }
-
  private:
   struct Cell {
-    uint32_t begin, kept, settled;  // the next cell's begin ends this one's slots
-    int32_t first;                  // position of its first kept box
+    uint32_t begin, kept;  // the next cell's begin ends this one's slots
+    int32_t first;         // position of its first kept box
   };
 
   // A cell's slots are one block of memory, coordinate after coordinate: a look at a cell costs a cache line or two.
