@@ -18,7 +18,7 @@ from torch import Tensor
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGER_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-# Most samples per bin and axis; kRoiAlignMaxGrid in csrc/kernels/roi_align/roi_align_math.h.
+# Most samples per bin and axis; kRoiMaxGrid in csrc/common/roi_geometry.h.
 ROI_ALIGN_MAX_GRID = 2**15
 _FLOATS = "float16, bfloat16, float32 or float64"
 _INTEGERS = "uint8, int8, int16, int32 or int64"

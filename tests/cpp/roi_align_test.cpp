@@ -35,7 +35,7 @@ class Random {
 };
 
 struct Problem {
-  RoiAlignShape shape{};
+  RoiShape shape{};
   bool maximum = false;
   std::vector<double> input;        // [N, C, H, W]
   std::vector<double> boxes;        // [K, 5]
@@ -68,7 +68,7 @@ std::vector<Tap> taps_of(double y, double x, int height, int width) {
 }
 
 Result by_definition(const Problem& p) {
-  const RoiAlignShape& s = p.shape;
+  const RoiShape& s = p.shape;
   Result result{std::vector<double>(p.outputs()), std::vector<double>(p.inputs())};
   for (int64_t k = 0; k < s.boxes; ++k) {
     const double* box = &p.boxes[k * 5];
@@ -180,7 +180,7 @@ struct Buffers {
     return values;
   }
 
-  RoiAlignShape shape;
+  RoiShape shape;
   std::vector<int64_t> input_at, output_at;
   std::vector<T> input, output, grad_output, grad_input;
   std::vector<int32_t> argmax;

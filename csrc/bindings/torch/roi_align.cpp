@@ -23,9 +23,9 @@ void check_boxes(const Tensor& boxes, const char* with, const Tensor& other) {
   check_same_device(kOp, "boxes", boxes, with, other);
 }
 
-RoiAlignShape check_shape(int64_t batch, int64_t channels, int64_t height, int64_t width, int64_t boxes,
-                          double spatial_scale, int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio,
-                          bool aligned, bool channels_last) {
+RoiShape check_shape(int64_t batch, int64_t channels, int64_t height, int64_t width, int64_t boxes,
+                     double spatial_scale, int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio,
+                     bool aligned, bool channels_last) {
   constexpr int64_t kIntMax = std::numeric_limits<int>::max();
   if (!is_finite(spatial_scale) || spatial_scale <= 0) {
     reject(kOp, "spatial_scale to be finite and positive, got ", number_text(spatial_scale));
@@ -33,13 +33,13 @@ RoiAlignShape check_shape(int64_t batch, int64_t channels, int64_t height, int64
   if (pooled_height < 1 || pooled_width < 1 || pooled_height > kIntMax || pooled_width > kIntMax) {
     reject(kOp, "output_size of positive 32-bit values, got (", pooled_height, ", ", pooled_width, ")");
   }
-  if (sampling_ratio > kRoiAlignMaxGrid) {
-    reject(kOp, "sampling_ratio of at most ", kRoiAlignMaxGrid, ", got ", sampling_ratio);
+  if (sampling_ratio > kRoiMaxGrid) {
+    reject(kOp, "sampling_ratio of at most ", kRoiMaxGrid, ", got ", sampling_ratio);
   }
   if (channels > kIntMax || height > kIntMax || width > kIntMax) {
     reject(kOp, "input of channels, height and width below 2^31, got ", channels, ", ", height, ", ", width);
   }
-  RoiAlignShape shape;
+  RoiShape shape;
   shape.batch = batch;
   shape.channels = channels;
   shape.height = static_cast<int>(height);
@@ -60,7 +60,7 @@ class PlanMemory {
  public:
   explicit PlanMemory(RoiAlignParams<T>& params, const Tensor& on)
       : indices_(3 * params.shape.boxes + params.shape.batch + 2) {
-    const RoiAlignShape& shape = params.shape;
+    const RoiShape& shape = params.shape;
     RoiAlignPlan& plan = params.plan;
     plan.order = indices_.get();
     plan.image_of = plan.order + shape.boxes;
@@ -112,7 +112,7 @@ void backward(RoiAlignParams<T>& params, const Tensor& on) {
   if constexpr (kOnCpu) {
     const PlanMemory<T> memory(params, on);
     const int64_t items = once([&](auto isa) { return roi_align_backward_items_cpu<isa.value>(params); });
-    const RoiAlignShape& shape = params.shape;
+    const RoiShape& shape = params.shape;
     run(
         kOp, on,
         work_of(items, shape.channels * (kOperations * shape.boxes * shape.bins() + shape.batch * shape.pixels())),
@@ -135,7 +135,7 @@ Forward forward_checked(const Tensor& input, const Tensor& boxes, double spatial
   check_float(kOp, "input", input);
   check_boxes(boxes, "input", input);
   const bool channels_last = is_channels_last(input);
-  const RoiAlignShape shape =
+  const RoiShape shape =
       check_shape(input.size(0), input.size(1), input.size(2), input.size(3), boxes.size(0), spatial_scale,
                   pooled_height, pooled_width, sampling_ratio, aligned, channels_last);
   const Tensor dense = channels_last || input.is_contiguous() ? input : torch::stable::contiguous(input);
@@ -193,8 +193,8 @@ Tensor backward_checked(const Tensor& grad, const Tensor* argmax, const Tensor& 
                                                                 : torch::headeronly::MemoryFormat::Contiguous);
     }
   }
-  const RoiAlignShape shape = check_shape(batch, channels, height, width, boxes.size(0), spatial_scale, pooled_height,
-                                          pooled_width, sampling_ratio, aligned, channels_last);
+  const RoiShape shape = check_shape(batch, channels, height, width, boxes.size(0), spatial_scale, pooled_height,
+                                     pooled_width, sampling_ratio, aligned, channels_last);
   const Tensor grad_input = allocate({batch, channels, height, width}, grad.scalar_type(), grad, channels_last);
   with_float(kOp, "grad", grad, [&](auto type) {
     using T = typename decltype(type)::T;

@@ -4,7 +4,7 @@
 //            Box row k is [batch index, x1, y1, x2, y2]. The mean's weights are separable, so bin (i, j) is
 //            sum_y sum_x wy[i, y] * wx[j, x] * input[b_k, c, y, x].
 // Edges      aligned = false: a box is at least 1 pixel wide and high, and coordinates are not shifted by half a pixel.
-//            sampling_ratio <= 0: ceil(box / bins) samples per bin and axis, at most kRoiAlignMaxGrid.
+//            sampling_ratio <= 0: ceil(box / bins) samples per bin and axis, at most kRoiMaxGrid.
 //            A sample outside [-1, H] x [-1, W] reads 0 (and takes part in a maximum as 0); NaN coordinates are outside.
 //            A bin without samples is 0. Maximum: the first of equal samples wins, NaN wins over numbers (as in torch).
 //            A batch index outside [0, N): CPU, layout reports the row and the binding raises; CUDA, zeros.
@@ -26,23 +26,10 @@
 #include "common/dtype.h"
 #include "common/isa.h"
 #include "common/numeric.h"
+#include "common/roi_geometry.h"
 #include "kernels/roi_align/roi_align_tuning.h"
 
 namespace cvk {
-
-struct RoiAlignShape {
-  int64_t batch, channels;
-  int height, width;
-  int64_t boxes;
-  int pooled_height, pooled_width;
-  double spatial_scale;
-  int sampling_ratio;
-  bool aligned;
-  bool channels_last;  // memory format of input, output and their gradients
-
-  CVK_HD int64_t bins() const { return static_cast<int64_t>(pooled_height) * pooled_width; }
-  CVK_HD int64_t pixels() const { return static_cast<int64_t>(height) * width; }
-};
 
 // CPU only: the boxes digested. `layout` fills the first four, `plan` the arena, `forward_items` the last.
 struct RoiAlignPlan {
@@ -56,7 +43,7 @@ struct RoiAlignPlan {
 
 template <class T>
 struct RoiAlignParams {
-  RoiAlignShape shape;
+  RoiShape shape;
   const T* input;               // [N, C, H, W]           forward
   const Acc<T>* boxes;          // [K, 5]
   T* output;                    // [K, C, PH, PW]         forward

@@ -1,6 +1,8 @@
 // RoI Align on the CPU: loops over a slice of boxes or work items. Contract and method: roi_align.h.
 #include "kernels/roi_align/roi_align.h"
 
+#include "common/roi_plan.h"
+#include "common/roi_pooling.h"
 #include "common/scratch.h"
 #include "common/simd.h"
 #include "kernels/roi_align/roi_align_math.h"
@@ -8,238 +10,7 @@
 namespace cvk {
 namespace {
 
-// ---- records of the plan
-//
-// A record is a header, the begin indices of the bins' entries (PH + 1, then PW + 1), and the entries, first of the y
-// axis, then of the x axis. For the mean an entry is a merged tap; for the maximum it is one sample.
-
-struct RecordHeader {
-  int y_first, y_last, x_first, x_last;  // pixels read; empty when last < first
-  int grid_y, grid_x;                    // samples per bin (maximum)
-};
-
-template <class A>
-struct Tap {
-  int pixel;
-  A weight;
-};
-
-template <class A>
-struct Sample {
-  int index;  // within the bin; the entry is absent when the sample is outside
-  BilinearAxis<A> axis;
-};
-
-constexpr int64_t kRecordAlign = 16;
-
-template <class A, class Entry>
-struct Record {
-  RecordHeader* header;
-  int* y_begin;
-  int* x_begin;
-  Entry* y;
-  Entry* x;
-};
-
-template <class Entry>
-CVK_HD int64_t record_bytes(int64_t ph, int64_t pw, int64_t entries) {
-  const int64_t front = round_up<int64_t>(sizeof(RecordHeader) + (ph + pw + 2) * sizeof(int), kRecordAlign);
-  return round_up<int64_t>(front + entries * sizeof(Entry), kRecordAlign);
-}
-
-template <class A, class Entry>
-CVK_HD Record<A, Entry> record_at(char* p, int ph, int pw) {
-  Record<A, Entry> record;
-  record.header = reinterpret_cast<RecordHeader*>(p);
-  record.y_begin = reinterpret_cast<int*>(p + sizeof(RecordHeader));
-  record.x_begin = record.y_begin + ph + 1;
-  const int64_t front = round_up<int64_t>(sizeof(RecordHeader) + (ph + pw + 2) * sizeof(int), kRecordAlign);
-  record.y = reinterpret_cast<Entry*>(p + front);
-  record.x = nullptr;  // known once the y axis is
-  return record;
-}
-
-template <class A, class Entry>
-CVK_HD Record<A, Entry> finished_record_at(char* p, int ph, int pw) {
-  Record<A, Entry> record = record_at<A, Entry>(p, ph, pw);
-  record.x = record.y + record.y_begin[ph];
-  return record;
-}
-
-template <class A>
-CVK_HD SampleRange inside_range(const RoiAxis<A>& axis, int bin) {
-  return roi_sample_range(axis, bin, A(-1), static_cast<A>(axis.extent));
-}
-
-// Upper bound of the entries of one axis.
-template <class A>
-CVK_HD int64_t count_samples(const RoiAxis<A>& axis, int bins) {
-  if (axis.samples <= 4) return static_cast<int64_t>(bins) * axis.samples;
-  int64_t total = 0;
-  for (int bin = 0; bin < bins; ++bin) {
-    const SampleRange range = inside_range(axis, bin);
-    total += range.last - range.first;
-  }
-  return total;
-}
-
-template <class A>
-struct BoxAxes {
-  RoiAxis<A> y, x;
-};
-
-template <class A>
-CVK_HD BoxAxes<A> box_axes(const RoiAlignShape& shape, const A* box) {
-  const A scale = static_cast<A>(shape.spatial_scale);
-  return {roi_axis(box[2], box[4], scale, shape.aligned, shape.pooled_height, shape.sampling_ratio, shape.height),
-          roi_axis(box[1], box[3], scale, shape.aligned, shape.pooled_width, shape.sampling_ratio, shape.width)};
-}
-
-// Entries of one axis for the mean: samples merged into taps with strictly increasing pixels, divided by their number.
-template <class A>
-CVK_HD int plan_axis(const RoiAxis<A>& axis, int bins, int* begin, Tap<A>* taps, int& first, int& last) {
-  int used = 0;
-  first = axis.extent;
-  last = -1;
-  for (int bin = 0; bin < bins; ++bin) {
-    begin[bin] = used;
-    const SampleRange range = inside_range(axis, bin);
-    for (int i = range.first; i < range.last; ++i) {
-      const BilinearAxis<A> sample = bilinear_axis(roi_sample_coordinate(axis, bin, i), axis.extent);
-      if (!sample.inside) continue;
-      // A box with x2 < x1 (aligned) walks backwards; merging with any earlier tap of the bin covers both directions.
-      const int pixels[2] = {sample.low, sample.high};
-      const A weights[2] = {sample.low_weight * axis.share, sample.high_weight * axis.share};
-      for (int side = 0; side < 2; ++side) {
-        int at = used;
-        for (int back = used - 1; back >= begin[bin] && back >= used - 2; --back) {
-          if (taps[back].pixel == pixels[side]) at = back;
-        }
-        if (at == used) taps[used++] = Tap<A>{pixels[side], A(0)};
-        taps[at].weight += weights[side];
-        if (pixels[side] < first) first = pixels[side];
-        if (pixels[side] > last) last = pixels[side];
-      }
-    }
-  }
-  begin[bins] = used;
-  return used;
-}
-
-// Entries of one axis for the maximum: the samples that are inside.
-template <class A>
-CVK_HD int plan_axis(const RoiAxis<A>& axis, int bins, int* begin, Sample<A>* entries, int& first, int& last) {
-  int used = 0;
-  first = axis.extent;
-  last = -1;
-  for (int bin = 0; bin < bins; ++bin) {
-    begin[bin] = used;
-    const SampleRange range = inside_range(axis, bin);
-    for (int i = range.first; i < range.last; ++i) {
-      const BilinearAxis<A> sample = bilinear_axis(roi_sample_coordinate(axis, bin, i), axis.extent);
-      if (!sample.inside) continue;
-      entries[used++] = Sample<A>{i, sample};
-      if (sample.low < first) first = sample.low;
-      if (sample.high > last) last = sample.high;
-    }
-  }
-  begin[bins] = used;
-  return used;
-}
-
-template <class A, class Entry>
-CVK_HD void plan_box(const RoiAlignShape& shape, const A* box, char* arena) {
-  const BoxAxes<A> axes = box_axes(shape, box);
-  Record<A, Entry> record = record_at<A, Entry>(arena, shape.pooled_height, shape.pooled_width);
-  RecordHeader& header = *record.header;
-  const int used = plan_axis(axes.y, shape.pooled_height, record.y_begin, record.y, header.y_first, header.y_last);
-  plan_axis(axes.x, shape.pooled_width, record.x_begin, record.y + used, header.x_first, header.x_last);
-  header.grid_y = axes.y.samples;
-  header.grid_x = axes.x.samples;
-}
-
-// ---- a rectangle of one image in channels-last order, either the tensor itself or a scratch copy
-
-template <class E>
-struct View {
-  const E* data;         // the first channel of pixel (y_first, x_first)
-  int64_t pixel_stride;  // elements from one pixel to the next
-  int64_t row_stride;
-  int y_first, x_first;
-
-  CVK_HD const E* pixel(int y, int x) const { return data + (y - y_first) * row_stride + (x - x_first) * pixel_stride; }
-};
-
-// Copies channels [c, c + channels) of a rectangle of a contiguous image into a scratch, channels last.
-template <Isa isa, class T>
-CVK_HD View<Acc<T>> load_rectangle(const T* image, const RoiAlignShape& shape, int64_t c, int channels, int pitch,
-                                   const RecordHeader& rect, Acc<T>* scratch) {
-  const int width = rect.x_last - rect.x_first + 1;
-  const T* plane = image + c * shape.pixels();
-  if (width == shape.width) {  // whole rows: one transposition
-    transpose_matrix<isa>(plane + static_cast<int64_t>(rect.y_first) * shape.width, shape.pixels(), scratch, pitch,
-                          channels, static_cast<int64_t>(rect.y_last - rect.y_first + 1) * width);
-  } else {
-    for (int y = rect.y_first; y <= rect.y_last; ++y) {
-      transpose_matrix<isa>(plane + static_cast<int64_t>(y) * shape.width + rect.x_first, shape.pixels(),
-                            scratch + static_cast<int64_t>(y - rect.y_first) * width * pitch, pitch, channels, width);
-    }
-  }
-  return View<Acc<T>>{scratch, pitch, static_cast<int64_t>(width) * pitch, rect.y_first, rect.x_first};
-}
-
-// ---- one bin
-
-// The mean of one bin over kVecs vectors of channels, in registers.
-template <Isa isa, int kVecs, class E, class A>
-CVK_HD void mean_of_bin(const View<E>& view, const Tap<A>* y, int y_count, const Tap<A>* x, int x_count, int64_t c,
-                        typename Simd<isa, A>::Vec (&sum)[kVecs]) {
-  using S = Simd<isa, A>;
-  for (int v = 0; v < kVecs; ++v) sum[v] = typename S::Vec{};
-  for (int i = 0; i < y_count; ++i) {
-    const E* row = view.pixel(y[i].pixel, view.x_first) + c;
-    const A y_weight = y[i].weight;
-    for (int j = 0; j < x_count; ++j) {
-      const E* pixel = row + (x[j].pixel - view.x_first) * view.pixel_stride;
-      const typename S::Vec weight = S::broadcast(y_weight * x[j].weight);
-      for (int v = 0; v < kVecs; ++v) {
-        sum[v] = S::mul_add(weight, S::load(pixel + v * S::kLanes), sum[v]);
-      }
-    }
-  }
-}
-
-template <Isa isa, class E, class A, class Out>
-CVK_HD void pool_bin(const View<E>& view, const Tap<A>* y, int y_count, const Tap<A>* x, int x_count, int channels,
-                     Out* out) {
-  using S = Simd<isa, A>;
-  constexpr int kLanes = S::kLanes;
-  int c = 0;
-  for (; c + 4 * kLanes <= channels; c += 4 * kLanes) {
-    typename S::Vec sum[4];
-    mean_of_bin<isa>(view, y, y_count, x, x_count, c, sum);
-    for (int v = 0; v < 4; ++v) S::store(out + c + v * kLanes, sum[v]);
-  }
-  for (; c + 2 * kLanes <= channels; c += 2 * kLanes) {
-    typename S::Vec sum[2];
-    mean_of_bin<isa>(view, y, y_count, x, x_count, c, sum);
-    for (int v = 0; v < 2; ++v) S::store(out + c + v * kLanes, sum[v]);
-  }
-  for (; c + kLanes <= channels; c += kLanes) {
-    typename S::Vec sum[1];
-    mean_of_bin<isa>(view, y, y_count, x, x_count, c, sum);
-    S::store(out + c, sum[0]);
-  }
-  for (; c < channels; ++c) {
-    A sum = A(0);
-    for (int i = 0; i < y_count; ++i) {
-      for (int j = 0; j < x_count; ++j) {
-        sum = mul_add(y[i].weight * x[j].weight, to_acc(view.pixel(y[i].pixel, x[j].pixel)[c]), sum);
-      }
-    }
-    out[c] = from_acc<Out>(sum);
-  }
-}
+// ---- the maximum
 
 // First sample of a bin, in index order, that lies outside; -1 when all are inside.
 template <class A>
@@ -316,23 +87,8 @@ CVK_HD void pool_bin(const View<E>& view, const Sample<A>* y, int y_count, const
   }
 }
 
-// ---- one box, channels [0, channels) of the view; out[bin * out_stride + channel]
-
 template <Isa isa, class E, class A, class Out>
-CVK_HD void pool_box(const View<E>& view, const RoiAlignShape& shape, char* arena, int channels, Out* out,
-                     int64_t out_stride) {
-  const auto record = finished_record_at<A, Tap<A>>(arena, shape.pooled_height, shape.pooled_width);
-  for (int i = 0; i < shape.pooled_height; ++i) {
-    const int y0 = record.y_begin[i], y1 = record.y_begin[i + 1];
-    for (int j = 0; j < shape.pooled_width; ++j, out += out_stride) {
-      const int x0 = record.x_begin[j], x1 = record.x_begin[j + 1];
-      pool_bin<isa>(view, record.y + y0, y1 - y0, record.x + x0, x1 - x0, channels, out);
-    }
-  }
-}
-
-template <Isa isa, class E, class A, class Out>
-CVK_HD void pool_box_max(const View<E>& view, const RoiAlignShape& shape, char* arena, int channels, Out* out,
+CVK_HD void pool_box_max(const View<E>& view, const RoiShape& shape, char* arena, int channels, Out* out,
                          int32_t* argmax, int64_t out_stride) {
   const auto record = finished_record_at<A, Sample<A>>(arena, shape.pooled_height, shape.pooled_width);
   for (int i = 0; i < shape.pooled_height; ++i) {
@@ -345,67 +101,9 @@ CVK_HD void pool_box_max(const View<E>& view, const RoiAlignShape& shape, char* 
   }
 }
 
-// One bin's gradient, kVecs vectors of channels, onto the pixels of its taps.
-template <Isa isa, int kVecs, class G, class A>
-CVK_HD void spread_bin(const G* grad, const Tap<A>* y, int y_count, const Tap<A>* x, int x_count, int y_begin,
-                       int y_end, int width, A* scratch, int pitch) {
-  using S = Simd<isa, A>;
-  typename S::Vec g[kVecs];
-  for (int v = 0; v < kVecs; ++v) g[v] = S::load(grad + v * S::kLanes);
-  for (int m = 0; m < y_count; ++m) {
-    if (y[m].pixel < y_begin || y[m].pixel >= y_end) continue;
-    A* row = scratch + static_cast<int64_t>(y[m].pixel - y_begin) * width * pitch;
-    for (int n = 0; n < x_count; ++n) {
-      A* pixel = row + static_cast<int64_t>(x[n].pixel) * pitch;
-      const typename S::Vec weight = S::broadcast(y[m].weight * x[n].weight);
-      for (int v = 0; v < kVecs; ++v) {
-        S::store(pixel + v * S::kLanes, S::mul_add(weight, g[v], S::load(pixel + v * S::kLanes)));
-      }
-    }
-  }
-}
-
-// grad[bin * grad_stride + channel] spread over the pixels of rows [y_begin, y_end) of a zeroed channels-last scratch
-// with `pitch` elements per pixel, pixel (y_begin, 0) first.
-template <Isa isa, class G, class A>
-CVK_HD void spread_box(const G* grad, int64_t grad_stride, const RoiAlignShape& shape, char* arena, int channels,
-                       int y_begin, int y_end, A* scratch, int pitch) {
-  using S = Simd<isa, A>;
-  constexpr int kLanes = S::kLanes;
-  constexpr int kMost = kRoiAlignChannelTile / kLanes > 0 ? kRoiAlignChannelTile / kLanes : 1;
-  const auto record = finished_record_at<A, Tap<A>>(arena, shape.pooled_height, shape.pooled_width);
-  for (int i = 0; i < shape.pooled_height; ++i) {
-    for (int j = 0; j < shape.pooled_width; ++j, grad += grad_stride) {
-      const Tap<A>* y = record.y + record.y_begin[i];
-      const Tap<A>* x = record.x + record.x_begin[j];
-      const int y_count = record.y_begin[i + 1] - record.y_begin[i],
-                x_count = record.x_begin[j + 1] - record.x_begin[j];
-      int c = 0;
-      for (; c + kMost * kLanes <= channels; c += kMost * kLanes) {
-        spread_bin<isa, kMost>(grad + c, y, y_count, x, x_count, y_begin, y_end, shape.width, scratch + c, pitch);
-      }
-      for (; c + kLanes <= channels; c += kLanes) {
-        spread_bin<isa, 1>(grad + c, y, y_count, x, x_count, y_begin, y_end, shape.width, scratch + c, pitch);
-      }
-      for (; c < channels; ++c) {
-        const A g = to_acc(grad[c]);
-        for (int m = record.y_begin[i]; m < record.y_begin[i + 1]; ++m) {
-          const int y = record.y[m].pixel;
-          if (y < y_begin || y >= y_end) continue;
-          A* row = scratch + static_cast<int64_t>(y - y_begin) * shape.width * pitch + c;
-          for (int n = record.x_begin[j]; n < record.x_begin[j + 1]; ++n) {
-            A& pixel = row[static_cast<int64_t>(record.x[n].pixel) * pitch];
-            pixel = mul_add(record.y[m].weight * record.x[n].weight, g, pixel);
-          }
-        }
-      }
-    }
-  }
-}
-
 template <class G, class A>
 CVK_HD void spread_box_max(const G* grad, const int32_t* argmax, int64_t bin_stride, int64_t channel_stride,
-                           const RoiAlignShape& shape, char* arena, int channels, int y_begin, int y_end, A* scratch,
+                           const RoiShape& shape, char* arena, int channels, int y_begin, int y_end, A* scratch,
                            int pitch) {
   const auto record = finished_record_at<A, Sample<A>>(arena, shape.pooled_height, shape.pooled_width);
   const int grid_x = record.header->grid_x;
@@ -439,8 +137,8 @@ CVK_HD void spread_box_max(const G* grad, const int32_t* argmax, int64_t bin_str
 // ---- how a pass is cut into work items
 
 // Scratch elements per pixel or bin.
-CVK_HD int pitch_of(const RoiAlignShape& shape) {
-  return static_cast<int>(min_of<int64_t>(kRoiAlignChannelTile, shape.channels));
+CVK_HD int pitch_of(const RoiShape& shape) {
+  return static_cast<int>(min_of<int64_t>(kRoiChannelTile, shape.channels));
 }
 
 // Forward of a contiguous input. `per_image`: an item is (channel tile, chunk of boxes in image order) over scratch
@@ -454,7 +152,7 @@ template <class T>
 CVK_HD ForwardCut forward_cut(const RoiAlignParams<T>& params) {
   ForwardCut cut;
   cut.per_image = params.plan.copy_images;
-  cut.tiles = ceil_div<int64_t>(params.shape.channels, kRoiAlignChannelTile);
+  cut.tiles = ceil_div<int64_t>(params.shape.channels, kRoiChannelTile);
   cut.chunks = ceil_div<int64_t>(params.shape.boxes, kRoiAlignBoxChunk);
   return cut;
 }
@@ -465,35 +163,15 @@ CVK_HD const RecordHeader& rectangle_of(const RoiAlignParams<T>& params, int64_t
   return *reinterpret_cast<const RecordHeader*>(params.plan.arena + params.plan.record_begin[k]);
 }
 
-CVK_HD int64_t rectangle_pixels(const RecordHeader& rect) {
-  return int64_t{max_of(0, rect.y_last - rect.y_first + 1)} * max_of(0, rect.x_last - rect.x_first + 1);
-}
-
-// The rectangle with its columns widened to whole vectors where the image has them: the transposition then runs in
-// registers. An empty rectangle stays empty.
-template <Isa isa, class A>
-CVK_HD RecordHeader widened(const RoiAlignShape& shape, RecordHeader rect) {
-  if (rectangle_pixels(rect) == 0) return rect;
-  const int width = round_up(rect.x_last - rect.x_first + 1, Simd<isa, A>::kLanes);
-  if (width >= shape.width) {
-    rect.x_first = 0;
-    rect.x_last = shape.width - 1;
-  } else {
-    rect.x_first = min_of(rect.x_first, shape.width - width);
-    rect.x_last = rect.x_first + width - 1;
-  }
-  return rect;
-}
-
 struct BackwardCut {
   int64_t tiles, bands;
   int rows;  // of a band
 };
 
 template <class T>
-CVK_HD BackwardCut backward_cut(const RoiAlignShape& shape) {
+CVK_HD BackwardCut backward_cut(const RoiShape& shape) {
   BackwardCut cut;
-  cut.tiles = ceil_div<int64_t>(shape.channels, kRoiAlignChannelTile);
+  cut.tiles = ceil_div<int64_t>(shape.channels, kRoiChannelTile);
   const int64_t row_bytes = static_cast<int64_t>(shape.width) * pitch_of(shape) * sizeof(Acc<T>);
   const int64_t rows = max_of<int64_t>(1, kRoiAlignBandBytes / max_of<int64_t>(1, row_bytes));
   cut.rows = static_cast<int>(min_of<int64_t>(rows, shape.height));
@@ -506,7 +184,7 @@ template <Isa isa, class T, class E>
 CVK_HD void pool_box_contiguous(const RoiAlignParams<T>& params, int64_t k, int64_t c, int channels,
                                 const View<E>& view, Acc<T>* bins, int32_t* bin_indices) {
   using A = Acc<T>;
-  const RoiAlignShape& shape = params.shape;
+  const RoiShape& shape = params.shape;
   const int pitch = pitch_of(shape);
   char* arena = params.plan.arena + params.plan.record_begin[k];
   const int64_t at = (k * shape.channels + c) * shape.bins();
@@ -530,7 +208,7 @@ CVK_HD void pool_box_contiguous(const RoiAlignParams<T>& params, int64_t k, int6
 template <Isa isa, class T>
 CVK_HD void forward_channels_last(const RoiAlignParams<T>& params, int64_t first, int64_t last) {
   using A = Acc<T>;
-  const RoiAlignShape& shape = params.shape;
+  const RoiShape& shape = params.shape;
   const int channels = static_cast<int>(shape.channels);
   for (int64_t k = first; k < last; ++k) {
     const View<T> view{params.input + params.plan.image_of[k] * shape.pixels() * shape.channels, shape.channels,
@@ -548,7 +226,7 @@ CVK_HD void forward_channels_last(const RoiAlignParams<T>& params, int64_t first
 template <Isa isa, class T>
 CVK_HD void forward_per_image(const RoiAlignParams<T>& params, const ForwardCut& cut, int64_t first, int64_t last) {
   using A = Acc<T>;
-  const RoiAlignShape& shape = params.shape;
+  const RoiShape& shape = params.shape;
   const RoiAlignPlan& plan = params.plan;
   const int pitch = pitch_of(shape);
   const Scratch tile(shape.pixels() * pitch * sizeof(A));
@@ -558,8 +236,8 @@ CVK_HD void forward_per_image(const RoiAlignParams<T>& params, const ForwardCut&
   View<A> view{};
   int64_t loaded_image = -1, loaded_channel = -1;
   for (int64_t item = first; item < last; ++item) {
-    const int64_t c = item / cut.chunks * kRoiAlignChannelTile;
-    const int channels = static_cast<int>(min_of<int64_t>(kRoiAlignChannelTile, shape.channels - c));
+    const int64_t c = item / cut.chunks * kRoiChannelTile;
+    const int channels = static_cast<int>(min_of<int64_t>(kRoiChannelTile, shape.channels - c));
     const int64_t begin = item % cut.chunks * kRoiAlignBoxChunk;
     const int64_t end = min_of(begin + kRoiAlignBoxChunk, shape.boxes);
     for (int64_t i = begin; i < end; ++i) {
@@ -578,7 +256,7 @@ CVK_HD void forward_per_image(const RoiAlignParams<T>& params, const ForwardCut&
 template <Isa isa, class T>
 CVK_HD void forward_per_box(const RoiAlignParams<T>& params, int64_t first, int64_t last) {
   using A = Acc<T>;
-  const RoiAlignShape& shape = params.shape;
+  const RoiShape& shape = params.shape;
   const int pitch = pitch_of(shape);
   const int64_t most_in_scratch = kRoiAlignScratchBytes / (pitch * static_cast<int64_t>(sizeof(A)));
   int64_t most_pixels = 0;
@@ -605,8 +283,8 @@ CVK_HD void forward_per_box(const RoiAlignParams<T>& params, int64_t first, int6
       }
       continue;
     }
-    for (int64_t c = 0; c < shape.channels; c += kRoiAlignChannelTile) {
-      const int channels = static_cast<int>(min_of<int64_t>(kRoiAlignChannelTile, shape.channels - c));
+    for (int64_t c = 0; c < shape.channels; c += kRoiChannelTile) {
+      const int channels = static_cast<int>(min_of<int64_t>(kRoiChannelTile, shape.channels - c));
       if (rectangle_pixels(rect) == 0) {  // reads nothing
         const int64_t at = (k * shape.channels + c) * shape.bins();
         for (int64_t i = 0; i < channels * shape.bins(); ++i) {
@@ -625,7 +303,7 @@ CVK_HD void forward_per_box(const RoiAlignParams<T>& params, int64_t first, int6
 
 template <Isa isa, class T>
 int64_t roi_align_layout_cpu(RoiAlignParams<T>& params) {
-  const RoiAlignShape& shape = params.shape;
+  const RoiShape& shape = params.shape;
   RoiAlignPlan& plan = params.plan;
   for (int64_t n = 0; n <= shape.batch; ++n) plan.image_begin[n] = 0;
   int64_t bytes = 0;
@@ -670,7 +348,7 @@ void roi_align_plan_cpu(const RoiAlignParams<T>& params, int64_t first, int64_t 
 template <Isa isa, class T>
 int64_t roi_align_forward_items_cpu(RoiAlignParams<T>& params) {
   using A = Acc<T>;
-  const RoiAlignShape& shape = params.shape;
+  const RoiShape& shape = params.shape;
   RoiAlignPlan& plan = params.plan;
   plan.copy_images = false;
   if (shape.channels_last) return shape.boxes;
@@ -712,7 +390,7 @@ int64_t roi_align_backward_items_cpu(const RoiAlignParams<T>& params) {
 template <Isa isa, class T>
 void roi_align_backward_cpu(const RoiAlignParams<T>& params, int64_t first, int64_t last) {
   using A = Acc<T>;
-  const RoiAlignShape& shape = params.shape;
+  const RoiShape& shape = params.shape;
   const RoiAlignPlan& plan = params.plan;
   const BackwardCut cut = backward_cut<T>(shape);
   const int pitch = pitch_of(shape);
@@ -722,8 +400,8 @@ void roi_align_backward_cpu(const RoiAlignParams<T>& params, int64_t first, int6
   for (int64_t item = first; item < last; ++item) {
     // Images innermost: where one image has most boxes, every thread gets its share of them.
     const int64_t n = item % shape.batch;
-    const int64_t c = item / (shape.batch * cut.bands) * kRoiAlignChannelTile;
-    const int channels = static_cast<int>(min_of<int64_t>(kRoiAlignChannelTile, shape.channels - c));
+    const int64_t c = item / (shape.batch * cut.bands) * kRoiChannelTile;
+    const int channels = static_cast<int>(min_of<int64_t>(kRoiChannelTile, shape.channels - c));
     const int y_begin = static_cast<int>(item / shape.batch % cut.bands) * cut.rows;
     const int y_end = static_cast<int>(min_of<int64_t>(int64_t{y_begin} + cut.rows, shape.height));
     const int64_t band_pixels = static_cast<int64_t>(y_end - y_begin) * shape.width;

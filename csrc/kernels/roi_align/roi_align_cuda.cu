@@ -19,7 +19,7 @@ struct SharedAxes {
 
 // Threads 0 and 32 write; the caller synchronises before and after.
 template <class A>
-CVK_DEVICE void compute_axes(const RoiAlignShape& shape, const A* box, SharedAxes<A>& axes) {
+CVK_DEVICE void compute_axes(const RoiShape& shape, const A* box, SharedAxes<A>& axes) {
   if (threadIdx.x != 0 && threadIdx.x != 32) return;
   const bool is_y = threadIdx.x == 0;
   const RoiAxis<A> axis = roi_axis(is_y ? box[2] : box[1], is_y ? box[4] : box[3], static_cast<A>(shape.spatial_scale),
@@ -186,7 +186,7 @@ __global__ void __launch_bounds__(kRoiAlignThreads, kRoiAlignBlocksPerSm)
   };
   auto& shared = static_shared<Shared>();
   const RoiAlignParams<T>& params = arguments.params;
-  const RoiAlignShape& shape = params.shape;
+  const RoiShape& shape = params.shape;
   const int64_t block = blockIdx.x;
   const int64_t k = block / (arguments.channel_blocks * arguments.bin_blocks);
   const int64_t first_channel = block / arguments.bin_blocks % arguments.channel_blocks * kRoiAlignBlockChannels;
@@ -308,7 +308,7 @@ __global__ void __launch_bounds__(kRoiAlignThreads, kRoiAlignBlocksPerSm)
     int found[kRows + 1];
   };
   auto& shared = static_shared<Shared>();
-  const RoiAlignShape& shape = params.shape;
+  const RoiShape& shape = params.shape;
   const int lane = static_cast<int>(threadIdx.x) % kLanes, warp = static_cast<int>(threadIdx.x) / kLanes;
   const int64_t tiles_x = ceil_div<int64_t>(shape.width, kColumns), tiles_y = ceil_div<int64_t>(shape.height, kRows);
   const int64_t channel_blocks = ceil_div<int64_t>(shape.channels, kLanes);
@@ -473,7 +473,7 @@ __global__ void __launch_bounds__(kRoiAlignThreads, kRoiAlignBlocksPerSm)
 // ---- launchers
 
 template <class T>
-bool copies_input(const RoiAlignShape& shape) {
+bool copies_input(const RoiShape& shape) {
   return !shape.channels_last && shape.boxes * shape.bins() * kRoiAlignCopyGain >= shape.batch * shape.pixels();
 }
 
@@ -497,14 +497,14 @@ cudaError_t launch_forward(const ForwardArguments<T>& arguments, int64_t blocks,
 
 template <class T>
 int64_t roi_align_forward_scratch_cuda(const RoiAlignParams<T>& params) {
-  const RoiAlignShape& shape = params.shape;
+  const RoiShape& shape = params.shape;
   if (!copies_input<T>(shape)) return 0;
   return shape.batch * shape.channels * shape.pixels() * static_cast<int64_t>(sizeof(T));
 }
 
 template <class T>
 CudaStatus roi_align_forward_cuda(const RoiAlignParams<T>& params, void* scratch, CudaStream stream) {
-  const RoiAlignShape& shape = params.shape;
+  const RoiShape& shape = params.shape;
   ForwardArguments<T> arguments;
   arguments.params = params;
   arguments.input = params.input;
@@ -546,7 +546,7 @@ CudaStatus roi_align_forward_cuda(const RoiAlignParams<T>& params, void* scratch
 
 template <class T>
 CudaStatus roi_align_backward_cuda(const RoiAlignParams<T>& params, CudaStream stream) {
-  const RoiAlignShape& shape = params.shape;
+  const RoiShape& shape = params.shape;
   const int64_t blocks = shape.batch * ceil_div<int64_t>(shape.channels, kRoiAlignLanes) *
                          ceil_div<int64_t>(shape.height, kRoiAlignTileHeight) *
                          ceil_div<int64_t>(shape.width, kRoiAlignTileWidth);

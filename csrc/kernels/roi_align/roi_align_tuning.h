@@ -7,9 +7,6 @@ namespace cvk {
 
 // ---- CPU
 
-// Channels that a work item carries through its scratch. 32 float32 channels of a 50x84 map are 0.5 MiB, half of a 1 MiB L2.
-constexpr int kRoiAlignChannelTile = 32;
-
 // Boxes per work item: enough work to amortise a transposed image tile's reuse, few enough to balance many threads.
 constexpr int kRoiAlignBoxChunk = 64;
 

@@ -1,0 +1,167 @@
+// Plans of separable RoI pooling on the CPU: what each bin of a box reads along each axis, worked out once per box.
+#pragma once
+
+#include <cstdint>
+
+#include "common/bilinear.h"
+#include "common/host_device.h"
+#include "common/numeric.h"
+#include "common/roi_geometry.h"
+
+namespace cvk {
+
+// ---- records of the plan
+//
+// A record is a header, the begin indices of the bins' entries (PH + 1, then PW + 1), and the entries, first of the y
+// axis, then of the x axis. For the mean an entry is a merged tap; for the maximum it is one sample.
+
+struct RecordHeader {
+  int y_first, y_last, x_first, x_last;  // pixels read; empty when last < first
+  int grid_y, grid_x;                    // samples per bin (maximum)
+};
+
+template <class A>
+struct Tap {
+  int pixel;
+  A weight;
+};
+
+template <class A>
+struct Sample {
+  int index;  // within the bin; the entry is absent when the sample is outside
+  BilinearAxis<A> axis;
+};
+
+constexpr int64_t kRecordAlign = 16;
+
+template <class A, class Entry>
+struct Record {
+  RecordHeader* header;
+  int* y_begin;
+  int* x_begin;
+  Entry* y;
+  Entry* x;
+};
+
+template <class Entry>
+CVK_HD int64_t record_bytes(int64_t ph, int64_t pw, int64_t entries) {
+  const int64_t front = round_up<int64_t>(sizeof(RecordHeader) + (ph + pw + 2) * sizeof(int), kRecordAlign);
+  return round_up<int64_t>(front + entries * sizeof(Entry), kRecordAlign);
+}
+
+template <class A, class Entry>
+CVK_HD Record<A, Entry> record_at(char* p, int ph, int pw) {
+  Record<A, Entry> record;
+  record.header = reinterpret_cast<RecordHeader*>(p);
+  record.y_begin = reinterpret_cast<int*>(p + sizeof(RecordHeader));
+  record.x_begin = record.y_begin + ph + 1;
+  const int64_t front = round_up<int64_t>(sizeof(RecordHeader) + (ph + pw + 2) * sizeof(int), kRecordAlign);
+  record.y = reinterpret_cast<Entry*>(p + front);
+  record.x = nullptr;  // known once the y axis is
+  return record;
+}
+
+template <class A, class Entry>
+CVK_HD Record<A, Entry> finished_record_at(char* p, int ph, int pw) {
+  Record<A, Entry> record = record_at<A, Entry>(p, ph, pw);
+  record.x = record.y + record.y_begin[ph];
+  return record;
+}
+
+template <class A>
+CVK_HD SampleRange inside_range(const RoiAxis<A>& axis, int bin) {
+  return roi_sample_range(axis, bin, A(-1), static_cast<A>(axis.extent));
+}
+
+// Upper bound of the entries of one axis.
+template <class A>
+CVK_HD int64_t count_samples(const RoiAxis<A>& axis, int bins) {
+  if (axis.samples <= 4) return static_cast<int64_t>(bins) * axis.samples;
+  int64_t total = 0;
+  for (int bin = 0; bin < bins; ++bin) {
+    const SampleRange range = inside_range(axis, bin);
+    total += range.last - range.first;
+  }
+  return total;
+}
+
+template <class A>
+struct BoxAxes {
+  RoiAxis<A> y, x;
+};
+
+template <class A>
+CVK_HD BoxAxes<A> box_axes(const RoiShape& shape, const A* box) {
+  const A scale = static_cast<A>(shape.spatial_scale);
+  return {roi_axis(box[2], box[4], scale, shape.aligned, shape.pooled_height, shape.sampling_ratio, shape.height),
+          roi_axis(box[1], box[3], scale, shape.aligned, shape.pooled_width, shape.sampling_ratio, shape.width)};
+}
+
+// Entries of one axis for the mean: samples merged into taps with strictly increasing pixels, divided by their number.
+template <class A>
+CVK_HD int plan_axis(const RoiAxis<A>& axis, int bins, int* begin, Tap<A>* taps, int& first, int& last) {
+  int used = 0;
+  first = axis.extent;
+  last = -1;
+  for (int bin = 0; bin < bins; ++bin) {
+    begin[bin] = used;
+    const SampleRange range = inside_range(axis, bin);
+    for (int i = range.first; i < range.last; ++i) {
+      const BilinearAxis<A> sample = bilinear_axis(roi_sample_coordinate(axis, bin, i), axis.extent);
+      if (!sample.inside) continue;
+      // A box with x2 < x1 (aligned) walks backwards; merging with any earlier tap of the bin covers both directions.
+      const int pixels[2] = {sample.low, sample.high};
+      const A weights[2] = {sample.low_weight * axis.share, sample.high_weight * axis.share};
+      for (int side = 0; side < 2; ++side) {
+        int at = used;
+        for (int back = used - 1; back >= begin[bin] && back >= used - 2; --back) {
+          if (taps[back].pixel == pixels[side]) at = back;
+        }
+        if (at == used) taps[used++] = Tap<A>{pixels[side], A(0)};
+        taps[at].weight += weights[side];
+        if (pixels[side] < first) first = pixels[side];
+        if (pixels[side] > last) last = pixels[side];
+      }
+    }
+  }
+  begin[bins] = used;
+  return used;
+}
+
+// Entries of one axis for the maximum: the samples that are inside.
+template <class A>
+CVK_HD int plan_axis(const RoiAxis<A>& axis, int bins, int* begin, Sample<A>* entries, int& first, int& last) {
+  int used = 0;
+  first = axis.extent;
+  last = -1;
+  for (int bin = 0; bin < bins; ++bin) {
+    begin[bin] = used;
+    const SampleRange range = inside_range(axis, bin);
+    for (int i = range.first; i < range.last; ++i) {
+      const BilinearAxis<A> sample = bilinear_axis(roi_sample_coordinate(axis, bin, i), axis.extent);
+      if (!sample.inside) continue;
+      entries[used++] = Sample<A>{i, sample};
+      if (sample.low < first) first = sample.low;
+      if (sample.high > last) last = sample.high;
+    }
+  }
+  begin[bins] = used;
+  return used;
+}
+
+template <class A, class Entry>
+CVK_HD void plan_box(const RoiShape& shape, const A* box, char* arena) {
+  const BoxAxes<A> axes = box_axes(shape, box);
+  Record<A, Entry> record = record_at<A, Entry>(arena, shape.pooled_height, shape.pooled_width);
+  RecordHeader& header = *record.header;
+  const int used = plan_axis(axes.y, shape.pooled_height, record.y_begin, record.y, header.y_first, header.y_last);
+  plan_axis(axes.x, shape.pooled_width, record.x_begin, record.y + used, header.x_first, header.x_last);
+  header.grid_y = axes.y.samples;
+  header.grid_x = axes.x.samples;
+}
+
+CVK_HD int64_t rectangle_pixels(const RecordHeader& rect) {
+  return int64_t{max_of(0, rect.y_last - rect.y_first + 1)} * max_of(0, rect.x_last - rect.x_first + 1);
+}
+
+}  // namespace cvk
