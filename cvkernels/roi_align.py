@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from cvkernels import _checks, _load
+from cvkernels import _checks, _load, _roi
 
 __all__ = ["RoIAlign", "roi_align"]
 
@@ -76,11 +76,8 @@ def roi_align(
                   [10.5000, 12.5000]]]])
     """
     if not isinstance(boxes, Tensor):
-        boxes = _checks.roi_align_boxes(input, boxes)
-    if type(output_size) is int:
-        height = width = output_size
-    else:
-        height, width = _checks.pair("roi_align", "output_size", output_size)
+        boxes = _checks.roi_boxes("roi_align", input, boxes)
+    height, width = _roi.output_size("roi_align", output_size)
     if mode != "avg":
         _checks.roi_align_mode(mode)
     try:
@@ -145,29 +142,6 @@ class RoIAlign(nn.Module):
 # ---- fake kernels
 
 
-def _memory_format(tensor: Tensor) -> torch.memory_format:
-    """channels_last only for dense channels-last strides that are not contiguous as well."""
-    if tensor.is_contiguous():
-        return torch.contiguous_format
-    _, c, h, w = tensor.shape
-    # The stride of a dimension of size 1 says nothing.
-    for size, stride, wanted in zip(
-        tensor.shape, tensor.stride(), (h * w * c, 1, w * c, c), strict=True
-    ):
-        if size != 1 and stride != wanted:
-            return torch.contiguous_format
-    return torch.channels_last
-
-
-def _like(tensor: Tensor, size: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
-    return torch.empty(
-        size,
-        dtype=dtype or tensor.dtype,
-        device=tensor.device,
-        memory_format=_memory_format(tensor),
-    )
-
-
 @torch.library.register_fake("cvkernels::roi_align")
 def _(
     input: Tensor,
@@ -181,7 +155,7 @@ def _(
     _checks.roi_align(
         input, boxes, spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned
     )
-    return _like(input, (boxes.shape[0], input.shape[1], pooled_height, pooled_width))
+    return _roi.like(input, (boxes.shape[0], input.shape[1], pooled_height, pooled_width))
 
 
 @torch.library.register_fake("cvkernels::roi_align_max")
@@ -198,7 +172,7 @@ def _(
         input, boxes, spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned
     )
     size = (boxes.shape[0], input.shape[1], pooled_height, pooled_width)
-    return _like(input, size), _like(input, size, torch.int32)
+    return _roi.like(input, size), _roi.like(input, size, torch.int32)
 
 
 def _fake_backward(
@@ -214,7 +188,7 @@ def _fake_backward(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    return _like(grad, (batch_size, channels, height, width))
+    return _roi.like(grad, (batch_size, channels, height, width))
 
 
 torch.library.register_fake("cvkernels::roi_align_backward", _fake_backward)
@@ -288,90 +262,28 @@ torch.library.register_autograd(
 )
 
 
-# ---- vmap: the mapped dimension joins the images, and image indices move with it
+# ---- vmap
 
-InDims = tuple[int | None, ...]
-
-
-def _fold(info: Any, in_dims: InDims, input: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Returns input [B*N, C, H, W], boxes [B*K, 5] with shifted image indices, and K.
-
-    A feature map that is not mapped over is shared: it stays [N, C, H, W] and no index moves.
-    """
-    size = info.batch_size
-    mapped = in_dims[0]
-    if mapped is not None:
-        input = input.movedim(mapped, 0).flatten(0, 1)
-    boxes = (
-        boxes.movedim(in_dims[1], 0) if in_dims[1] is not None else boxes.expand(size, *boxes.shape)
-    )
-    if mapped is None:
-        return input, boxes.flatten(0, 1), boxes.shape[1]
-    images = input.shape[0] // size
-    # float32 counts images exactly up to 2^24; narrower boxes are widened first.
-    boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
-    shift = torch.arange(size, device=boxes.device, dtype=boxes.dtype) * images
-    index = boxes[..., :1]
-    # An image index that is out of range must stay so and must not reach a neighbour's image.
-    valid = (index > -1) & (index < images)
-    index = torch.where(valid, index.trunc() + shift[:, None, None], -1.0)
-    boxes = torch.cat([index, boxes[..., 1:]], dim=-1)
-    return input, boxes.flatten(0, 1), boxes.shape[1]
+torch.library.register_vmap("cvkernels::roi_align", _roi.vmap_forward(_op))
+torch.library.register_vmap("cvkernels::roi_align_max", _roi.vmap_forward(_op_max))
 
 
-def _vmap(op: Callable[..., Any]) -> Callable[..., Any]:
-    def rule(info: Any, in_dims: InDims, input: Tensor, boxes: Tensor, *arguments: Any) -> Any:
-        input, boxes, rows = _fold(info, in_dims, input, boxes)
-        result = op(input, boxes, *arguments)
-        if isinstance(result, Tensor):
-            return result.unflatten(0, (info.batch_size, rows)), 0
-        return tuple(part.unflatten(0, (info.batch_size, rows)) for part in result), (0, 0)
+def _vmap_backward(op: Callable[..., Tensor], per_box: int) -> Callable[..., Any]:
+    """The rule of a backward pass whose first ``per_box`` tensors have a row per box."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *tensors: Any) -> tuple[Tensor, int]:
+        *rows, boxes = tensors[: per_box + 1]
+        scale, ph, pw, n, c, h, w, sampling_ratio, aligned = tensors[per_box + 1 :]
+        rows = [_roi.fold_rows(info, d, t) for t, d in zip(rows, in_dims, strict=False)]
+        boxes, _ = _roi.fold_boxes(info, in_dims[per_box], boxes, n)
+        shape = (info.batch_size * n, c, h, w)
+        result = op(*rows, boxes, scale, ph, pw, *shape, sampling_ratio, aligned)
+        return result.unflatten(0, (info.batch_size, n)), 0
 
     return rule
 
 
-torch.library.register_vmap("cvkernels::roi_align", _vmap(_op))
-torch.library.register_vmap("cvkernels::roi_align_max", _vmap(_op_max))
-
-
-@torch.library.register_vmap("cvkernels::roi_align_backward")
-def _(
-    info: Any, in_dims: InDims, grad: Tensor, boxes: Tensor, *arguments: Any
-) -> tuple[Tensor, int]:
-    scale, ph, pw, n, c, h, w, sampling_ratio, aligned = arguments
-    grads, boxes = _fold_backward(info, in_dims, n, grad, boxes)
-    shape = (info.batch_size * n, c, h, w)
-    result = _op_backward(*grads, boxes, scale, ph, pw, *shape, sampling_ratio, aligned)
-    return result.unflatten(0, (info.batch_size, n)), 0
-
-
-@torch.library.register_vmap("cvkernels::roi_align_max_backward")
-def _(
-    info: Any,
-    in_dims: InDims,
-    grad: Tensor,
-    argmax: Tensor,
-    boxes: Tensor,
-    *arguments: Any,
-) -> tuple[Tensor, int]:
-    scale, ph, pw, n, c, h, w, sampling_ratio, aligned = arguments
-    grads, boxes = _fold_backward(info, in_dims, n, grad, argmax, boxes)
-    shape = (info.batch_size * n, c, h, w)
-    result = _op_max_backward(*grads, boxes, scale, ph, pw, *shape, sampling_ratio, aligned)
-    return result.unflatten(0, (info.batch_size, n)), 0
-
-
-def _fold_backward(
-    info: Any, in_dims: InDims, images: int, *tensors: Tensor
-) -> tuple[list[Tensor], Tensor]:
-    """Folds gradients [B, K, ...] to [B*K, ...] and the boxes (the last tensor) with them."""
-    *grads, boxes = tensors
-    size = info.batch_size
-    folded = []
-    for grad, dim in zip(grads, in_dims, strict=False):
-        grad = grad.movedim(dim, 0) if dim is not None else grad.expand(size, *grad.shape)
-        folded.append(grad.flatten(0, 1))
-    # _fold wants a feature map only for its number of images; each mapped call has its own.
-    image = boxes.new_empty(()).expand(size, images, 1, 1, 1)
-    _, boxes, _ = _fold(info, (0, in_dims[len(grads)]), image, boxes)
-    return folded, boxes
+torch.library.register_vmap("cvkernels::roi_align_backward", _vmap_backward(_op_backward, 1))
+torch.library.register_vmap(
+    "cvkernels::roi_align_max_backward", _vmap_backward(_op_max_backward, 2)
+)

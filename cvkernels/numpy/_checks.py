@@ -1,4 +1,4 @@
-"""Argument checks of the NumPy functions: those of ``cvkernels/_checks.py`` on arrays.
+"""Argument checks of the NumPy functions: those of ``cvkernels/_checks`` on arrays.
 
 The order and the words are the same, with array in place of tensor. They run after an entry of the
 extension module has turned arguments down.

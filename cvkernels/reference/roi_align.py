@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cvkernels import _checks
 from cvkernels.reference._precision import compute_dtype
+from cvkernels.reference._roi import in_format_of
 
 _CHUNK_ELEMENTS = 1 << 22  # sampled values held at once; bounds memory, changes no result
 
@@ -17,13 +18,7 @@ def _grid_size(extent: Tensor, bins: int, sampling_ratio: int) -> Tensor:
     """Samples per bin along one axis, [K] int64."""
     if sampling_ratio > 0:
         return torch.full_like(extent, sampling_ratio, dtype=torch.int64)
-    return (
-        (extent / bins)
-        .ceil()
-        .nan_to_num(nan=0.0)
-        .clamp(0, _checks.ROI_ALIGN_MAX_GRID)
-        .to(torch.int64)
-    )
+    return (extent / bins).ceil().nan_to_num(nan=0.0).clamp(0, _checks.ROI_MAX_GRID).to(torch.int64)
 
 
 def _axis(
@@ -142,12 +137,12 @@ def roi_align(
         He et al., Mask R-CNN, 2017; the sampling rule of torchvision.ops.roi_align 0.29.1;
         "max" as in mmcv 2.2.0.
     """
-    boxes = _checks.roi_align_boxes(input, boxes)
+    boxes = _checks.roi_boxes("roi_align", input, boxes)
     bins = _checks.pair("roi_align", "output_size", output_size)
     _checks.roi_align_mode(mode)
     _checks.roi_align(input, boxes, spatial_scale, *bins, sampling_ratio, aligned)
     boxes = boxes.detach()
-    image = _checks.roi_align_batch_index(input, boxes)
+    image = _checks.roi_image_index("roi_align", input, boxes)
 
     dtype = compute_dtype()
     channels = input.shape[1]
@@ -190,7 +185,4 @@ def roi_align(
     else:  # keeps the autograd graph, so that the gradient is zero
         out = features.new_zeros((len(b), channels, *bins)) + features.sum() * 0
     out = out.to(input.dtype)
-    channels_last = input.is_contiguous(memory_format=torch.channels_last)
-    if channels_last and not input.is_contiguous():
-        return out.contiguous(memory_format=torch.channels_last)
-    return out.contiguous()
+    return in_format_of(input, out)

@@ -1,5 +1,5 @@
 // Argument checks of the operators, and the one way of saying no: std::invalid_argument, which Python sees as ValueError,
-// with the text "<operator>: expected <argument> ..., got ...". cvkernels/_checks.py says the same words for fake tensors
+// with the text "<operator>: expected <argument> ..., got ...". cvkernels/_checks says the same words for fake tensors
 // and references; tests/harness.py holds the two to each other.
 #pragma once
 

@@ -1,4 +1,4 @@
-// What the operators of the NMS family share: checks of their arguments, in the order of cvkernels/_checks.py, dtypes, and
+// What the operators of the NMS family share: checks of their arguments, in the order of cvkernels/_checks, dtypes, and
 // results whose size is known only afterwards.
 #pragma once
 

@@ -1,9 +1,6 @@
 #include "kernels/roi_align/roi_align.h"
 
-#include <limits>
-
-#include "bindings/torch/dispatch.h"
-#include "bindings/torch/run.h"
+#include "bindings/torch/roi_family.h"
 #include "kernels/roi_align/roi_align_math.h"
 
 namespace cvk::bindings {
@@ -13,46 +10,6 @@ constexpr char kOp[] = "roi_align";
 
 // Boxes that a thread should get at least when plans are made; a plan takes well under a microsecond.
 constexpr int64_t kPlanGrain = 512;
-
-// Multiply-adds of one pooled value, roughly.
-constexpr int64_t kOperations = 8;
-
-void check_boxes(const Tensor& boxes, const char* with, const Tensor& other) {
-  if (boxes.dim() != 2 || boxes.size(1) != 5) reject(kOp, "boxes of shape (K, 5), got ", shape_text(boxes));
-  check_float(kOp, "boxes", boxes);
-  check_same_device(kOp, "boxes", boxes, with, other);
-}
-
-RoiShape check_shape(int64_t batch, int64_t channels, int64_t height, int64_t width, int64_t boxes,
-                     double spatial_scale, int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio,
-                     bool aligned, bool channels_last) {
-  constexpr int64_t kIntMax = std::numeric_limits<int>::max();
-  if (!is_finite(spatial_scale) || spatial_scale <= 0) {
-    reject(kOp, "spatial_scale to be finite and positive, got ", number_text(spatial_scale));
-  }
-  if (pooled_height < 1 || pooled_width < 1 || pooled_height > kIntMax || pooled_width > kIntMax) {
-    reject(kOp, "output_size of positive 32-bit values, got (", pooled_height, ", ", pooled_width, ")");
-  }
-  if (sampling_ratio > kRoiMaxGrid) {
-    reject(kOp, "sampling_ratio of at most ", kRoiMaxGrid, ", got ", sampling_ratio);
-  }
-  if (channels > kIntMax || height > kIntMax || width > kIntMax) {
-    reject(kOp, "input of channels, height and width below 2^31, got ", channels, ", ", height, ", ", width);
-  }
-  RoiShape shape;
-  shape.batch = batch;
-  shape.channels = channels;
-  shape.height = static_cast<int>(height);
-  shape.width = static_cast<int>(width);
-  shape.boxes = boxes;
-  shape.pooled_height = static_cast<int>(pooled_height);
-  shape.pooled_width = static_cast<int>(pooled_width);
-  shape.spatial_scale = spatial_scale;
-  shape.sampling_ratio = sampling_ratio > 0 ? static_cast<int>(sampling_ratio) : 0;
-  shape.aligned = aligned;
-  shape.channels_last = channels_last;
-  return shape;
-}
 
 // The CPU plan and the memory that it lives in.
 template <class T>
@@ -72,7 +29,7 @@ class PlanMemory {
     }
     if (bytes < 0) {
       const int64_t row = -1 - bytes;
-      reject(kOp, "boxes[:, 0] in [0, ", shape.batch, "), got ", number_text(params.boxes[row * 5]), " in row ", row);
+      reject_image_index(kOp, params.boxes[row * 5], row, shape.batch);
     }
     if (shape.channels == 0) return;  // only the image indices wanted checking
     arena_ = std::make_unique<HostScratch<char>>(bytes);
@@ -95,7 +52,7 @@ void forward(RoiAlignParams<T>& params, const Tensor& on) {
     if (params.shape.boxes == 0 || params.shape.channels == 0) return;
     const int64_t items = once([&](auto isa) { return roi_align_forward_items_cpu<isa.value>(params); });
     run(
-        kOp, on, work_of(items, kOperations * params.shape.boxes * params.shape.channels * params.shape.bins()),
+        kOp, on, work_of(items, kRoiOperations * params.shape.boxes * params.shape.channels * params.shape.bins()),
         [&](auto isa, int64_t first, int64_t last) { roi_align_forward_cpu<isa.value>(params, first, last); },
         [](CudaStream) { return CudaStatus{0}; });
   } else {
@@ -115,7 +72,7 @@ void backward(RoiAlignParams<T>& params, const Tensor& on) {
     const RoiShape& shape = params.shape;
     run(
         kOp, on,
-        work_of(items, shape.channels * (kOperations * shape.boxes * shape.bins() + shape.batch * shape.pixels())),
+        work_of(items, shape.channels * (kRoiOperations * shape.boxes * shape.bins() + shape.batch * shape.pixels())),
         [&](auto isa, int64_t first, int64_t last) { roi_align_backward_cpu<isa.value>(params, first, last); },
         [](CudaStream) { return CudaStatus{0}; });
   } else {
@@ -131,27 +88,19 @@ struct Forward {
 
 Forward forward_checked(const Tensor& input, const Tensor& boxes, double spatial_scale, int64_t pooled_height,
                         int64_t pooled_width, int64_t sampling_ratio, bool aligned, bool maximum) {
-  if (input.dim() != 4) reject(kOp, "input of shape (N, C, H, W), got ", shape_text(input));
-  check_float(kOp, "input", input);
-  check_boxes(boxes, "input", input);
-  const bool channels_last = is_channels_last(input);
+  check_roi_tensors(kOp, input, boxes);
   const RoiShape shape =
-      check_shape(input.size(0), input.size(1), input.size(2), input.size(3), boxes.size(0), spatial_scale,
-                  pooled_height, pooled_width, sampling_ratio, aligned, channels_last);
-  const Tensor dense = channels_last || input.is_contiguous() ? input : torch::stable::contiguous(input);
+      roi_shape(kOp, input, boxes, spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned);
+  const Tensor features = dense(input, shape.channels_last);
   Forward result;
-  result.output =
-      allocate({shape.boxes, shape.channels, pooled_height, pooled_width}, input.scalar_type(), input, channels_last);
-  if (maximum) {
-    result.argmax =
-        allocate({shape.boxes, shape.channels, pooled_height, pooled_width}, ScalarType::Int, input, channels_last);
-  }
+  result.output = allocate_pooled(shape, input.scalar_type(), input);
+  if (maximum) result.argmax = allocate_pooled(shape, ScalarType::Int, input);
   with_float(kOp, "input", input, [&](auto type) {
     using T = typename decltype(type)::T;
     const Tensor coordinates = converted(boxes, kScalarType<Acc<T>>);
     RoiAlignParams<T> params{};
     params.shape = shape;
-    params.input = data<T>(dense);
+    params.input = data<T>(features);
     params.boxes = data<Acc<T>>(coordinates);
     params.output = mutable_data<T>(result.output);
     params.argmax = maximum ? mutable_data<int32_t>(result.argmax) : nullptr;
@@ -164,46 +113,30 @@ Tensor backward_checked(const Tensor& grad, const Tensor* argmax, const Tensor& 
                         int64_t pooled_height, int64_t pooled_width, int64_t batch, int64_t channels, int64_t height,
                         int64_t width, int64_t sampling_ratio, bool aligned) {
   check_float(kOp, "grad", grad);
-  check_boxes(boxes, "grad", grad);
-  if (batch < 0 || channels < 0 || height < 0 || width < 0) {
-    reject(kOp, "input sizes of at least 0, got (", batch, ", ", channels, ", ", height, ", ", width, ")");
-  }
-  const auto check_pooled = [&](const char* argument, const Tensor& tensor) {
-    if (tensor.dim() != 4 || tensor.size(0) != boxes.size(0) || tensor.size(1) != channels ||
-        tensor.size(2) != pooled_height || tensor.size(3) != pooled_width) {
-      reject(kOp, argument, " of shape (", boxes.size(0), ", ", channels, ", ", pooled_height, ", ", pooled_width,
-             "), got ", shape_text(tensor));
-    }
-  };
-  check_pooled("grad", grad);
-  const bool channels_last = is_channels_last(grad);
-  Tensor dense = channels_last || grad.is_contiguous() ? grad : torch::stable::contiguous(grad);
-  Tensor dense_argmax;
+  check_roi_boxes(kOp, boxes, "grad", grad);
+  check_roi_pooled(kOp, "grad", grad, boxes.size(0), channels, pooled_height, pooled_width);
   if (argmax != nullptr) {
-    check_pooled("argmax", *argmax);
+    check_roi_pooled(kOp, "argmax", *argmax, boxes.size(0), channels, pooled_height, pooled_width);
     if (argmax->scalar_type() != ScalarType::Int) {
       reject(kOp, "argmax of dtype int32, got ", dtype_text(argmax->scalar_type()));
     }
     check_same_device(kOp, "argmax", *argmax, "grad", grad);
-    dense_argmax = *argmax;
-    // Both are read with one set of strides.
-    if (channels_last != is_channels_last(dense_argmax) || (!channels_last && !dense_argmax.is_contiguous())) {
-      dense_argmax =
-          torch::stable::contiguous(dense_argmax, channels_last ? torch::headeronly::MemoryFormat::ChannelsLast
-                                                                : torch::headeronly::MemoryFormat::Contiguous);
-    }
   }
-  const RoiShape shape = check_shape(batch, channels, height, width, boxes.size(0), spatial_scale, pooled_height,
-                                     pooled_width, sampling_ratio, aligned, channels_last);
-  const Tensor grad_input = allocate({batch, channels, height, width}, grad.scalar_type(), grad, channels_last);
+  const RoiShape shape = roi_shape(kOp,
+                                   {batch, channels, height, width, boxes.size(0), spatial_scale, pooled_height,
+                                    pooled_width, sampling_ratio, aligned},
+                                   is_channels_last(grad));
+  const Tensor gradient = dense(grad, shape.channels_last);
+  const Tensor indices = argmax != nullptr ? dense(*argmax, shape.channels_last) : gradient;
+  const Tensor grad_input = allocate({batch, channels, height, width}, grad.scalar_type(), grad, shape.channels_last);
   with_float(kOp, "grad", grad, [&](auto type) {
     using T = typename decltype(type)::T;
     const Tensor coordinates = converted(boxes, kScalarType<Acc<T>>);
     RoiAlignParams<T> params{};
     params.shape = shape;
     params.boxes = data<Acc<T>>(coordinates);
-    params.grad_output = data<T>(dense);
-    params.saved_argmax = argmax != nullptr ? data<int32_t>(dense_argmax) : nullptr;
+    params.grad_output = data<T>(gradient);
+    params.saved_argmax = argmax != nullptr ? data<int32_t>(indices) : nullptr;
     params.grad_input = mutable_data<T>(grad_input);
     if (grad_input.numel() > 0) backward(params, grad);
   });

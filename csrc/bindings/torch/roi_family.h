@@ -1,0 +1,109 @@
+// What the operators of the RoI family share: checks of their arguments, in the order of cvkernels/_checks/roi.py.
+#pragma once
+
+#include <limits>
+
+#include "bindings/torch/dispatch.h"
+#include "bindings/torch/run.h"
+#include "common/roi_geometry.h"
+
+namespace cvk::bindings {
+
+// Multiply-adds of one pooled value, roughly.
+inline constexpr int64_t kRoiOperations = 8;
+
+inline void check_roi_boxes(const char* op, const Tensor& boxes, const char* with, const Tensor& other,
+                            int64_t columns = 5) {
+  if (boxes.dim() != 2 || boxes.size(1) != columns) {
+    reject(op, "boxes of shape (K, ", columns, "), got ", shape_text(boxes));
+  }
+  check_float(op, "boxes", boxes);
+  check_same_device(op, "boxes", boxes, with, other);
+}
+
+inline void check_roi_tensors(const char* op, const Tensor& input, const Tensor& boxes, int64_t columns = 5) {
+  if (input.dim() != 4) reject(op, "input of shape (N, C, H, W), got ", shape_text(input));
+  check_float(op, "input", input);
+  check_roi_boxes(op, boxes, "input", input, columns);
+}
+
+// The first tensor of a backward pass, or one that goes with it.
+inline void check_roi_pooled(const char* op, const char* argument, const Tensor& tensor, int64_t boxes,
+                             int64_t channels, int64_t pooled_height, int64_t pooled_width) {
+  if (tensor.dim() != 4 || tensor.size(0) != boxes || tensor.size(1) != channels || tensor.size(2) != pooled_height ||
+      tensor.size(3) != pooled_width) {
+    reject(op, argument, " of shape (", boxes, ", ", channels, ", ", pooled_height, ", ", pooled_width, "), got ",
+           shape_text(tensor));
+  }
+}
+
+struct RoiSizes {
+  int64_t batch, channels, height, width, boxes;
+  double spatial_scale;
+  int64_t pooled_height, pooled_width;
+  int64_t sampling_ratio = 1;
+  bool aligned = false;
+};
+
+inline RoiShape roi_shape(const char* op, const RoiSizes& sizes, bool channels_last) {
+  constexpr int64_t kIntMax = std::numeric_limits<int>::max();
+  if (!is_finite(sizes.spatial_scale) || sizes.spatial_scale <= 0) {
+    reject(op, "spatial_scale to be finite and positive, got ", number_text(sizes.spatial_scale));
+  }
+  if (sizes.pooled_height < 1 || sizes.pooled_width < 1 || sizes.pooled_height > kIntMax ||
+      sizes.pooled_width > kIntMax) {
+    reject(op, "output_size of positive 32-bit values, got (", sizes.pooled_height, ", ", sizes.pooled_width, ")");
+  }
+  if (sizes.sampling_ratio > kRoiMaxGrid) {
+    reject(op, "sampling_ratio of at most ", kRoiMaxGrid, ", got ", sizes.sampling_ratio);
+  }
+  if (sizes.batch < 0 || sizes.channels < 0 || sizes.height < 0 || sizes.width < 0) {
+    reject(op, "input sizes of at least 0, got (", sizes.batch, ", ", sizes.channels, ", ", sizes.height, ", ",
+           sizes.width, ")");
+  }
+  if (sizes.channels > kIntMax || sizes.height > kIntMax || sizes.width > kIntMax) {
+    reject(op, "input of channels, height and width below 2^31, got ", sizes.channels, ", ", sizes.height, ", ",
+           sizes.width);
+  }
+  RoiShape shape;
+  shape.batch = sizes.batch;
+  shape.channels = sizes.channels;
+  shape.height = static_cast<int>(sizes.height);
+  shape.width = static_cast<int>(sizes.width);
+  shape.boxes = sizes.boxes;
+  shape.pooled_height = static_cast<int>(sizes.pooled_height);
+  shape.pooled_width = static_cast<int>(sizes.pooled_width);
+  shape.spatial_scale = sizes.spatial_scale;
+  shape.sampling_ratio = sizes.sampling_ratio > 0 ? static_cast<int>(sizes.sampling_ratio) : 0;
+  shape.aligned = sizes.aligned;
+  shape.channels_last = channels_last;
+  return shape;
+}
+
+// The shape of a forward pass.
+inline RoiShape roi_shape(const char* op, const Tensor& input, const Tensor& boxes, double spatial_scale,
+                          int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio = 1,
+                          bool aligned = false) {
+  const RoiSizes sizes{input.size(0), input.size(1), input.size(2), input.size(3),  boxes.size(0),
+                       spatial_scale, pooled_height, pooled_width,  sampling_ratio, aligned};
+  return roi_shape(op, sizes, is_channels_last(input));
+}
+
+// A result [K, C, PH, PW], in the memory format of the shape.
+inline Tensor allocate_pooled(const RoiShape& shape, ScalarType type, const Tensor& like) {
+  return allocate({shape.boxes, shape.channels, shape.pooled_height, shape.pooled_width}, type, like,
+                  shape.channels_last);
+}
+
+// The tensor, dense in the memory format that the shape says.
+inline Tensor dense(const Tensor& tensor, bool channels_last) {
+  if (channels_last ? is_channels_last(tensor) : tensor.is_contiguous()) return tensor;
+  return torch::stable::contiguous(tensor, channels_last ? torch::headeronly::MemoryFormat::ChannelsLast
+                                                         : torch::headeronly::MemoryFormat::Contiguous);
+}
+
+[[noreturn]] inline void reject_image_index(const char* op, double value, int64_t row, int64_t batch) {
+  reject(op, "boxes[:, 0] in [0, ", batch, "), got ", number_text(value), " in row ", row);
+}
+
+}  // namespace cvk::bindings

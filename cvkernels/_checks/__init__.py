@@ -1,0 +1,71 @@
+"""Argument checks shared by the public functions, the fake kernels and the references.
+
+Every function here looks only at what a FakeTensor also has (type, shape, dtype, device) and never
+at data, with the one exception of :func:`roi_image_index`. The C++ bindings repeat the
+dispatcher-level checks in the same order and with the same words, so that an error reads alike
+wherever it is found: operator, argument, expected, actual.
+
+``_base`` holds the parts; each operator family has a module of its own.
+"""
+
+from __future__ import annotations
+
+from cvkernels._checks._base import FLOAT_DTYPES, INTEGER_DTYPES, pair
+from cvkernels._checks.nms import (
+    box_iou_rotated,
+    cluster_nms,
+    criterion,
+    iou_guided_nms,
+    limit,
+    matrix_nms,
+    matrix_nms_from_overlaps,
+    nms,
+    nms_match,
+    nms_padded,
+    nms_rotated,
+    soft_nms,
+    softer_nms,
+    weighted_nms,
+    weighted_nms_penalty,
+    weighted_nms_vote,
+)
+from cvkernels._checks.roi import (
+    ROI_MAX_GRID,
+    roi_align,
+    roi_align_mode,
+    roi_boxes,
+    roi_image_index,
+    roi_sampling_ratio,
+    roi_sizes,
+    roi_tensors,
+)
+
+__all__ = [
+    "FLOAT_DTYPES",
+    "INTEGER_DTYPES",
+    "ROI_MAX_GRID",
+    "box_iou_rotated",
+    "cluster_nms",
+    "criterion",
+    "iou_guided_nms",
+    "limit",
+    "matrix_nms",
+    "matrix_nms_from_overlaps",
+    "nms",
+    "nms_match",
+    "nms_padded",
+    "nms_rotated",
+    "pair",
+    "roi_align",
+    "roi_align_mode",
+    "roi_boxes",
+    "roi_image_index",
+    "roi_sampling_ratio",
+    "roi_sizes",
+    "roi_tensors",
+    "soft_nms",
+    "softer_nms",
+    "weighted_nms",
+    "weighted_nms_penalty",
+    "weighted_nms_vote",
+]

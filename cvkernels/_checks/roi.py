@@ -1,0 +1,127 @@
+"""Checks of the RoI family.
+
+The order in which every function of the family looks at its arguments: input, boxes, other tensors,
+spatial_scale, output_size, sampling_ratio, aligned, then what is the operator's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cvkernels._checks._base import (
+    INT32_MAX,
+    choice,
+    fail,
+    fail_type,
+    flag,
+    float_dtype,
+    integer,
+    positive,
+    same_device,
+    shape,
+    tensor,
+)
+
+# Most samples per bin and axis; kRoiMaxGrid in csrc/common/roi_geometry.h.
+ROI_MAX_GRID = 2**15
+
+
+# ---- parts
+
+
+def roi_boxes(
+    op: str, input: Tensor, boxes: Tensor | Sequence[Tensor], *, columns: int = 4
+) -> Tensor:
+    """Returns ``boxes`` as one [K, 1 + columns] tensor; a list holds [L, columns] for each image.
+
+    The image index is a float in column 0, so half-precision lists are widened to float32: bfloat16
+    cannot hold an index above 256.
+    """
+    if isinstance(boxes, Tensor):
+        return boxes
+    if not isinstance(boxes, (list, tuple)):
+        fail_type(op, "boxes to be a tensor or a list of tensors", boxes)
+    tensor(op, "input", input)
+    rows = []
+    for image, group in enumerate(boxes):
+        name = f"boxes[{image}]"
+        tensor(op, name, group)
+        if group.dim() != 2 or group.shape[1] != columns:
+            fail(op, f"{name} of shape (L, {columns})", shape(group))
+        float_dtype(op, name, group)
+        same_device(op, name, group, "input", input)
+        group = group.to(torch.promote_types(group.dtype, torch.float32))
+        rows.append(torch.nn.functional.pad(group, (1, 0), value=float(image)))
+    return torch.cat(rows) if rows else input.new_zeros((0, columns + 1))
+
+
+def roi_tensors(op: str, input: Tensor, boxes: Tensor, *, columns: int = 5) -> None:
+    """Checks the feature map and the boxes."""
+    tensor(op, "input", input)
+    tensor(op, "boxes", boxes)
+    if input.dim() != 4:
+        fail(op, "input of shape (N, C, H, W)", shape(input))
+    float_dtype(op, "input", input)
+    if boxes.dim() != 2 or boxes.shape[1] != columns:
+        fail(op, f"boxes of shape (K, {columns})", shape(boxes))
+    float_dtype(op, "boxes", boxes)
+    same_device(op, "boxes", boxes, "input", input)
+
+
+def roi_sizes(op: str, spatial_scale: float, pooled_height: int, pooled_width: int) -> None:
+    """Checks the scale and the bins."""
+    positive(op, "spatial_scale", spatial_scale)
+    if pooled_height <= 0 or pooled_width <= 0 or max(pooled_height, pooled_width) > INT32_MAX:
+        fail(op, "output_size of positive 32-bit values", f"({pooled_height}, {pooled_width})")
+
+
+def roi_sampling_ratio(op: str, sampling_ratio: int) -> None:
+    """Checks the number of samples per bin and axis."""
+    integer(op, "sampling_ratio", sampling_ratio)
+    if sampling_ratio > ROI_MAX_GRID:
+        fail(op, f"sampling_ratio of at most {ROI_MAX_GRID}", sampling_ratio)
+
+
+def roi_image_index(op: str, input: Tensor, boxes: Tensor) -> Tensor:
+    """Checks column 0 of ``boxes`` and returns it as int64, truncated toward zero.
+
+    The only check that reads data (CPU and references). Boxes are rounded to the arithmetic of
+    ``input`` first, float32 or float64, as the kernels do.
+    """
+    arithmetic = torch.float64 if input.dtype == torch.float64 else torch.float32
+    index = boxes[:, 0].to(arithmetic).double()
+    size = input.shape[0]
+    bad = ~((index > -1) & (index.trunc() < size))  # NaN fails both comparisons
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0, 0])
+        fail(op, f"boxes[:, 0] in [0, {size})", f"{float(index[row]):g} in row {row}")
+    return index.trunc().to(torch.int64)
+
+
+# ---- operators
+
+
+def roi_align(
+    input: Tensor,
+    boxes: Tensor,
+    spatial_scale: float,
+    pooled_height: int,
+    pooled_width: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> None:
+    """Checks the arguments of the dispatcher operators roi_align and roi_align_max."""
+    op = "roi_align"
+    roi_tensors(op, input, boxes)
+    roi_sizes(op, spatial_scale, pooled_height, pooled_width)
+    integer(op, "sampling_ratio", sampling_ratio)
+    flag(op, "aligned", aligned)
+    roi_sampling_ratio(op, sampling_ratio)
+
+
+def roi_align_mode(mode: object) -> None:
+    """Checks ``mode`` of the public function."""
+    choice("roi_align", "mode", mode, "avg", "max")

@@ -1,0 +1,102 @@
+"""What the Python modules of the RoI family share: results of fake kernels, and vmap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cvkernels import _checks
+
+InDims = tuple[int | None, ...]
+
+
+def output_size(op: str, value: int | tuple[int, int]) -> tuple[int, int]:
+    """The bins (height, width); an integer stands for both."""
+    if type(value) is int:  # the common case, without a check that costs microseconds
+        return value, value
+    return _checks.pair(op, "output_size", value)
+
+
+# ---- fake kernels
+
+
+def memory_format(tensor: Tensor) -> torch.memory_format:
+    """channels_last only for dense channels-last strides that are not contiguous as well."""
+    if tensor.is_contiguous():
+        return torch.contiguous_format
+    _, c, h, w = tensor.shape
+    # The stride of a dimension of size 1 says nothing.
+    for size, stride, wanted in zip(
+        tensor.shape, tensor.stride(), (h * w * c, 1, w * c, c), strict=True
+    ):
+        if size != 1 and stride != wanted:
+            return torch.contiguous_format
+    return torch.channels_last
+
+
+def like(tensor: Tensor, size: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
+    """An empty tensor of four dimensions in the memory format of ``tensor``."""
+    return torch.empty(
+        size,
+        dtype=dtype or tensor.dtype,
+        device=tensor.device,
+        memory_format=memory_format(tensor),
+    )
+
+
+# ---- vmap: the mapped dimension joins the images, and image indices move with it
+
+
+def fold_boxes(info: Any, dim: int | None, boxes: Tensor, images: int | None) -> tuple[Tensor, int]:
+    """Returns boxes [B*K, ...] and K; image indices move where each call has ``images`` of its own.
+
+    An image index that is out of range stays so and does not reach a neighbour's image.
+    """
+    size = info.batch_size
+    boxes = boxes.movedim(dim, 0) if dim is not None else boxes.expand(size, *boxes.shape)
+    if images is not None:
+        # float32 counts images exactly up to 2^24; narrower boxes are widened first.
+        boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
+        shift = torch.arange(size, device=boxes.device, dtype=boxes.dtype) * images
+        index = boxes[..., :1]
+        valid = (index > -1) & (index < images)
+        index = torch.where(valid, index.trunc() + shift[:, None, None], -1.0)
+        boxes = torch.cat([index, boxes[..., 1:]], dim=-1)
+    return boxes.flatten(0, 1), boxes.shape[1]
+
+
+def fold_rows(info: Any, dim: int | None, tensor: Tensor) -> Tensor:
+    """A tensor with a row per box (or image) and call, [B*K, ...]."""
+    if dim is not None:
+        return tensor.movedim(dim, 0).flatten(0, 1)
+    return tensor.expand(info.batch_size, *tensor.shape).flatten(0, 1)
+
+
+def vmap_forward(op: Callable[..., Any], per_box: int = 0) -> Callable[..., Any]:
+    """The rule of ``op(input, boxes, *rows, *arguments)``, all results with a row per box.
+
+    ``per_box`` tensors after the boxes have a row per box, or are None. A feature map that is not
+    mapped over is shared: it stays [N, C, H, W] and no index moves.
+    """
+
+    def rule(info: Any, in_dims: InDims, input: Tensor, boxes: Tensor, *arguments: Any) -> Any:
+        images = None
+        if in_dims[0] is not None:
+            input = input.movedim(in_dims[0], 0)
+            images = input.shape[1]
+            input = input.flatten(0, 1)
+        boxes, count = fold_boxes(info, in_dims[1], boxes, images)
+        rows = [
+            None if value is None else fold_rows(info, dim, value)
+            for value, dim in zip(arguments[:per_box], in_dims[2 : 2 + per_box], strict=True)
+        ]
+        result = op(input, boxes, *rows, *arguments[per_box:])
+        if isinstance(result, Tensor):
+            return result.unflatten(0, (info.batch_size, count)), 0
+        parts = tuple(part.unflatten(0, (info.batch_size, count)) for part in result)
+        return parts, (0,) * len(parts)
+
+    return rule
