@@ -42,6 +42,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <type_traits>
 #include <utility>
 
@@ -204,5 +205,10 @@ cudaError_t most_resident_blocks(void (*)(P...), const LaunchConfig&, int* block
 }
 
 #endif
+
+// Whether so many blocks can be launched along x.
+inline cudaError_t grid_fits(int64_t blocks) {
+  return blocks > 0x7fffffffLL ? cudaErrorInvalidConfiguration : cudaSuccess;
+}
 
 }  // namespace cvk

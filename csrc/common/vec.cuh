@@ -17,6 +17,9 @@ struct alignas(sizeof(T) * count) Group {
   T values[count];
 };
 
+// Whether groups of 16 bytes may be loaded from and stored to a pointer.
+inline bool is_wide_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
 // count is kWide<T> (pointer aligned to 16 bytes) or 1.
 template <int count, class T>
 CVK_DEVICE void load_group(const T* p, Acc<T> (&values)[count]) {

@@ -3,6 +3,8 @@
 // What was tried: nothing on a GPU yet; the structure follows the bounds (wide loads along channels, weights once per box,
 // gather in the backward pass).
 #include "common/launch.cuh"
+#include "common/roi_gather.cuh"
+#include "common/transpose.cuh"
 #include "common/vec.cuh"
 #include "kernels/roi_align/roi_align.h"
 #include "kernels/roi_align/roi_align_math.h"
@@ -249,105 +251,43 @@ __global__ void __launch_bounds__(kRoiAlignThreads, kRoiAlignBlocksPerSm)
   }
 }
 
-// [N, C, HW] -> [N, HW, C], a 32 x 32 tile per block through shared memory.
-template <class T>
-__global__ void __launch_bounds__(kRoiAlignThreads)
-    roi_align_transpose_kernel(const T* from,  // [N, C, HW]
-                               T* to,          // [N, HW, C]
-                               int64_t channels, int64_t pixels, int64_t channel_tiles, int64_t pixel_tiles) {
-  constexpr int kTile = kRoiAlignTransposeTile;
-  struct Shared {
-    T tile[kTile][kTile + 1];
-  };
-  auto& shared = static_shared<Shared>();
-  const int64_t block = blockIdx.x;
-  const int64_t image = block / (channel_tiles * pixel_tiles);
-  const int64_t c0 = block / pixel_tiles % channel_tiles * kTile;
-  const int64_t p0 = block % pixel_tiles * kTile;
-  const int lane = static_cast<int>(threadIdx.x) % kTile, row = static_cast<int>(threadIdx.x) / kTile;
-  for (int i = row; i < kTile; i += kRoiAlignThreads / kTile) {
-    if (c0 + i < channels && p0 + lane < pixels) {
-      shared.tile[i][lane] = from[(image * channels + c0 + i) * pixels + p0 + lane];
-    }
-  }
-  __syncthreads();
-  for (int i = row; i < kTile; i += kRoiAlignThreads / kTile) {
-    if (p0 + i < pixels && c0 + lane < channels) {
-      to[(image * pixels + p0 + i) * channels + c0 + lane] = shared.tile[lane][i];
-    }
-  }
-}
-
 // ---- backward
 
-// Whether samples of the span can touch pixels [first, last). Generous by a pixel for the rounding of the span's end; NaN
-// does not reach.
-template <class A>
-CVK_DEVICE bool span_reaches(const RoiSpan<A>& span, int first, int last) {
-  const A end = span.start + span.length;
-  return max_of(span.start, end) >= static_cast<A>(first - 2) && min_of(span.start, end) <= static_cast<A>(last + 1);
-}
-
-// Block: a tile of 8 x 8 pixels of one image and 32 channels. Warp w owns row w, lane l owns channel l; each thread keeps its
-// 8 pixels in registers while the boxes that reach the tile pass by in order.
+// Block: a tile of pixels and channels (common/roi_gather.cuh), past which the boxes that reach it go in order.
 template <class T, bool kMaximum>
-__global__ void __launch_bounds__(kRoiAlignThreads, kRoiAlignBlocksPerSm)
+__global__ void __launch_bounds__(kRoiTileThreads, kRoiAlignBlocksPerSm)
     roi_align_backward_kernel(RoiAlignParams<T> params) {
   using A = Acc<T>;
-  constexpr int kRows = kRoiAlignTileHeight, kColumns = kRoiAlignTileWidth, kLanes = kRoiAlignLanes;
+  constexpr int kRows = kRoiTileHeight, kColumns = kRoiTileWidth, kLanes = kRoiTileChannels;
   constexpr int kBins = kRoiAlignStagedBins;
-  static_assert(kRows * kLanes == kRoiAlignThreads, "one warp per row");
   struct Shared {
     A grad[kBins * kBins][kLanes + 1];
     int argmax[kMaximum ? kBins * kBins : 1][kLanes + 1];
     A y_weight[kRows][kBins];
     A x_weight[kBins][kColumns];
-    A rows[kRows][kColumns][kLanes + 1];
+    RoiTileRows<A> rows;
     SharedAxes<A> axes;
-    int64_t boxes[kRoiAlignThreads];
-    int found[kRows + 1];
+    RoiStretch stretch;
   };
   auto& shared = static_shared<Shared>();
   const RoiShape& shape = params.shape;
   const int lane = static_cast<int>(threadIdx.x) % kLanes, warp = static_cast<int>(threadIdx.x) / kLanes;
-  const int64_t tiles_x = ceil_div<int64_t>(shape.width, kColumns), tiles_y = ceil_div<int64_t>(shape.height, kRows);
-  const int64_t channel_blocks = ceil_div<int64_t>(shape.channels, kLanes);
-  const int64_t block = blockIdx.x;
-  const int tile_x = static_cast<int>(block % tiles_x) * kColumns;
-  const int tile_y = static_cast<int>(block / tiles_x % tiles_y) * kRows;
-  const int64_t first_channel = block / (tiles_x * tiles_y) % channel_blocks * kLanes;
-  const int64_t image = block / (tiles_x * tiles_y * channel_blocks);
-  const int channels = static_cast<int>(min_of<int64_t>(kLanes, shape.channels - first_channel));
+  const RoiTile tile = roi_tile(shape, blockIdx.x);
 
   A sum[kColumns];
 #pragma unroll
   for (int i = 0; i < kColumns; ++i) sum[i] = A(0);
 
-  for (int64_t begin = 0; begin < shape.boxes; begin += kRoiAlignThreads) {
-    // The boxes of this stretch that reach the tile, in order.
-    const int64_t candidate = begin + static_cast<int64_t>(threadIdx.x);
-    bool reaches = false;
-    if (candidate < shape.boxes) {
-      const A* box = params.boxes + candidate * 5;
+  for (int64_t begin = 0; begin < shape.boxes; begin += kRoiTileThreads) {
+    const int total = collect_boxes(begin, shape.boxes, shared.stretch, [&](int64_t k) {
+      const A* box = params.boxes + k * 5;
       const A scale = static_cast<A>(shape.spatial_scale);
-      reaches = roi_batch_index(box[0], shape.batch) == image &&
-                span_reaches(roi_span(box[2], box[4], scale, shape.aligned), tile_y, tile_y + kRows) &&
-                span_reaches(roi_span(box[1], box[3], scale, shape.aligned), tile_x, tile_x + kColumns);
-    }
-    const unsigned ballot = __ballot_sync(0xffffffffu, reaches);
-    __syncthreads();  // the previous stretch's list has been read
-    if (lane == 0) shared.found[warp] = __popc(ballot);
-    __syncthreads();
-    int before = 0, total = 0;
-    for (int w = 0; w < kRows; ++w) {
-      if (w < warp) before += shared.found[w];
-      total += shared.found[w];
-    }
-    if (reaches) shared.boxes[before + __popc(ballot & ((1u << lane) - 1u))] = candidate;
-    __syncthreads();
-
+      return roi_batch_index(box[0], shape.batch) == tile.image &&
+             span_reaches(roi_span(box[2], box[4], scale, shape.aligned), tile.y, tile.y + kRows) &&
+             span_reaches(roi_span(box[1], box[3], scale, shape.aligned), tile.x, tile.x + kColumns);
+    });
     for (int b = 0; b < total; ++b) {
-      const int64_t k = shared.boxes[b];
+      const int64_t k = shared.stretch.boxes[b];
       __syncthreads();  // the axes of the box before have been read
       compute_axes(shape, params.boxes + k * 5, shared.axes);
       __syncthreads();
@@ -359,8 +299,8 @@ __global__ void __launch_bounds__(kRoiAlignThreads, kRoiAlignBlocksPerSm)
           if (threadIdx.x < kRows * kBins) {
             const int row = static_cast<int>(threadIdx.x) / kBins, bin = static_cast<int>(threadIdx.x) % kBins;
             A weight = A(0);
-            if (tile_y + row < shape.height && bin_y + bin < shape.pooled_height) {
-              weight = roi_pixel_weight(axes.y, bin_y + bin, tile_y + row);
+            if (tile.y + row < shape.height && bin_y + bin < shape.pooled_height) {
+              weight = roi_pixel_weight(axes.y, bin_y + bin, tile.y + row);
             }
             shared.y_weight[row][bin] = weight;
             matters = weight != A(0);
@@ -371,8 +311,8 @@ __global__ void __launch_bounds__(kRoiAlignThreads, kRoiAlignBlocksPerSm)
           if (threadIdx.x < kColumns * kBins) {
             const int bin = static_cast<int>(threadIdx.x) / kColumns, column = static_cast<int>(threadIdx.x) % kColumns;
             A weight = A(0);
-            if (tile_x + column < shape.width && bin_x + bin < shape.pooled_width) {
-              weight = roi_pixel_weight(axes.x, bin_x + bin, tile_x + column);
+            if (tile.x + column < shape.width && bin_x + bin < shape.pooled_width) {
+              weight = roi_pixel_weight(axes.x, bin_x + bin, tile.x + column);
             }
             shared.x_weight[bin][column] = weight;
             matters = weight != A(0);
@@ -381,16 +321,17 @@ __global__ void __launch_bounds__(kRoiAlignThreads, kRoiAlignBlocksPerSm)
           if (!columns_matter) continue;
 
           // Stage the bins' gradients.
-          for (int i = static_cast<int>(threadIdx.x); i < kBins * kBins * kLanes; i += kRoiAlignThreads) {
+          for (int i = static_cast<int>(threadIdx.x); i < kBins * kBins * kLanes; i += kRoiTileThreads) {
             const int c = shape.channels_last ? i % kLanes : i / (kBins * kBins);
             const int local = shape.channels_last ? i / kLanes : i % (kBins * kBins);
             const int y = bin_y + local / kBins, x = bin_x + local % kBins;
             A value = A(0);
             int index = -1;
-            if (c < channels && y < shape.pooled_height && x < shape.pooled_width) {
+            if (c < tile.channels && y < shape.pooled_height && x < shape.pooled_width) {
               const int64_t bin = static_cast<int64_t>(y) * shape.pooled_width + x;
-              const int64_t at = shape.channels_last ? (k * shape.bins() + bin) * shape.channels + first_channel + c
-                                                     : (k * shape.channels + first_channel + c) * shape.bins() + bin;
+              const int64_t at = shape.channels_last
+                                     ? (k * shape.bins() + bin) * shape.channels + tile.first_channel + c
+                                     : (k * shape.channels + tile.first_channel + c) * shape.bins() + bin;
               value = to_acc(params.grad_output[at]);
               if (kMaximum) index = params.saved_argmax[at];
             }
@@ -402,7 +343,7 @@ __global__ void __launch_bounds__(kRoiAlignThreads, kRoiAlignBlocksPerSm)
           const int y_bins = min_of(kBins, shape.pooled_height - bin_y);
           const int x_bins = min_of(kBins, shape.pooled_width - bin_x);
           if (kMaximum) {
-            const int row = tile_y + warp;
+            const int row = tile.y + warp;
             for (int i = 0; i < y_bins; ++i) {
               if (shared.y_weight[warp][i] == A(0)) continue;
               for (int j = 0; j < x_bins; ++j) {
@@ -418,7 +359,7 @@ __global__ void __launch_bounds__(kRoiAlignThreads, kRoiAlignBlocksPerSm)
                 const A grad = shared.grad[i * kBins + j][lane] * y_weight;
 #pragma unroll
                 for (int column = 0; column < kColumns; ++column) {
-                  const int pixel = tile_x + column;
+                  const int pixel = tile.x + column;
                   const A x_weight = (x.low == pixel ? x.low_weight : A(0)) + (x.high == pixel ? x.high_weight : A(0));
                   if (x_weight != A(0)) sum[column] = mul_add(x_weight, grad, sum[column]);
                 }
@@ -445,29 +386,7 @@ __global__ void __launch_bounds__(kRoiAlignThreads, kRoiAlignBlocksPerSm)
     }
   }
 
-  const int y = tile_y + warp;
-  if (shape.channels_last) {
-    for (int column = 0; column < kColumns; ++column) {
-      const int x = tile_x + column;
-      if (y < shape.height && x < shape.width && lane < channels) {
-        const int64_t pixel = (image * shape.height + y) * shape.width + x;
-        params.grad_input[pixel * shape.channels + first_channel + lane] = from_acc<T>(sum[column]);
-      }
-    }
-    return;
-  }
-  // Planes: lanes take 8 pixels of 4 channels, so that each 8-pixel run leaves as one sector.
-#pragma unroll
-  for (int column = 0; column < kColumns; ++column) shared.rows[warp][column][lane] = sum[column];
-  __syncwarp();
-  for (int i = lane; i < kColumns * kLanes; i += kLanes) {
-    const int c = i / kColumns, column = i % kColumns;
-    const int x = tile_x + column;
-    if (y < shape.height && x < shape.width && c < channels) {
-      const int64_t plane = image * shape.channels + first_channel + c;
-      params.grad_input[(plane * shape.height + y) * shape.width + x] = from_acc<T>(shared.rows[warp][column][c]);
-    }
-  }
+  store_tile(shape, tile, sum, shared.rows, params.grad_input);
 }
 
 // ---- launchers
@@ -476,13 +395,6 @@ template <class T>
 bool copies_input(const RoiShape& shape) {
   return !shape.channels_last && shape.boxes * shape.bins() * kRoiAlignCopyGain >= shape.batch * shape.pixels();
 }
-
-template <class T>
-bool is_aligned(const T* pointer) {
-  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
-}
-
-cudaError_t too_large(int64_t blocks) { return blocks > 0x7fffffffLL ? cudaErrorInvalidConfiguration : cudaSuccess; }
 
 template <class T, int kGroup, bool kPlanarInput, bool kPlanarOutput>
 cudaError_t launch_forward(const ForwardArguments<T>& arguments, int64_t blocks, CudaStream stream) {
@@ -513,25 +425,19 @@ CudaStatus roi_align_forward_cuda(const RoiAlignParams<T>& params, void* scratch
       shape.boxes * arguments.channel_blocks < kRoiAlignFewBlocks ? kRoiAlignFewBins : kRoiAlignBlockBins<T>;
   arguments.bin_blocks = ceil_div<int64_t>(shape.bins(), arguments.bins_per_block);
   const int64_t blocks = shape.boxes * arguments.channel_blocks * arguments.bin_blocks;
-  cudaError_t status = too_large(blocks);
+  cudaError_t status = grid_fits(blocks);
   if (status != cudaSuccess) return static_cast<CudaStatus>(status);
 
   const bool copy = copies_input<T>(shape);
   if (copy && shape.batch * shape.channels * shape.pixels() > 0) {
-    const int64_t channel_tiles = ceil_div<int64_t>(shape.channels, kRoiAlignTransposeTile);
-    const int64_t pixel_tiles = ceil_div<int64_t>(shape.pixels(), kRoiAlignTransposeTile);
-    const int64_t tiles = shape.batch * channel_tiles * pixel_tiles;
-    status = too_large(tiles);
-    if (status == cudaSuccess) {
-      status =
-          launch(roi_align_transpose_kernel<T>, {dim3(static_cast<unsigned>(tiles)), dim3(kRoiAlignThreads)}, stream,
-                 params.input, static_cast<T*>(scratch), shape.channels, shape.pixels(), channel_tiles, pixel_tiles);
-    }
+    status = planes_to_channels_last(params.input, static_cast<T*>(scratch), shape.batch, shape.channels,
+                                     shape.pixels(), stream);
     if (status != cudaSuccess) return static_cast<CudaStatus>(status);
     arguments.input = static_cast<const T*>(scratch);
   }
 
-  const bool wide = shape.channels % kWide<T> == 0 && is_aligned(arguments.input) && is_aligned(params.output);
+  const bool wide =
+      shape.channels % kWide<T> == 0 && is_wide_aligned(arguments.input) && is_wide_aligned(params.output);
   if (shape.channels_last) {
     status = wide ? launch_forward<T, kWide<T>, false, false>(arguments, blocks, stream)
                   : launch_forward<T, 1, false, false>(arguments, blocks, stream);
@@ -547,12 +453,10 @@ CudaStatus roi_align_forward_cuda(const RoiAlignParams<T>& params, void* scratch
 template <class T>
 CudaStatus roi_align_backward_cuda(const RoiAlignParams<T>& params, CudaStream stream) {
   const RoiShape& shape = params.shape;
-  const int64_t blocks = shape.batch * ceil_div<int64_t>(shape.channels, kRoiAlignLanes) *
-                         ceil_div<int64_t>(shape.height, kRoiAlignTileHeight) *
-                         ceil_div<int64_t>(shape.width, kRoiAlignTileWidth);
-  cudaError_t status = too_large(blocks);
+  const int64_t blocks = roi_tiles(shape);
+  cudaError_t status = grid_fits(blocks);
   if (status == cudaSuccess) {
-    const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(kRoiAlignThreads)};
+    const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(kRoiTileThreads)};
     status = params.maximum() ? launch(roi_align_backward_kernel<T, true>, config, stream, params)
                               : launch(roi_align_backward_kernel<T, false>, config, stream, params);
   }

@@ -43,14 +43,6 @@ constexpr int kRoiAlignSharedSamples = 256;
 // (two passes over the map) costs more than reading the planes with strided lanes.
 constexpr int64_t kRoiAlignCopyGain = 4;
 
-// Transposition tile.
-constexpr int kRoiAlignTransposeTile = 32;
-
-// Backward: pixels of a tile, one row per warp, one lane per channel.
-constexpr int kRoiAlignTileHeight = 8;
-constexpr int kRoiAlignTileWidth = 8;
-constexpr int kRoiAlignLanes = 32;
-
 // Backward: bins of one axis staged in shared memory at a time; 8 x 8 bins of 32 channels are 8 KiB in float32.
 constexpr int kRoiAlignStagedBins = 8;
 
