@@ -79,6 +79,14 @@ CVK_HD RoiAxis<A> roi_axis(A low, A high, A spatial_scale, bool aligned, int bin
   return axis;
 }
 
+// The vertical or horizontal axis of a box row.
+template <class A>
+CVK_HD void roi_make_axis(const RoiShape& shape, const A* box, bool along_y, RoiAxis<A>& axis) {
+  axis = roi_axis(along_y ? box[2] : box[1], along_y ? box[4] : box[3], static_cast<A>(shape.spatial_scale),
+                  shape.aligned, along_y ? shape.pooled_height : shape.pooled_width, shape.sampling_ratio,
+                  along_y ? shape.height : shape.width);
+}
+
 // Numerics: torchvision's expression in torchvision's order, so that a sample on the very rim of the map is inside or outside
 // alike. The division could be (i + 0.5) * step, which rounds differently where samples is no power of two.
 template <class A>

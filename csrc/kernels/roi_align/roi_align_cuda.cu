@@ -3,36 +3,14 @@
 // What was tried: nothing on a GPU yet; the structure follows the bounds (wide loads along channels, weights once per box,
 // gather in the backward pass).
 #include "common/launch.cuh"
+#include "common/roi_frame.cuh"
 #include "common/roi_gather.cuh"
-#include "common/transpose.cuh"
 #include "common/vec.cuh"
 #include "kernels/roi_align/roi_align.h"
 #include "kernels/roi_align/roi_align_math.h"
 
 namespace cvk {
 namespace {
-
-// The axes of the box that a block works on, in shared memory: two threads compute them, so that no other thread spends
-// registers on divisions.
-template <class A>
-struct SharedAxes {
-  RoiAxis<A> y, x;
-};
-
-// Threads 0 and 32 write; the caller synchronises before and after.
-template <class A>
-CVK_DEVICE void compute_axes(const RoiShape& shape, const A* box, SharedAxes<A>& axes) {
-  if (threadIdx.x != 0 && threadIdx.x != 32) return;
-  const bool is_y = threadIdx.x == 0;
-  const RoiAxis<A> axis = roi_axis(is_y ? box[2] : box[1], is_y ? box[4] : box[3], static_cast<A>(shape.spatial_scale),
-                                   shape.aligned, is_y ? shape.pooled_height : shape.pooled_width, shape.sampling_ratio,
-                                   is_y ? shape.height : shape.width);
-  if (is_y) {
-    axes.y = axis;
-  } else {
-    axes.x = axis;
-  }
-}
 
 // ---- forward
 
@@ -51,21 +29,11 @@ struct AxisSamples {
 template <class A>
 CVK_DEVICE AxisSamples<A> tabulate(const RoiAxis<A>& axis, int bins, BilinearAxis<A>* table) {
   if (int64_t{bins} * axis.samples > kRoiAlignSharedSamples) return {axis, nullptr};
-  for (int i = static_cast<int>(threadIdx.x); i < bins * axis.samples; i += kRoiAlignThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < bins * axis.samples; i += kRoiBlockThreads) {
     table[i] = bilinear_axis(roi_sample_coordinate(axis, i / axis.samples, i % axis.samples), axis.extent);
   }
   return {axis, table};
 }
-
-// Where channel groups of pixel (y, x) of the block's image lie.
-template <class T>
-struct Pixels {
-  const T* image;        // channel 0 of the group at pixel (0, 0)
-  int64_t pixel_stride;  // 1 in a plane, C channels-last
-  int width;
-
-  CVK_DEVICE const T* at(int y, int x) const { return image + (static_cast<int64_t>(y) * width + x) * pixel_stride; }
-};
 
 template <int count, class T>
 CVK_DEVICE void bilinear_group(const Pixels<T>& pixels, const BilinearAxis<Acc<T>>& y, const BilinearAxis<Acc<T>>& x,
@@ -162,43 +130,27 @@ CVK_DEVICE void pool_maximum(const Pixels<T>& pixels, const AxisSamples<Acc<T>>&
   }
 }
 
-// What the forward kernel reads: `params` but with the input that may have been copied to channels-last.
-template <class T>
-struct ForwardArguments {
-  RoiAlignParams<T> params;
-  const T* input;  // [N, C, H, W] or [N, H, W, C]
-  int bins_per_block;
-  int64_t channel_blocks, bin_blocks;
-};
-
-// Block: one box, up to 64 channels, up to bins_per_block bins.
+// Block: one box, some channels and bins (common/roi_frame.cuh).
 //   kGroup         channels per load: kWide<T> (channels-last input) or 1
 //   kPlanarInput   lanes run over bins instead of channels
 //   kPlanarOutput  results pass through shared memory and leave as runs of bins
 template <class T, int kGroup, bool kPlanarInput, bool kPlanarOutput, bool kMaximum>
-__global__ void __launch_bounds__(kRoiAlignThreads, kRoiAlignBlocksPerSm)
-    roi_align_forward_kernel(ForwardArguments<T> arguments) {
+__global__ void __launch_bounds__(kRoiBlockThreads, kRoiAlignBlocksPerSm)
+    roi_align_forward_kernel(RoiAlignParams<T> params, RoiBlocks blocks) {
   using A = Acc<T>;
   struct Shared {
-    SharedAxes<A> axes;
+    SharedAxes<RoiAxis<A>> axes;
     BilinearAxis<A> y[kRoiAlignSharedSamples];
     BilinearAxis<A> x[kRoiAlignSharedSamples];
-    T values[kPlanarOutput ? kRoiAlignBlockBins<T> : 1][kRoiAlignBlockChannels + 1];
-    int indices[kPlanarOutput && kMaximum ? kRoiAlignBlockBins<T> : 1][kRoiAlignBlockChannels + 1];
+    T values[kPlanarOutput ? kRoiBlockBins<T> : 1][kRoiBlockChannels + 1];
+    int indices[kPlanarOutput && kMaximum ? kRoiBlockBins<T> : 1][kRoiBlockChannels + 1];
   };
   auto& shared = static_shared<Shared>();
-  const RoiAlignParams<T>& params = arguments.params;
   const RoiShape& shape = params.shape;
-  const int64_t block = blockIdx.x;
-  const int64_t k = block / (arguments.channel_blocks * arguments.bin_blocks);
-  const int64_t first_channel = block / arguments.bin_blocks % arguments.channel_blocks * kRoiAlignBlockChannels;
-  const int64_t first_bin = block % arguments.bin_blocks * arguments.bins_per_block;
-  const int channels = static_cast<int>(min_of<int64_t>(kRoiAlignBlockChannels, shape.channels - first_channel));
-  const int bins = static_cast<int>(min_of<int64_t>(arguments.bins_per_block, shape.bins() - first_bin));
-
-  const int64_t image_index = roi_batch_index(params.boxes[k * 5], shape.batch);
-  SharedAxes<A>& axes = shared.axes;
-  compute_axes(shape, params.boxes + k * 5, axes);
+  const RoiBlock block = roi_block(shape, blocks, blockIdx.x);
+  const int64_t image_index = roi_batch_index(params.boxes[block.k * 5], shape.batch);
+  SharedAxes<RoiAxis<A>>& axes = shared.axes;
+  compute_axes(shape, params.boxes + block.k * 5, axes);
   if (image_index < 0) {  // a bad image index reads nothing
     if (threadIdx.x == 0) axes.y.samples = 0;
     if (threadIdx.x == 32) axes.x.samples = 0;
@@ -208,16 +160,10 @@ __global__ void __launch_bounds__(kRoiAlignThreads, kRoiAlignBlocksPerSm)
   const AxisSamples<A> xs = tabulate(axes.x, shape.pooled_width, shared.x);
   __syncthreads();
 
-  const int groups = ceil_div(channels, kGroup);
-  const int64_t image = max_of<int64_t>(image_index, 0) * shape.channels * shape.pixels();
-  for (int i = static_cast<int>(threadIdx.x); i < groups * bins; i += kRoiAlignThreads) {
-    const int group = kPlanarInput ? i / bins : i % groups;
-    const int local_bin = kPlanarInput ? i % bins : i / groups;
-    const int64_t bin = first_bin + local_bin;
-    const int64_t channel = first_channel + group * kGroup;
-    const Pixels<T> pixels = kPlanarInput
-                                 ? Pixels<T>{arguments.input + image + channel * shape.pixels(), 1, shape.width}
-                                 : Pixels<T>{arguments.input + image + channel, shape.channels, shape.width};
+  for_each_group<kGroup, kPlanarInput>(block, [&](int group, int local_bin) {
+    const int64_t bin = block.first_bin + local_bin;
+    const int64_t channel = block.first_channel + group * kGroup;
+    const Pixels<T> pixels = roi_pixels<kPlanarInput>(shape, params.input, max_of<int64_t>(image_index, 0), channel);
     const int bin_y = static_cast<int>(bin / shape.pooled_width), bin_x = static_cast<int>(bin % shape.pooled_width);
     A result[kGroup];
     int argmax[kGroup];
@@ -233,22 +179,20 @@ __global__ void __launch_bounds__(kRoiAlignThreads, kRoiAlignBlocksPerSm)
         if (kMaximum) shared.indices[local_bin][group * kGroup + c] = argmax[c];
       }
     } else {
-      const int64_t at = (k * shape.bins() + bin) * shape.channels + channel;
+      const int64_t at = (block.k * shape.bins() + bin) * shape.channels + channel;
       store_group(params.output + at, result);
       if (kMaximum) {
 #pragma unroll
         for (int c = 0; c < kGroup; ++c) params.argmax[at + c] = argmax[c];
       }
     }
-  }
+  });
   if (!kPlanarOutput) return;
   __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < channels * bins; i += kRoiAlignThreads) {
-    const int c = i / bins, local_bin = i % bins;
-    const int64_t at = (k * shape.channels + first_channel + c) * shape.bins() + first_bin + local_bin;
+  for_each_planar(shape, block, [&](int64_t at, int local_bin, int c) {
     params.output[at] = shared.values[local_bin][c];
     if (kMaximum) params.argmax[at] = shared.indices[local_bin][c];
-  }
+  });
 }
 
 // ---- backward
@@ -266,7 +210,7 @@ __global__ void __launch_bounds__(kRoiTileThreads, kRoiAlignBlocksPerSm)
     A y_weight[kRows][kBins];
     A x_weight[kBins][kColumns];
     RoiTileRows<A> rows;
-    SharedAxes<A> axes;
+    SharedAxes<RoiAxis<A>> axes;
     RoiStretch stretch;
   };
   auto& shared = static_shared<Shared>();
@@ -291,7 +235,7 @@ __global__ void __launch_bounds__(kRoiTileThreads, kRoiAlignBlocksPerSm)
       __syncthreads();  // the axes of the box before have been read
       compute_axes(shape, params.boxes + k * 5, shared.axes);
       __syncthreads();
-      const SharedAxes<A>& axes = shared.axes;
+      const SharedAxes<RoiAxis<A>>& axes = shared.axes;
       for (int bin_y = 0; bin_y < shape.pooled_height; bin_y += kBins) {
         for (int bin_x = 0; bin_x < shape.pooled_width; bin_x += kBins) {
           // Weights of the tile's rows and columns in these bins: one thread each.
@@ -389,64 +333,32 @@ __global__ void __launch_bounds__(kRoiTileThreads, kRoiAlignBlocksPerSm)
   store_tile(shape, tile, sum, shared.rows, params.grad_input);
 }
 
-// ---- launchers
-
-template <class T>
-bool copies_input(const RoiShape& shape) {
-  return !shape.channels_last && shape.boxes * shape.bins() * kRoiAlignCopyGain >= shape.batch * shape.pixels();
-}
-
-template <class T, int kGroup, bool kPlanarInput, bool kPlanarOutput>
-cudaError_t launch_forward(const ForwardArguments<T>& arguments, int64_t blocks, CudaStream stream) {
-  const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(kRoiAlignThreads)};
-  if (arguments.params.maximum()) {
-    return launch(roi_align_forward_kernel<T, kGroup, kPlanarInput, kPlanarOutput, true>, config, stream, arguments);
-  }
-  return launch(roi_align_forward_kernel<T, kGroup, kPlanarInput, kPlanarOutput, false>, config, stream, arguments);
-}
-
 }  // namespace
 
 template <class T>
 int64_t roi_align_forward_scratch_cuda(const RoiAlignParams<T>& params) {
-  const RoiShape& shape = params.shape;
-  if (!copies_input<T>(shape)) return 0;
-  return shape.batch * shape.channels * shape.pixels() * static_cast<int64_t>(sizeof(T));
+  return roi_copy_bytes<T>(params.shape);
 }
 
 template <class T>
-CudaStatus roi_align_forward_cuda(const RoiAlignParams<T>& params, void* scratch, CudaStream stream) {
+CudaStatus roi_align_forward_cuda(const RoiAlignParams<T>& call, void* scratch, CudaStream stream) {
+  RoiAlignParams<T> params = call;
   const RoiShape& shape = params.shape;
-  ForwardArguments<T> arguments;
-  arguments.params = params;
-  arguments.input = params.input;
-  arguments.channel_blocks = ceil_div<int64_t>(shape.channels, kRoiAlignBlockChannels);
-  arguments.bins_per_block =
-      shape.boxes * arguments.channel_blocks < kRoiAlignFewBlocks ? kRoiAlignFewBins : kRoiAlignBlockBins<T>;
-  arguments.bin_blocks = ceil_div<int64_t>(shape.bins(), arguments.bins_per_block);
-  const int64_t blocks = shape.boxes * arguments.channel_blocks * arguments.bin_blocks;
-  cudaError_t status = grid_fits(blocks);
+  const RoiBlocks blocks = roi_blocks<T>(shape);
+  const int64_t grid = shape.boxes * blocks.per_box();
+  cudaError_t status = grid_fits(grid);
+  if (status == cudaSuccess) status = roi_copy_input(shape, scratch, params.input, stream);
   if (status != cudaSuccess) return static_cast<CudaStatus>(status);
-
-  const bool copy = copies_input<T>(shape);
-  if (copy && shape.batch * shape.channels * shape.pixels() > 0) {
-    status = planes_to_channels_last(params.input, static_cast<T*>(scratch), shape.batch, shape.channels,
-                                     shape.pixels(), stream);
-    if (status != cudaSuccess) return static_cast<CudaStatus>(status);
-    arguments.input = static_cast<const T*>(scratch);
-  }
-
-  const bool wide =
-      shape.channels % kWide<T> == 0 && is_wide_aligned(arguments.input) && is_wide_aligned(params.output);
-  if (shape.channels_last) {
-    status = wide ? launch_forward<T, kWide<T>, false, false>(arguments, blocks, stream)
-                  : launch_forward<T, 1, false, false>(arguments, blocks, stream);
-  } else if (copy) {
-    status = wide ? launch_forward<T, kWide<T>, false, true>(arguments, blocks, stream)
-                  : launch_forward<T, 1, false, true>(arguments, blocks, stream);
-  } else {
-    status = launch_forward<T, 1, true, true>(arguments, blocks, stream);
-  }
+  const bool wide = shape.channels % kWide<T> == 0 && is_wide_aligned(params.input) && is_wide_aligned(params.output);
+  const LaunchConfig config{dim3(static_cast<unsigned>(grid)), dim3(kRoiBlockThreads)};
+  status = roi_with_layout<T>(shape, wide, [&](auto group, auto planar_input, auto planar_output) {
+    constexpr int kGroup = decltype(group)::value;
+    constexpr bool kPlanarInput = decltype(planar_input)::value, kPlanarOutput = decltype(planar_output)::value;
+    return params.maximum() ? launch(roi_align_forward_kernel<T, kGroup, kPlanarInput, kPlanarOutput, true>, config,
+                                     stream, params, blocks)
+                            : launch(roi_align_forward_kernel<T, kGroup, kPlanarInput, kPlanarOutput, false>, config,
+                                     stream, params, blocks);
+  });
   return static_cast<CudaStatus>(status);
 }
 

@@ -19,29 +19,11 @@ constexpr int64_t kRoiAlignBandBytes = int64_t{640} << 10;
 
 // ---- CUDA (chosen from the H200's description, not yet measured)
 
-constexpr int kRoiAlignThreads = 256;
-
 // Blocks that must fit on one SM: with 2 ptxas 13.0 spills nothing; without the bound it aims at 64 registers and spills.
 constexpr int kRoiAlignBlocksPerSm = 2;
 
-// Forward: channels of a block. 64 float32 channels are 16 lanes of 16 bytes, so 256 threads work on 16 bins at once.
-constexpr int kRoiAlignBlockChannels = 64;
-
-// Forward: bins of a block at most; the shared tile that turns them to NCHW is 64 x 65 values (16.6 KiB in float32). Half as
-// many in float64, where tile, indices and samples would pass 48 KiB.
-template <class T>
-inline constexpr int kRoiAlignBlockBins = sizeof(T) == 8 ? 32 : 64;
-
-// Forward: bins of a block when boxes and channels alone would not fill the device (4 blocks on each of 132 SMs).
-constexpr int kRoiAlignFewBins = 8;
-constexpr int64_t kRoiAlignFewBlocks = 528;
-
 // Forward: samples per axis that the block keeps in shared memory; a longer axis is computed at each use.
 constexpr int kRoiAlignSharedSamples = 256;
-
-// Forward of NCHW: copied to channels-last first when boxes * bins * this reaches the map's pixels; below it the copy
-// (two passes over the map) costs more than reading the planes with strided lanes.
-constexpr int64_t kRoiAlignCopyGain = 4;
 
 // Backward: bins of one axis staged in shared memory at a time; 8 x 8 bins of 32 channels are 8 KiB in float32.
 constexpr int kRoiAlignStagedBins = 8;
