@@ -1,4 +1,5 @@
-// Plans of separable RoI pooling on the CPU: what each bin of a box reads along each axis, worked out once per box.
+// Plans of RoI pooling on the CPU: the boxes of a call grouped by image, and what each bin of a box reads, worked out once per
+// box.
 #pragma once
 
 #include <cstdint>
@@ -10,10 +11,62 @@
 
 namespace cvk {
 
-// ---- records of the plan
+// The boxes of a call digested. roi_layout fills the first four, the operator's plan the arena, roi_forward_items the last.
+struct RoiPlan {
+  int64_t* order;         // [K] boxes grouped by image, ascending within an image
+  int64_t* image_begin;   // [N + 1] where an image's boxes begin in `order`
+  int64_t* record_begin;  // [K + 1] offset in bytes of a box's record in `arena`
+  int64_t* image_of;      // [K] batch index
+  char* arena;            // records
+  bool copy_images;       // forward of NCHW: scratch copies of whole images, or of the boxes' rectangles
+
+  CVK_HD char* record(int64_t k) const { return arena + record_begin[k]; }
+};
+
+// Groups the boxes by image and places the records. bytes_of(k) is the size of box k's record, or negative where its entries
+// are too many to be indexed. Returns the arena's bytes, or -1 - k for a bad batch index in row k, or kRoiTooManySamples.
+constexpr int64_t kRoiTooManySamples = INT64_MIN;
+template <class A, class BytesOf>
+CVK_HD int64_t roi_layout(const RoiShape& shape, const A* boxes, int columns, RoiPlan& plan, BytesOf&& bytes_of) {
+  for (int64_t n = 0; n <= shape.batch; ++n) plan.image_begin[n] = 0;
+  int64_t bytes = 0;
+  for (int64_t k = 0; k < shape.boxes; ++k) {
+    const int64_t n = roi_batch_index(boxes[k * columns], shape.batch);
+    if (n < 0) return -1 - k;
+    plan.image_of[k] = n;
+    ++plan.image_begin[n + 1];
+    const int64_t own = bytes_of(k);
+    if (own < 0) return kRoiTooManySamples;
+    plan.record_begin[k] = bytes;
+    bytes += own;
+  }
+  plan.record_begin[shape.boxes] = bytes;
+  for (int64_t n = 0; n < shape.batch; ++n) plan.image_begin[n + 1] += plan.image_begin[n];
+  // A stable counting sort; image_begin[n] runs ahead while it places and is set back afterwards.
+  for (int64_t k = 0; k < shape.boxes; ++k) plan.order[plan.image_begin[plan.image_of[k]]++] = k;
+  for (int64_t n = shape.batch; n > 0; --n) plan.image_begin[n] = plan.image_begin[n - 1];
+  plan.image_begin[0] = 0;
+  return bytes;
+}
+
+// ---- records of separable pooling
 //
-// A record is a header, the begin indices of the bins' entries (PH + 1, then PW + 1), and the entries, first of the y
-// axis, then of the x axis. For the mean an entry is a merged tap; for the maximum it is one sample.
+// A record is a header, the begin indices of the lists of entries (y_lists + 1, then x_lists + 1), and the entries, first of
+// the y axis, then of the x axis. For the mean an entry is a merged tap; for the maximum it is one sample.
+
+// Which lists belong to bin (i, j).
+struct SharedLists {  // the bins of a row share their y entries, those of a column their x entries
+  static CVK_HD int64_t y_lists(const RoiShape& shape) { return shape.pooled_height; }
+  static CVK_HD int64_t x_lists(const RoiShape& shape) { return shape.pooled_width; }
+  static CVK_HD int64_t y(const RoiShape&, int i, int) { return i; }
+  static CVK_HD int64_t x(const RoiShape&, int, int j) { return j; }
+};
+struct OwnLists {  // each bin has entries of its own
+  static CVK_HD int64_t y_lists(const RoiShape& shape) { return shape.bins(); }
+  static CVK_HD int64_t x_lists(const RoiShape& shape) { return shape.bins(); }
+  static CVK_HD int64_t y(const RoiShape& shape, int i, int j) { return int64_t{i} * shape.pooled_width + j; }
+  static CVK_HD int64_t x(const RoiShape& shape, int i, int j) { return y(shape, i, j); }
+};
 
 struct RecordHeader {
   int y_first, y_last, x_first, x_last;  // pixels read; empty when last < first
@@ -44,27 +97,27 @@ struct Record {
 };
 
 template <class Entry>
-CVK_HD int64_t record_bytes(int64_t ph, int64_t pw, int64_t entries) {
-  const int64_t front = round_up<int64_t>(sizeof(RecordHeader) + (ph + pw + 2) * sizeof(int), kRecordAlign);
+CVK_HD int64_t record_bytes(int64_t y_lists, int64_t x_lists, int64_t entries) {
+  const int64_t front = round_up<int64_t>(sizeof(RecordHeader) + (y_lists + x_lists + 2) * sizeof(int), kRecordAlign);
   return round_up<int64_t>(front + entries * sizeof(Entry), kRecordAlign);
 }
 
 template <class A, class Entry>
-CVK_HD Record<A, Entry> record_at(char* p, int ph, int pw) {
+CVK_HD Record<A, Entry> record_at(char* p, int64_t y_lists, int64_t x_lists) {
   Record<A, Entry> record;
   record.header = reinterpret_cast<RecordHeader*>(p);
   record.y_begin = reinterpret_cast<int*>(p + sizeof(RecordHeader));
-  record.x_begin = record.y_begin + ph + 1;
-  const int64_t front = round_up<int64_t>(sizeof(RecordHeader) + (ph + pw + 2) * sizeof(int), kRecordAlign);
+  record.x_begin = record.y_begin + y_lists + 1;
+  const int64_t front = round_up<int64_t>(sizeof(RecordHeader) + (y_lists + x_lists + 2) * sizeof(int), kRecordAlign);
   record.y = reinterpret_cast<Entry*>(p + front);
   record.x = nullptr;  // known once the y axis is
   return record;
 }
 
 template <class A, class Entry>
-CVK_HD Record<A, Entry> finished_record_at(char* p, int ph, int pw) {
-  Record<A, Entry> record = record_at<A, Entry>(p, ph, pw);
-  record.x = record.y + record.y_begin[ph];
+CVK_HD Record<A, Entry> finished_record_at(char* p, int64_t y_lists, int64_t x_lists) {
+  Record<A, Entry> record = record_at<A, Entry>(p, y_lists, x_lists);
+  record.x = record.y + record.y_begin[y_lists];
   return record;
 }
 

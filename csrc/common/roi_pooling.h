@@ -5,12 +5,10 @@
 #include <cstdint>
 
 #include "common/roi_plan.h"
+#include "common/roi_tuning.h"
 #include "common/simd.h"
 
 namespace cvk {
-
-// Channels that a work item carries through its scratch. 32 float32 channels of a 50x84 map are 0.5 MiB, half of a 1 MiB L2.
-constexpr int kRoiChannelTile = 32;
 
 // ---- a rectangle of one image in channels-last order, either the tensor itself or a scratch copy
 
@@ -23,6 +21,11 @@ struct View {
 
   CVK_HD const E* pixel(int y, int x) const { return data + (y - y_first) * row_stride + (x - x_first) * pixel_stride; }
 };
+
+template <class E>
+CVK_HD View<E> whole_image(const E* data, int64_t pixel_stride, int width) {
+  return {data, pixel_stride, width * pixel_stride, 0, 0};
+}
 
 // Copies channels [c, c + channels) of a rectangle of a contiguous image into a scratch, channels last.
 template <Isa isa, class T>
@@ -113,14 +116,15 @@ CVK_HD RecordHeader widened(const RoiShape& shape, RecordHeader rect) {
 
 // ---- one box, channels [0, channels) of the view; out[bin * out_stride + channel]
 
-template <Isa isa, class E, class A, class Out>
+template <Isa isa, class A, class Lists = SharedLists, class E, class Out>
 CVK_HD void pool_box(const View<E>& view, const RoiShape& shape, char* arena, int channels, Out* out,
                      int64_t out_stride) {
-  const auto record = finished_record_at<A, Tap<A>>(arena, shape.pooled_height, shape.pooled_width);
+  const auto record = finished_record_at<A, Tap<A>>(arena, Lists::y_lists(shape), Lists::x_lists(shape));
   for (int i = 0; i < shape.pooled_height; ++i) {
-    const int y0 = record.y_begin[i], y1 = record.y_begin[i + 1];
     for (int j = 0; j < shape.pooled_width; ++j, out += out_stride) {
-      const int x0 = record.x_begin[j], x1 = record.x_begin[j + 1];
+      const int64_t y_list = Lists::y(shape, i, j), x_list = Lists::x(shape, i, j);
+      const int y0 = record.y_begin[y_list], y1 = record.y_begin[y_list + 1];
+      const int x0 = record.x_begin[x_list], x1 = record.x_begin[x_list + 1];
       pool_bin<isa>(view, record.y + y0, y1 - y0, record.x + x0, x1 - x0, channels, out);
     }
   }
@@ -148,19 +152,20 @@ CVK_HD void spread_bin(const G* grad, const Tap<A>* y, int y_count, const Tap<A>
 
 // grad[bin * grad_stride + channel] spread over the pixels of rows [y_begin, y_end) of a zeroed channels-last scratch
 // with `pitch` elements per pixel, pixel (y_begin, 0) first.
-template <Isa isa, class G, class A>
+template <Isa isa, class Lists = SharedLists, class G, class A>
 CVK_HD void spread_box(const G* grad, int64_t grad_stride, const RoiShape& shape, char* arena, int channels,
                        int y_begin, int y_end, A* scratch, int pitch) {
   using S = Simd<isa, A>;
   constexpr int kLanes = S::kLanes;
   constexpr int kMost = kRoiChannelTile / kLanes > 0 ? kRoiChannelTile / kLanes : 1;
-  const auto record = finished_record_at<A, Tap<A>>(arena, shape.pooled_height, shape.pooled_width);
+  const auto record = finished_record_at<A, Tap<A>>(arena, Lists::y_lists(shape), Lists::x_lists(shape));
   for (int i = 0; i < shape.pooled_height; ++i) {
     for (int j = 0; j < shape.pooled_width; ++j, grad += grad_stride) {
-      const Tap<A>* y = record.y + record.y_begin[i];
-      const Tap<A>* x = record.x + record.x_begin[j];
-      const int y_count = record.y_begin[i + 1] - record.y_begin[i],
-                x_count = record.x_begin[j + 1] - record.x_begin[j];
+      const int64_t y_list = Lists::y(shape, i, j), x_list = Lists::x(shape, i, j);
+      const Tap<A>* y = record.y + record.y_begin[y_list];
+      const Tap<A>* x = record.x + record.x_begin[x_list];
+      const int y_count = record.y_begin[y_list + 1] - record.y_begin[y_list];
+      const int x_count = record.x_begin[x_list + 1] - record.x_begin[x_list];
       int c = 0;
       for (; c + kMost * kLanes <= channels; c += kMost * kLanes) {
         spread_bin<isa, kMost>(grad + c, y, y_count, x, x_count, y_begin, y_end, shape.width, scratch + c, pitch);
@@ -170,13 +175,12 @@ CVK_HD void spread_box(const G* grad, int64_t grad_stride, const RoiShape& shape
       }
       for (; c < channels; ++c) {
         const A g = to_acc(grad[c]);
-        for (int m = record.y_begin[i]; m < record.y_begin[i + 1]; ++m) {
-          const int y = record.y[m].pixel;
-          if (y < y_begin || y >= y_end) continue;
-          A* row = scratch + static_cast<int64_t>(y - y_begin) * shape.width * pitch + c;
-          for (int n = record.x_begin[j]; n < record.x_begin[j + 1]; ++n) {
-            A& pixel = row[static_cast<int64_t>(record.x[n].pixel) * pitch];
-            pixel = mul_add(record.y[m].weight * record.x[n].weight, g, pixel);
+        for (int m = 0; m < y_count; ++m) {
+          if (y[m].pixel < y_begin || y[m].pixel >= y_end) continue;
+          A* row = scratch + static_cast<int64_t>(y[m].pixel - y_begin) * shape.width * pitch + c;
+          for (int n = 0; n < x_count; ++n) {
+            A& pixel = row[static_cast<int64_t>(x[n].pixel) * pitch];
+            pixel = mul_add(y[m].weight * x[n].weight, g, pixel);
           }
         }
       }

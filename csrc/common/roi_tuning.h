@@ -1,9 +1,26 @@
-// Launch policy of the CUDA parts that the RoI family shares. Chosen from the H200's description, not yet measured.
+// Launch and blocking policy that the RoI family shares. Each number with its reason; figures say on what they were measured.
 #pragma once
 
 #include <cstdint>
 
 namespace cvk {
+
+// ---- CPU
+
+// Channels that a work item carries through its scratch. 32 float32 channels of a 50x84 map are 0.5 MiB, half of a 1 MiB L2.
+constexpr int kRoiChannelTile = 32;
+
+// Boxes per work item: enough work to amortise a transposed image tile's reuse, few enough to balance many threads.
+constexpr int kRoiBoxChunk = 64;
+
+// Scratch of one thread at most, in bytes: the stride-4 map of an 800 x 1333 image (8.6 MB) fits. Larger maps are copied
+// box by box.
+constexpr int64_t kRoiScratchBytes = int64_t{12} << 20;
+
+// Rows of the gradient that one work item owns: the band's scratch should stay in L2.
+constexpr int64_t kRoiBandBytes = int64_t{640} << 10;
+
+// ---- CUDA (chosen from the H200's description, not yet measured)
 
 // Transposition of planes to channels-last: a tile of 32 x 32 values, so that both sides move whole 128-byte lines of float32.
 constexpr int kTransposeTile = 32;

@@ -8,47 +8,18 @@ namespace {
 
 constexpr char kOp[] = "roi_align";
 
-// Boxes that a thread should get at least when plans are made; a plan takes well under a microsecond.
-constexpr int64_t kPlanGrain = 512;
-
-// The CPU plan and the memory that it lives in.
 template <class T>
-class PlanMemory {
- public:
-  explicit PlanMemory(RoiAlignParams<T>& params, const Tensor& on)
-      : indices_(3 * params.shape.boxes + params.shape.batch + 2) {
-    const RoiShape& shape = params.shape;
-    RoiAlignPlan& plan = params.plan;
-    plan.order = indices_.get();
-    plan.image_of = plan.order + shape.boxes;
-    plan.record_begin = plan.image_of + shape.boxes;
-    plan.image_begin = plan.record_begin + shape.boxes + 1;
-    const int64_t bytes = once([&](auto isa) { return roi_align_layout_cpu<isa.value>(params); });
-    if (bytes == kRoiAlignTooManySamples) {
-      reject(kOp, "fewer than 2^30 samples of a box along an axis, got more");
-    }
-    if (bytes < 0) {
-      const int64_t row = -1 - bytes;
-      reject_image_index(kOp, params.boxes[row * 5], row, shape.batch);
-    }
-    if (shape.channels == 0) return;  // only the image indices wanted checking
-    arena_ = std::make_unique<HostScratch<char>>(bytes);
-    plan.arena = arena_->get();
-    run(
-        kOp, on, {shape.boxes, kPlanGrain},
-        [&](auto isa, int64_t first, int64_t last) { roi_align_plan_cpu<isa.value>(params, first, last); },
-        [](CudaStream) { return CudaStatus{0}; });
-  }
-
- private:
-  HostScratch<int64_t> indices_;
-  std::unique_ptr<HostScratch<char>> arena_;
-};
+RoiPlanMemory plan(RoiAlignParams<T>& params, const Tensor& on) {
+  return RoiPlanMemory(
+      kOp, on, params.shape, params.plan, params.boxes, 5,
+      [&](auto isa) { return roi_align_layout_cpu<isa.value>(params); },
+      [&](auto isa, int64_t first, int64_t last) { roi_align_plan_cpu<isa.value>(params, first, last); });
+}
 
 template <class T>
 void forward(RoiAlignParams<T>& params, const Tensor& on) {
   if constexpr (kOnCpu) {
-    const PlanMemory<T> memory(params, on);  // checks the image indices, also where the output is empty
+    const RoiPlanMemory memory = plan(params, on);  // checks the image indices, also where the output is empty
     if (params.shape.boxes == 0 || params.shape.channels == 0) return;
     const int64_t items = once([&](auto isa) { return roi_align_forward_items_cpu<isa.value>(params); });
     run(
@@ -67,7 +38,7 @@ void forward(RoiAlignParams<T>& params, const Tensor& on) {
 template <class T>
 void backward(RoiAlignParams<T>& params, const Tensor& on) {
   if constexpr (kOnCpu) {
-    const PlanMemory<T> memory(params, on);
+    const RoiPlanMemory memory = plan(params, on);
     const int64_t items = once([&](auto isa) { return roi_align_backward_items_cpu<isa.value>(params); });
     const RoiShape& shape = params.shape;
     run(

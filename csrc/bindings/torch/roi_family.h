@@ -6,6 +6,7 @@
 #include "bindings/torch/dispatch.h"
 #include "bindings/torch/run.h"
 #include "common/roi_geometry.h"
+#include "common/roi_plan.h"
 
 namespace cvk::bindings {
 
@@ -105,5 +106,35 @@ inline Tensor dense(const Tensor& tensor, bool channels_last) {
 [[noreturn]] inline void reject_image_index(const char* op, double value, int64_t row, int64_t batch) {
   reject(op, "boxes[:, 0] in [0, ", batch, "), got ", number_text(value), " in row ", row);
 }
+
+// The CPU plan of a pass (common/roi_plan.h) and the memory that it lives in. layout(isa) places the records, or says what is
+// wrong; plan(isa, first, last) writes those of the boxes [first, last).
+class RoiPlanMemory {
+ public:
+  template <class A, class Layout, class Slice>
+  RoiPlanMemory(const char* op, const Tensor& on, const RoiShape& shape, RoiPlan& plan, const A* boxes, int64_t columns,
+                Layout&& layout, Slice&& slice)
+      : indices_(3 * shape.boxes + shape.batch + 2) {
+    constexpr int64_t kGrain = 512;  // a box takes well under a microsecond
+    plan.order = indices_.get();
+    plan.image_of = plan.order + shape.boxes;
+    plan.record_begin = plan.image_of + shape.boxes;
+    plan.image_begin = plan.record_begin + shape.boxes + 1;
+    const int64_t bytes = once(layout);
+    if (bytes == kRoiTooManySamples) reject(op, "fewer than 2^30 samples of a box along an axis, got more");
+    if (bytes < 0) {
+      const int64_t row = -1 - bytes;
+      reject_image_index(op, boxes[row * columns], row, shape.batch);
+    }
+    if (shape.channels == 0) return;  // only the image indices wanted checking
+    arena_ = std::make_unique<HostScratch<char>>(bytes);
+    plan.arena = arena_->get();
+    run(op, on, {shape.boxes, kGrain}, slice, [](CudaStream) { return CudaStatus{0}; });
+  }
+
+ private:
+  HostScratch<int64_t> indices_;
+  std::unique_ptr<HostScratch<char>> arena_;
+};
 
 }  // namespace cvk::bindings

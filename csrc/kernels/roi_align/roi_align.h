@@ -27,19 +27,10 @@
 #include "common/isa.h"
 #include "common/numeric.h"
 #include "common/roi_geometry.h"
+#include "common/roi_plan.h"
 #include "kernels/roi_align/roi_align_tuning.h"
 
 namespace cvk {
-
-// CPU only: the boxes digested. `layout` fills the first four, `plan` the arena, `forward_items` the last.
-struct RoiAlignPlan {
-  int64_t* order;         // [K] boxes grouped by image, ascending within an image
-  int64_t* image_begin;   // [N + 1] where an image's boxes begin in `order`
-  int64_t* record_begin;  // [K + 1] offset in bytes of a box's record in `arena`
-  int64_t* image_of;      // [K] batch index
-  char* arena;            // records; see roi_align_cpu.cpp
-  bool copy_images;       // forward of NCHW: scratch copies of whole images, or of the boxes' rectangles
-};
 
 template <class T>
 struct RoiAlignParams {
@@ -51,16 +42,14 @@ struct RoiAlignParams {
   const T* grad_output;         // [K, C, PH, PW]         backward
   const int32_t* saved_argmax;  // [K, C, PH, PW]      backward of the maximum; else null
   T* grad_input;                // [N, C, H, W]           backward; fully overwritten
-  RoiAlignPlan plan;            // CPU only
+  RoiPlan plan;                 // CPU only
 
   CVK_HD bool maximum() const { return argmax != nullptr || saved_argmax != nullptr; }
 };
 
 // ---- CPU. Order of calls: layout (once, serial), plan (slices of boxes), forward or backward (slices of work items).
 
-// Groups the boxes by image and sizes the records. Returns the arena's bytes, or -1 - k for a bad batch index in row k, or
-// kRoiAlignTooManySamples where a box would have 2^30 samples along an axis.
-constexpr int64_t kRoiAlignTooManySamples = INT64_MIN;
+// As roi_layout (common/roi_plan.h); a box may not have 2^30 samples along an axis.
 template <Isa isa, class T>
 int64_t roi_align_layout_cpu(RoiAlignParams<T>& params);
 

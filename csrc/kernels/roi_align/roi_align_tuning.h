@@ -5,17 +5,7 @@
 
 namespace cvk {
 
-// ---- CPU
-
-// Boxes per work item: enough work to amortise a transposed image tile's reuse, few enough to balance many threads.
-constexpr int kRoiAlignBoxChunk = 64;
-
-// Scratch of one thread at most, in bytes: the stride-4 map of an 800 x 1333 image (8.6 MB) fits. Larger maps are copied
-// box by box.
-constexpr int64_t kRoiAlignScratchBytes = int64_t{12} << 20;
-
-// Rows of the gradient that one work item owns: the band's scratch should stay in L2.
-constexpr int64_t kRoiAlignBandBytes = int64_t{640} << 10;
+// ---- CPU: common/roi_tuning.h
 
 // ---- CUDA (chosen from the H200's description, not yet measured)
 

@@ -1,0 +1,298 @@
+// The passes of RoI operators on the CPU: how forward and backward are cut into work items, and the loops over them. What a
+// box does with the pixels that it is given is the operator's own.
+//
+// Params has shape, plan, input and output (forward), grad_output and grad_input (backward), and where it takes maxima argmax
+// and saved_argmax. Boxes is a class of static functions, all of them CVK_HD:
+//
+//   kMaximum
+//       Whether an int32 index goes with each value.
+//   pool<isa>(const View<E>& view, const RoiShape& shape, char* record, int channels, Out* out, int32_t* argmax,
+//             int64_t stride)
+//       out[bin * stride + c] for the channels [0, channels) of the view, and argmax alike (null unless kMaximum).
+//   spread<isa>(const G* grad, int64_t stride, const RoiShape& shape, char* record, int channels, int y_begin, int y_end,
+//               A* pixels, int pitch)
+//       Adds the gradient grad[bin * stride + c] to the pixels of rows [y_begin, y_end), channels-last with `pitch`
+//       elements a pixel, pixel (y_begin, 0) first.
+//   spread_maxima(const G* grad, const int32_t* argmax, int64_t bin_stride, int64_t channel_stride, ...)
+//       The same where kMaximum, with grad and argmax as they lie in memory.
+//
+// A record begins with a RecordHeader.
+#pragma once
+
+#include <cstdint>
+
+#include "common/roi_plan.h"
+#include "common/roi_pooling.h"
+#include "common/roi_tuning.h"
+#include "common/scratch.h"
+#include "common/simd.h"
+
+namespace cvk {
+
+// Scratch elements per pixel or bin.
+CVK_HD int roi_pitch(const RoiShape& shape) {
+  return static_cast<int>(min_of<int64_t>(kRoiChannelTile, shape.channels));
+}
+
+// The rectangle of pixels that box k reads; may be empty.
+CVK_HD const RecordHeader& roi_rectangle(const RoiPlan& plan, int64_t k) {
+  return *reinterpret_cast<const RecordHeader*>(plan.record(k));
+}
+
+// ---- forward
+
+// Forward of a contiguous input. `per_image`: an item is (channel tile, chunk of boxes in image order) over scratch
+// copies of whole image tiles; otherwise an item is a box over a scratch copy of the rectangle that it reads.
+struct RoiForwardCut {
+  bool per_image;
+  int64_t tiles, chunks;
+};
+
+CVK_HD RoiForwardCut roi_forward_cut(const RoiShape& shape, const RoiPlan& plan) {
+  RoiForwardCut cut;
+  cut.per_image = plan.copy_images;
+  cut.tiles = ceil_div<int64_t>(shape.channels, kRoiChannelTile);
+  cut.chunks = ceil_div<int64_t>(shape.boxes, kRoiBoxChunk);
+  return cut;
+}
+
+// Whether copying whole images to channels-last moves fewer pixels than copying each box's rectangle.
+template <Isa isa, class A>
+CVK_HD bool roi_copies_images(const RoiShape& shape, const RoiPlan& plan) {
+  if (shape.pixels() * roi_pitch(shape) * static_cast<int64_t>(sizeof(A)) > kRoiScratchBytes) return false;
+  int64_t by_box = 0, by_image = 0;
+  for (int64_t k = 0; k < shape.boxes; ++k) by_box += rectangle_pixels(widened<isa, A>(shape, roi_rectangle(plan, k)));
+  for (int64_t n = 0; n < shape.batch; ++n) {
+    if (plan.image_begin[n + 1] > plan.image_begin[n]) by_image += shape.pixels();
+  }
+  return by_box >= by_image;
+}
+
+// Chooses how to cut the forward pass; returns the number of work items.
+template <Isa isa, class A>
+CVK_HD int64_t roi_forward_items(const RoiShape& shape, RoiPlan& plan) {
+  plan.copy_images = !shape.channels_last && roi_copies_images<isa, A>(shape, plan);
+  if (shape.channels_last) return shape.boxes;
+  const RoiForwardCut cut = roi_forward_cut(shape, plan);
+  return cut.per_image ? cut.tiles * cut.chunks : shape.boxes;
+}
+
+// The scratch of a box's bins: channels-last, and again as planes; with indices where there are some.
+template <class Boxes, class A>
+class RoiBinScratch {
+ public:
+  CVK_HD explicit RoiBinScratch(const RoiShape& shape)
+      : values_(2 * shape.bins() * roi_pitch(shape) * sizeof(A)),
+        indices_(Boxes::kMaximum ? shape.bins() * roi_pitch(shape) * sizeof(int32_t) : 0) {}
+  CVK_HD A* values() const { return values_.template as<A>(); }
+  CVK_HD int32_t* indices() const { return indices_.template as<int32_t>(); }
+
+ private:
+  Scratch values_, indices_;
+};
+
+// One box of a contiguous input: channels [c, c + channels) from `view` into output[k], through the bins' scratch.
+template <Isa isa, class Boxes, class Params, class E, class A>
+CVK_HD void roi_pool_contiguous(const Params& params, int64_t k, int64_t c, int channels, const View<E>& view,
+                                const RoiBinScratch<Boxes, A>& scratch) {
+  const RoiShape& shape = params.shape;
+  const int pitch = roi_pitch(shape);
+  A* const bins = scratch.values();
+  const int64_t at = (k * shape.channels + c) * shape.bins();
+  Boxes::template pool<isa>(view, shape, params.plan.record(k), channels, bins, scratch.indices(), pitch);
+  if constexpr (Boxes::kMaximum) {
+    for (int64_t bin = 0; bin < shape.bins(); ++bin) {
+      for (int v = 0; v < channels; ++v) {
+        params.argmax[at + v * shape.bins() + bin] = scratch.indices()[bin * pitch + v];
+      }
+    }
+  }
+  // Perf: the planes are put together in cache and leave as one run. Stored directly, the rows of a 16 x 16 transposition
+  // open 16 cold cache lines at a time.
+  auto* const output = params.output + at;
+  auto* const planes = reinterpret_cast<decltype(params.output)>(bins + shape.bins() * pitch);
+  transpose_matrix<isa>(bins, pitch, planes, shape.bins(), shape.bins(), channels);
+  memcpy(output, planes, static_cast<size_t>(channels * shape.bins()) * sizeof(*output));
+}
+
+template <Isa isa, class Boxes, class Params>
+CVK_HD void roi_forward_channels_last(const Params& params, int64_t first, int64_t last) {
+  const RoiShape& shape = params.shape;
+  const int channels = static_cast<int>(shape.channels);
+  for (int64_t k = first; k < last; ++k) {
+    const auto view = whole_image(params.input + params.plan.image_of[k] * shape.pixels() * shape.channels,
+                                  shape.channels, shape.width);
+    const int64_t at = k * shape.bins() * shape.channels;
+    int32_t* argmax = nullptr;
+    if constexpr (Boxes::kMaximum) argmax = params.argmax + at;
+    Boxes::template pool<isa>(view, shape, params.plan.record(k), channels, params.output + at, argmax, shape.channels);
+  }
+}
+
+template <Isa isa, class Boxes, class T, class Params>
+CVK_HD void roi_forward_per_image(const Params& params, int64_t first, int64_t last) {
+  using A = Acc<T>;
+  const RoiShape& shape = params.shape;
+  const RoiPlan& plan = params.plan;
+  const RoiForwardCut cut = roi_forward_cut(shape, plan);
+  const int pitch = roi_pitch(shape);
+  const Scratch tile(shape.pixels() * pitch * sizeof(A));
+  const RoiBinScratch<Boxes, A> bins(shape);
+  const RecordHeader whole{0, shape.height - 1, 0, shape.width - 1, 0, 0};
+  View<A> view{};
+  int64_t loaded_image = -1, loaded_channel = -1;
+  for (int64_t item = first; item < last; ++item) {
+    const int64_t c = item / cut.chunks * kRoiChannelTile;
+    const int channels = static_cast<int>(min_of<int64_t>(kRoiChannelTile, shape.channels - c));
+    const int64_t begin = item % cut.chunks * kRoiBoxChunk;
+    const int64_t end = min_of(begin + kRoiBoxChunk, shape.boxes);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t k = plan.order[i], n = plan.image_of[k];
+      if (n != loaded_image || c != loaded_channel) {
+        view = load_rectangle<isa>(params.input + n * shape.channels * shape.pixels(), shape, c, channels, pitch, whole,
+                                   tile.template as<A>());
+        loaded_image = n;
+        loaded_channel = c;
+      }
+      roi_pool_contiguous<isa>(params, k, c, channels, view, bins);
+    }
+  }
+}
+
+template <Isa isa, class Boxes, class T, class Params>
+CVK_HD void roi_forward_per_box(const Params& params, int64_t first, int64_t last) {
+  using A = Acc<T>;
+  const RoiShape& shape = params.shape;
+  const RoiPlan& plan = params.plan;
+  const int pitch = roi_pitch(shape);
+  const int64_t most_in_scratch = kRoiScratchBytes / (pitch * static_cast<int64_t>(sizeof(A)));
+  int64_t most_pixels = 0;
+  for (int64_t k = first; k < last; ++k) {
+    const int64_t pixels = rectangle_pixels(widened<isa, A>(shape, roi_rectangle(plan, k)));
+    if (pixels <= most_in_scratch) most_pixels = max_of(most_pixels, pixels);
+  }
+  const Scratch tile(most_pixels * pitch * sizeof(A));
+  const RoiBinScratch<Boxes, A> bins(shape);
+  for (int64_t k = first; k < last; ++k) {
+    const RecordHeader rect = widened<isa, A>(shape, roi_rectangle(plan, k));
+    const T* image = params.input + plan.image_of[k] * shape.channels * shape.pixels();
+    if (rectangle_pixels(rect) > most_in_scratch) {  // read the planes in place, one channel at a time
+      for (int64_t c = 0; c < shape.channels; ++c) {
+        const int64_t at = (k * shape.channels + c) * shape.bins();
+        int32_t* argmax = nullptr;
+        if constexpr (Boxes::kMaximum) argmax = params.argmax + at;
+        Boxes::template pool<isa>(whole_image(image + c * shape.pixels(), 1, shape.width), shape, plan.record(k), 1,
+                                  params.output + at, argmax, 1);
+      }
+      continue;
+    }
+    for (int64_t c = 0; c < shape.channels; c += kRoiChannelTile) {
+      const int channels = static_cast<int>(min_of<int64_t>(kRoiChannelTile, shape.channels - c));
+      if (rectangle_pixels(rect) == 0) {  // reads nothing
+        const int64_t at = (k * shape.channels + c) * shape.bins();
+        for (int64_t i = 0; i < channels * shape.bins(); ++i) {
+          params.output[at + i] = from_acc<T>(A(0));
+          if constexpr (Boxes::kMaximum) params.argmax[at + i] = -1;
+        }
+        continue;
+      }
+      const View<A> view = load_rectangle<isa>(image, shape, c, channels, pitch, rect, tile.template as<A>());
+      roi_pool_contiguous<isa>(params, k, c, channels, view, bins);
+    }
+  }
+}
+
+// The work items [first, last) of the forward pass as roi_forward_items cut it.
+template <Isa isa, class Boxes, class T, class Params>
+CVK_HD void roi_forward(const Params& params, int64_t first, int64_t last) {
+  if (params.shape.channels_last) {
+    roi_forward_channels_last<isa, Boxes>(params, first, last);
+  } else if (params.plan.copy_images) {
+    roi_forward_per_image<isa, Boxes, T>(params, first, last);
+  } else {
+    roi_forward_per_box<isa, Boxes, T>(params, first, last);
+  }
+}
+
+// ---- backward: an item owns one image, one tile of channels and a band of rows
+
+struct RoiBackwardCut {
+  int64_t tiles, bands;
+  int rows;  // of a band
+};
+
+template <class A>
+CVK_HD RoiBackwardCut roi_backward_cut(const RoiShape& shape) {
+  RoiBackwardCut cut;
+  cut.tiles = ceil_div<int64_t>(shape.channels, kRoiChannelTile);
+  const int64_t row_bytes = static_cast<int64_t>(shape.width) * roi_pitch(shape) * sizeof(A);
+  const int64_t rows = max_of<int64_t>(1, kRoiBandBytes / max_of<int64_t>(1, row_bytes));
+  cut.rows = static_cast<int>(min_of<int64_t>(rows, shape.height));
+  cut.bands = ceil_div<int64_t>(shape.height, cut.rows);
+  return cut;
+}
+
+template <class A>
+CVK_HD int64_t roi_backward_items(const RoiShape& shape) {
+  if (shape.pixels() == 0) return 0;
+  const RoiBackwardCut cut = roi_backward_cut<A>(shape);
+  return shape.batch * cut.tiles * cut.bands;
+}
+
+// The work items [first, last) of the gradient with respect to the input.
+template <Isa isa, class Boxes, class T, class Params>
+CVK_HD void roi_backward(const Params& params, int64_t first, int64_t last) {
+  using A = Acc<T>;
+  const RoiShape& shape = params.shape;
+  const RoiPlan& plan = params.plan;
+  const RoiBackwardCut cut = roi_backward_cut<A>(shape);
+  const int pitch = roi_pitch(shape);
+  const Scratch band(static_cast<int64_t>(cut.rows) * shape.width * pitch * sizeof(A));
+  const Scratch bins(shape.channels_last || Boxes::kMaximum ? 0 : shape.bins() * pitch * sizeof(A));
+  A* const pixels = band.template as<A>();
+  for (int64_t item = first; item < last; ++item) {
+    // Images innermost: where one image has most boxes, every thread gets its share of them.
+    const int64_t n = item % shape.batch;
+    const int64_t c = item / (shape.batch * cut.bands) * kRoiChannelTile;
+    const int channels = static_cast<int>(min_of<int64_t>(kRoiChannelTile, shape.channels - c));
+    const int y_begin = static_cast<int>(item / shape.batch % cut.bands) * cut.rows;
+    const int y_end = static_cast<int>(min_of<int64_t>(int64_t{y_begin} + cut.rows, shape.height));
+    const int64_t band_pixels = static_cast<int64_t>(y_end - y_begin) * shape.width;
+    memset(pixels, 0, static_cast<size_t>(band_pixels * pitch) * sizeof(A));
+    for (int64_t i = plan.image_begin[n]; i < plan.image_begin[n + 1]; ++i) {
+      const int64_t k = plan.order[i];
+      const RecordHeader& rect = roi_rectangle(plan, k);
+      if (rect.y_last < y_begin || rect.y_first >= y_end || rect.x_last < rect.x_first) continue;
+      const int64_t bin_stride = shape.channels_last ? shape.channels : 1;
+      const int64_t channel_stride = shape.channels_last ? 1 : shape.bins();
+      const int64_t at = k * shape.channels * shape.bins() + c * channel_stride;
+      if constexpr (Boxes::kMaximum) {
+        Boxes::spread_maxima(params.grad_output + at, params.saved_argmax + at, bin_stride, channel_stride, shape,
+                             plan.record(k), channels, y_begin, y_end, pixels, pitch);
+      } else if (shape.channels_last) {
+        Boxes::template spread<isa>(params.grad_output + at, bin_stride, shape, plan.record(k), channels, y_begin,
+                                    y_end, pixels, pitch);
+      } else {
+        transpose_matrix<isa>(params.grad_output + at, shape.bins(), bins.template as<A>(), pitch, channels,
+                              shape.bins());
+        Boxes::template spread<isa>(bins.template as<A>(), pitch, shape, plan.record(k), channels, y_begin, y_end,
+                                    pixels, pitch);
+      }
+    }
+    const int64_t from = static_cast<int64_t>(y_begin) * shape.width;
+    if (shape.channels_last) {
+      T* to = params.grad_input + (n * shape.pixels() + from) * shape.channels + c;
+      using S = Simd<isa, A>;
+      for (int64_t p = 0; p < band_pixels; ++p, to += shape.channels) {
+        int v = 0;
+        for (; v + S::kLanes <= channels; v += S::kLanes) S::store(to + v, S::load(pixels + p * pitch + v));
+        for (; v < channels; ++v) to[v] = from_acc<T>(pixels[p * pitch + v]);
+      }
+    } else {
+      T* to = params.grad_input + (n * shape.channels + c) * shape.pixels() + from;
+      transpose_matrix<isa>(pixels, pitch, to, shape.pixels(), band_pixels, channels);
+    }
+  }
+}
+
+}  // namespace cvk
