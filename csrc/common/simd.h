@@ -236,6 +236,13 @@ struct Simd {
     memcpy(&v, p, sizeof(v));
     return v;
   }
+  // kLanes bytes, as integers of a lane's width.
+  static CVK_HD IntVec load_bytes(const uint8_t* p) {
+    using Bytes __attribute__((vector_size(kLanes))) = uint8_t;
+    Bytes v;
+    memcpy(&v, p, sizeof(v));
+    return __builtin_convertvector(v, IntVec);
+  }
   static CVK_HD void store_int(IntElement* p, IntVec v) { memcpy(p, &v, sizeof(v)); }
 
   // ---- transposition of kLanes rows of kLanes elements, in log2(kLanes) rounds of interleaving

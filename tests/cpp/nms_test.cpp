@@ -10,9 +10,11 @@
 #include <vector>
 
 #include "boxes.h"
+#include "common/box_segments.h"
 #include "common/isa.h"
 #include "emulation/runtime_api.h"
 #include "kernels/nms/nms.h"
+#include "kernels/nms/nms_places.h"
 
 namespace {
 
@@ -396,8 +398,79 @@ TEST(Nms, ChunksOfTheCudaKernels) {
   expect_all_backends<float, float>(p, "crowd, full within the first chunk");
 }
 
-TEST(Nms, ManyBlocks) {  // enough for the blocks of the CPU kernel: places apart from each other, three boxes in each
-  const int64_t places = kNmsBlock, count = 3 * places;
+// The order of places, which nms_cpu takes for more boxes than a test wants.
+template <class A>
+Answer by_place(const Problem& p, const Parallel& parallel) {
+  const std::vector<A> boxes = converted<A>(p.boxes), densities = converted<A>(p.densities),
+                       scores = converted<A>(p.scores);
+  BoxSegments<A> segments;
+  segments.template build<Isa::kBaseline>(boxes.data(), scores.data(), nullptr, p.count(), parallel);
+  const int64_t ranked = segments.ranked();
+  std::vector<A> by_rank(ranked);
+  for (int64_t i = 0; i < ranked && !densities.empty(); ++i) by_rank[i] = densities[segments.index(i)];
+  const NmsRule<A> rule{overlap_threshold<A>(p.threshold),
+                        {p.criterion, static_cast<A>(p.beta)},
+                        densities.empty() ? nullptr : by_rank.data(),
+                        BoxArrays<A>::kColumns};
+  NmsPlaces<Isa::kBaseline, A> places;
+  EXPECT_TRUE(places.build(segments.boxes(), 0, ranked, rule, parallel));
+  parallel(ranked, 1, [&](int64_t first, int64_t last) { places.decide(first, last); });
+  std::vector<int64_t> slot_of(ranked), row_of(ranked, -1);
+  for (int64_t slot = 0; slot < ranked; ++slot) slot_of[places.position(slot)] = slot;
+  Answer answer;
+  answer.owner.assign(p.count(), -1);
+  for (int64_t rank = 0; rank < ranked; ++rank) {
+    int64_t owner = rank;
+    if (places.is_kept(slot_of[rank])) {
+      row_of[rank] = static_cast<int64_t>(answer.keep.size());
+      answer.keep.push_back(segments.index(rank));
+    } else {
+      owner = places.owner(slot_of[rank]);
+    }
+    answer.owner[segments.index(rank)] = row_of[owner];
+  }
+  return answer;
+}
+
+TEST(Nms, PlacesEqualTheGreedyLoop) {
+  for (const char* kind : kKinds) {
+    for (double threshold : {0.0, 0.3, 0.7}) {
+      for (const bool adaptive : {false, true}) {
+        Problem p = random_problem(kind, 1200, 13);
+        Random random(3);
+        p.threshold = threshold;
+        if (adaptive) {
+          p.criterion = OverlapCriterion::kDiou;
+          for (int64_t i = 0; i < p.count(); ++i) p.densities.push_back(random.real(0, 1));
+        }
+        const std::string what =
+            std::string(kind) + " at " + std::to_string(threshold) + (adaptive ? ", adaptive" : "");
+        for (const Parallel& parallel : {Parallel{}, backwards()}) {
+          EXPECT_EQ(by_place<float>(p, parallel), (by_definition<float, float>(p, true))) << what;
+          EXPECT_EQ(by_place<double>(p, parallel), (by_definition<double, double>(p, true))) << what;
+        }
+      }
+    }
+  }
+}
+
+TEST(Nms, PlacesOfAChain) {  // the first box in the order of places asks the second, which asks the third ...
+  Problem p;
+  const int64_t count = 20000;
+  Answer expected;
+  for (int64_t i = 0; i < count; ++i) {
+    p.boxes.insert(p.boxes.end(), {4.0 * i, 0, 4.0 * i + 10, 10});
+    p.scores.push_back(static_cast<double>(i));
+  }
+  p.threshold = 0.3;  // 6 / 14 with the next, 2 / 18 with the one after it
+  for (int64_t i = count - 1; i >= 0; i -= 2) expected.keep.push_back(i);
+  for (int64_t i = 0; i < count; ++i) expected.owner.push_back((count - 1 - i) / 2);
+  EXPECT_TRUE(by_place<float>(p, Parallel{}) == expected);
+  EXPECT_TRUE(by_place<float>(p, backwards()) == expected);
+}
+
+TEST(Nms, LargeSegment) {  // decided in the order of places: places apart from each other, three boxes in each
+  const int64_t places = kNmsPlacedSegment, count = 3 * places;
   Problem p;
   Random random(5);
   Answer expected;
@@ -418,7 +491,10 @@ TEST(Nms, ManyBlocks) {  // enough for the blocks of the CPU kernel: places apar
     EXPECT_TRUE((on_cpu<Isa::kBaseline, float, float>(p, parallel, true)) == expected);
     EXPECT_TRUE((on_cpu<Isa::kBaseline, float, float>(p, parallel, false)).keep == expected.keep);
   }
-  p.max_output = places / 2;  // reached in the second block or later
+  p.max_output = 100;  // found among the first
+  const Keep best(expected.keep.begin(), expected.keep.begin() + p.max_output);
+  EXPECT_TRUE((on_cpu<Isa::kBaseline, float, float>(p, backwards(), false)).keep == best);
+  p.max_output = places / 2;
   const Answer cut = on_cpu<Isa::kBaseline, float, float>(p, backwards(), true);
   expected.keep.resize(p.max_output);
   for (int64_t& row : expected.owner) row = row < p.max_output ? row : -1;

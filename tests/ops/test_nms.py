@@ -1019,3 +1019,32 @@ def test_sizes_that_only_the_data_knows_compile() -> None:
     with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
         compiled = torch.compile(confident, fullgraph=True, backend="aot_eager")
         assert_same(compiled(boxes, scores), confident(boxes, scores))
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("max_output", [None, 20_000, 40])
+def test_many_boxes_on_islands(max_output: int | None) -> None:
+    """Islands that no box reaches across: one large problem, or one small problem for each."""
+    islands, each = 60, 2500  # together enough to be decided in the order of places
+    island = torch.arange(islands).repeat_interleave(each)
+    boxes = torch.cat([spread(each, seed, side=300).float() for seed in range(islands)])
+    boxes += 1000.0 * torch.stack([island % 8, island // 8] * 2, 1)
+    scores = random_scores(islands * each).float()
+    densities = torch.rand(len(boxes), generator=torch.Generator().manual_seed(1))
+    together = {"max_output": max_output}
+    apart = {"max_output": max_output, "idxs": island}
+    for options in ({}, {"criterion": "diou", "beta": 0.6}):
+        assert_same(
+            nms(boxes, scores, 0.4, **together, **options),
+            batched_nms(boxes, scores, island, 0.4, max_output=max_output, **options),
+        )
+    assert_same(
+        adaptive_nms(boxes, scores, densities, 0.4, **together),
+        adaptive_nms(boxes, scores, densities, 0.4, **apart),
+    )
+    for one, other in zip(
+        iou_guided_nms(boxes, scores, densities, 0.4, **together),
+        iou_guided_nms(boxes, scores, densities, 0.4, **apart),
+        strict=True,
+    ):
+        assert_same(one, other)

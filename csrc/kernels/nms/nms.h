@@ -13,8 +13,8 @@
 // CPU        Radix sort by score, then by class: a class is a contiguous segment, segments run in parallel. A small segment
 //            scans its kept boxes with SIMD. In a larger one boxes lie in cells by size and position: two boxes with IoU > t
 //            have sides within a factor t and centres within (w_a + w_b) / 2 - t max(w_a, w_b), so a kept box claims what it
-//            suppresses in a few runs of cells, and only kept boxes look around. A huge segment goes block by block, each
-//            first filtered in parallel against a grid of the boxes kept so far.
+//            suppresses in a few runs of cells, and only kept boxes look around. A huge segment is decided in the order of
+//            places, in parallel: a box asks its neighbours, which may have to ask theirs first (nms_places.h).
 // CUDA       Boxes in score order, in chunks: one block decides a chunk (a warp at a time, in registers), then all later
 //            boxes are tested against the chunk's kept boxes. O(N) memory, no host synchronisation, graph-capturable.
 // Traffic    about 100 bytes a box on the CPU; on CUDA 17 bytes per box and chunk still ahead of it.

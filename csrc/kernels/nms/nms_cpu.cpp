@@ -7,7 +7,7 @@
 #include "common/neighbours.h"
 #include "common/scratch.h"
 #include "common/simd.h"
-#include "kernels/nms/nms_grid.h"
+#include "kernels/nms/nms_places.h"
 
 namespace cvk {
 namespace {
@@ -104,66 +104,32 @@ CVK_HD void decide_whole(const Engine<A>& engine, int64_t first, int64_t last) {
   }
 }
 
-// In blocks: those that no kept box of an earlier block suppresses, found in parallel, claim each other. False where the
-// boxes do not suit the grid.
+// In the order of places, on all threads. False where the boxes do not suit it.
 template <Isa isa, bool owners, class A>
-CVK_HD bool decide_in_blocks(const Engine<A>& engine, int64_t first, int64_t last, const Parallel& parallel) {
-  const NmsRule<A>& rule = engine.rule;
-  Grid<A> grid;
-  if (!grid.template build<isa>(engine.candidates, first, last, rule)) return false;
-  const Scratch places(2 * kNmsBlock * static_cast<int64_t>(sizeof(Keyed<uint32_t>)));
-  const Scratch words(3 * kNmsBlock * static_cast<int64_t>(sizeof(uint32_t)));
-  const Scratch open_boxes(BoxArrays<A>::bytes(kNmsBlock) + kSimdBytes<isa>);
-  uint32_t* const suppressor = words.as<uint32_t>();  // of an earlier block, a position; kNmsNobody for none
-  uint32_t* const open = suppressor + kNmsBlock;      // positions without one, in order
-  uint32_t* const verdict = open + kNmsBlock;         // among those
-  const BoxArrays<A> candidates{open_boxes.as<A>(), kNmsBlock};
-  int64_t kept = 0, size = 0;
-  for (int64_t block = first; block < last && (owners || kept < engine.max_output); block += size) {
-    size = min_of(kNmsBlock, last - block);
-    // The grid is only read, so any order will do. Perf: neighbours after one another find their cells in cache.
-    Keyed<uint32_t>* entries = places.as<Keyed<uint32_t>>();
-    for (int64_t i = 0; i < size; ++i) {
-      entries[i] = {static_cast<uint32_t>(grid.cell_of(block + i) + 1), static_cast<uint32_t>(i)};
-    }
-    const Keyed<uint32_t>* by_place = radix_sort(entries, entries + size, size);
+CVK_HD bool decide_by_place(const Engine<A>& engine, int64_t first, int64_t last, const Parallel& parallel) {
+  // Whether a box is kept depends on those ranked before it, so that a few kept boxes are found among the first.
+  int64_t size = last - first;
+  if (!owners && engine.max_output < size / kNmsPrefix)
+    size = max_of(kNmsPlacedSegment, engine.max_output * kNmsPrefix);
+  for (;; size *= kNmsPrefix) {
+    size = min_of(size, last - first);
+    NmsPlaces<isa, A> places;
+    if (!places.build(engine.candidates, first, first + size, engine.rule, parallel)) return false;
+    parallel(size, kNmsGrain, [&](int64_t begin, int64_t end) { places.decide(begin, end); });
     parallel(size, kNmsGrain, [&](int64_t begin, int64_t end) {
-      for (int64_t j = begin; j < end; ++j) {
-        const int64_t i = by_place[j].value;
-        int64_t found = kNmsNobody;
-        if (!grid.is_inert(block + i)) {
-          found = grid.template suppressor<isa, owners>(engine.candidates.get(block + i), rule);
-        }
-        suppressor[i] = static_cast<uint32_t>(found);
+      for (int64_t slot = begin; slot < end; ++slot) {
+        const int64_t position = places.position(slot);
+        if (places.is_kept(slot))
+          engine.keep(position);
+        else if (owners)
+          engine.claims[position] = static_cast<uint32_t>(places.owner(slot));
       }
     });
-    int64_t left = 0;
-    for (int64_t i = 0; i < size; ++i) {
-      if (suppressor[i] == kNmsNobody) {
-        candidates.set(left, engine.candidates.get(block + i));
-        open[left++] = static_cast<uint32_t>(block + i);
-      } else if (owners) {
-        engine.claims[block + i] = suppressor[i];
-      }
-    }
-    decide_by_claims<isa>(candidates, 0, left, rule, engine.max_output - kept, verdict,
-                          [&](int64_t i) { return rule.threshold_of(open[i]); });
-    for (int64_t i = 0; i < left; ++i) {
-      if (verdict[i] == i) {
-        engine.keep(open[i]);
-        ++kept;
-      } else if (owners && verdict[i] != kUndecided) {
-        engine.claims[open[i]] = open[verdict[i]];
-      }
-    }
-    for (int64_t j = 0; j < size; ++j) {
-      const int64_t position = block + by_place[j].value;
-      if (engine.kept[position] != 0 && !grid.is_inert(position)) {
-        grid.insert(position, engine.candidates.get(position), rule);
-      }
-    }
+    if (size == last - first) return true;
+    int64_t kept = 0;
+    for (int64_t i = first; i < first + size; ++i) kept += engine.kept[i];
+    if (kept >= engine.max_output) return true;
   }
-  return true;
 }
 
 template <Isa isa, bool owners, class A>
@@ -175,7 +141,7 @@ CVK_HD void decide_segment(const Engine<A>& engine, int64_t first, int64_t last,
     decide_by_scan<isa, owners>(engine, first, last, BoxArrays<A>{list, kNmsSmallSegment});
     return;
   }
-  if (size >= kNmsBlockedSegment && decide_in_blocks<isa, owners>(engine, first, last, parallel)) return;
+  if (size >= kNmsPlacedSegment && decide_by_place<isa, owners>(engine, first, last, parallel)) return;
   decide_whole<isa>(engine, first, last);
 }
 
@@ -187,7 +153,7 @@ CVK_HD void decide(const Engine<A>& engine, const BoxSegments<A>& segments, cons
   }
   // Small segments in parallel, each by one thread; then the large ones one after another, each by all threads.
   const Parallel alone;
-  const int64_t large = parallel.threads > 1 ? kNmsBlockedSegment : std::numeric_limits<int64_t>::max();
+  const int64_t large = parallel.threads > 1 ? kNmsPlacedSegment : std::numeric_limits<int64_t>::max();
   const int64_t grain = max_of<int64_t>(1, segments.segments() * kNmsSegmentGrain / segments.ranked());
   parallel(segments.segments(), grain, [&](int64_t first, int64_t last) {
     for (int64_t s = first; s < last; ++s) {

@@ -13,13 +13,17 @@ constexpr int kNmsSmallSegment = 64;
 // Segments from this size on look up neighbours in cells; below it every pair is tested.
 constexpr int64_t kNmsGridSegment = 512;
 
-// Segments from this size on are decided in blocks: boxes that an earlier block suppresses are filtered out in parallel and
-// in the order of their places, the rest of a block claims each other. Smaller segments fit in cache and are claimed at once,
-// by one thread. At 100,000 boxes of the acceptance density 21 ms against 36 in blocks of 32,768 on two threads, 100,000
-// crowded 7.5 against 9.1, but 100,000 in one small area 31 against 20; at 1,000,000 on one thread, by size of the block:
-// 32,768: 1100 ms, 65,536: 890, 131,072: 720, a single one: 1240; on two threads 646 / 590 / 614 (EPYC 9004, 2026-11-24).
-constexpr int64_t kNmsBlockedSegment = 131072;
-constexpr int64_t kNmsBlock = 131072;
+// Segments from this size on are decided in the order of places, on all threads; smaller ones fit in cache and are claimed at
+// once, by one thread. 1,000,000 boxes of the acceptance density, milliseconds of one thread (EPYC family 26, 2026-11-26): a
+// single claim of all 1240 (EPYC 9004); blocks of 131,072 claimed after a filter 430; in the order of places 140 to 200, of
+// which 140 ns a box look around and the rest sorts. 1,000,000 crowded 126 and 115, 200,000 in one small area 58 and 70.
+constexpr int64_t kNmsPlacedSegment = 131072;
+
+// Boxes of neighbouring cells that are decided together, by rank; their neighbourhood should stay in L2.
+constexpr int64_t kNmsStretch = 4096;
+
+// Where few boxes are wanted: that many times as many are decided, and more by this factor until there are enough.
+constexpr int64_t kNmsPrefix = 8;
 
 // Candidates that a thread should get at least; about 100 us of work.
 constexpr int64_t kNmsGrain = 512;
