@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -25,6 +26,7 @@ from harness import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from nms_family import RANDOM_PROBLEMS
 from torch import Tensor
 
 from cvkernels import reference
@@ -528,6 +530,32 @@ def test_any_problem_matches_the_reference(
     expected = reference.nms_rotated(boxes, scores, threshold, idxs=idxs, clockwise=clockwise)
     actual = nms_rotated(boxes, scores, threshold, idxs=idxs, clockwise=clockwise)
     assert_same(actual, expected)
+
+
+@pytest.mark.slow
+def test_random_problems() -> None:
+    for seed in range(RANDOM_PROBLEMS):
+        rng = random.Random(seed)
+        count, dtype, clockwise = rng.randint(0, 24), rng.choice(DTYPES), rng.random() < 0.5
+        kind = rng.choice([spread, grid_boxes, odd_boxes, lambda n, s: crowd(n, 3, s)])
+        boxes, scores = kind(count, seed).to(dtype), random_scores(count, seed, 7).to(dtype)
+        options: Args = {"max_output": rng.choice([None, 0, 1, 9]), "clockwise": clockwise}
+        if rng.random() < 0.4:
+            options["idxs"] = classes(count, 3, seed)
+        threshold = rng.choice([0.0, rng.random()])
+        assert_same(
+            nms_rotated(boxes, scores, threshold, **options),
+            reference.nms_rotated(boxes, scores, threshold, **options),
+            f"problem {seed}",
+        )
+        mode = rng.choice(["iou", "iof"])
+        harness.assert_matches(
+            TestBoxIouRotated.spec,
+            box_iou_rotated(boxes, boxes[: count // 2], mode=mode, clockwise=clockwise),
+            reference.box_iou_rotated(boxes, boxes[: count // 2], mode=mode, clockwise=clockwise),
+            dtype,
+            f"problem {seed}",
+        )
 
 
 @given(problems(), st.sampled_from([torch.float32, torch.float64]))
