@@ -17,6 +17,7 @@ _op: Callable[..., Tensor] = torch.ops.cvkernels.roi_align.default
 _op_max: Callable[..., tuple[Tensor, Tensor]] = torch.ops.cvkernels.roi_align_max.default
 _op_backward: Callable[..., Tensor] = torch.ops.cvkernels.roi_align_backward.default
 _op_max_backward: Callable[..., Tensor] = torch.ops.cvkernels.roi_align_max_backward.default
+_op_boxes_backward: Callable[..., Tensor] = torch.ops.cvkernels.roi_align_boxes_backward.default
 
 
 def roi_align(
@@ -57,8 +58,14 @@ def roi_align(
         TypeError: an argument of the wrong type.
 
     Gradient:
-        With respect to ``input``; ``boxes`` gets none. Twice differentiable in mode "avg". Reverse
-        mode only: torch's forward mode sees a zero tangent, as with torchvision's operator.
+        With respect to ``input`` and to the coordinates of ``boxes`` (a column of image indices
+        gets zeros). Bilinear interpolation has kinks at pixel centres: there it is the derivative
+        to the right in the coordinate of the sample, and 0 where the coordinate is clamped (up to a
+        pixel outside the map, and beyond its last pixel's centre). The number of samples is taken
+        as constant, and a box stretched to one pixel (``aligned=False``) moves with x1, y1 only.
+        Twice differentiable with respect to ``input`` in mode "avg", where ``boxes`` needs no
+        gradient. Reverse mode only: torch's forward mode sees a zero tangent, as with
+        torchvision's operator.
 
     Determinism:
         Forward and backward are bitwise repeatable on every device, for any number of threads.
@@ -194,6 +201,11 @@ def _fake_backward(
 torch.library.register_fake("cvkernels::roi_align_backward", _fake_backward)
 
 
+@torch.library.register_fake("cvkernels::roi_align_boxes_backward")
+def _(input: Tensor, boxes: Tensor, *args: Any) -> Tensor:
+    return boxes.new_empty(boxes.shape)
+
+
 @torch.library.register_fake("cvkernels::roi_align_max_backward")
 def _(grad: Tensor, argmax: Tensor, *args: Any) -> Tensor:
     return _fake_backward(grad, *args)
@@ -202,35 +214,29 @@ def _(grad: Tensor, argmax: Tensor, *args: Any) -> Tensor:
 # ---- autograd
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor | tuple[Tensor, Tensor]) -> None:
     input, boxes, *arguments = inputs
     ctx.arguments = arguments
     ctx.input_shape = input.shape
-    ctx.save_for_backward(boxes)
+    argmax = None if isinstance(output, Tensor) else output[1]
+    # The map is kept alive only for those who ask what the boxes did.
+    ctx.save_for_backward(boxes, argmax, input if ctx.needs_input_grad[1] else None)
 
 
-def _backward_arguments(ctx: Any) -> tuple[Any, ...]:
-    *front, sampling_ratio, aligned = ctx.arguments
-    return (*front, *ctx.input_shape, sampling_ratio, aligned)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    (boxes,) = ctx.saved_tensors
-    grad_input = _op_backward(grad, boxes, *_backward_arguments(ctx))
-    return grad_input, None, None, None, None, None, None
-
-
-def _setup_max(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    input, boxes, *arguments = inputs
-    ctx.arguments = arguments
-    ctx.input_shape = input.shape
-    ctx.save_for_backward(boxes, output[1])
-
-
-def _backward_max(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    boxes, argmax = ctx.saved_tensors
-    grad_input = _op_max_backward(grad, argmax, boxes, *_backward_arguments(ctx))
-    return grad_input, None, None, None, None, None, None
+def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    boxes, argmax, input = ctx.saved_tensors
+    scale, height, width, sampling_ratio, aligned = ctx.arguments
+    grad_input = grad_boxes = None
+    if ctx.needs_input_grad[0]:
+        arguments = (boxes, scale, height, width, *ctx.input_shape, sampling_ratio, aligned)
+        if argmax is None:
+            grad_input = _op_backward(grad, *arguments)
+        else:
+            grad_input = _op_max_backward(grad, argmax, *arguments)
+    if ctx.needs_input_grad[1]:
+        arguments = (scale, height, width, sampling_ratio, aligned)
+        grad_boxes = _op_boxes_backward(input, boxes, grad, argmax, *arguments)
+    return grad_input, grad_boxes, None, None, None, None, None
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -241,6 +247,8 @@ def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _double_backward(ctx: Any, grad_grad: Tensor) -> tuple[Tensor | None, ...]:
     # The mean is linear in its input, so the derivative of the backward pass is the forward pass.
+    if ctx.needs_input_grad[1]:
+        _no_boxes_double_backward()
     (boxes,) = ctx.saved_tensors
     return (_op(grad_grad, boxes, *ctx.arguments), *([None] * 10))
 
@@ -252,13 +260,25 @@ def _no_double_backward(ctx: Any, *_: Any) -> NoReturn:
     )
 
 
+def _no_boxes_double_backward(*_: Any) -> NoReturn:
+    raise NotImplementedError(
+        "roi_align: expected at most one differentiation where boxes needs a gradient, got a "
+        "second; with boxes.detach() input is twice differentiable"
+    )
+
+
 torch.library.register_autograd("cvkernels::roi_align", _backward, setup_context=_setup)
-torch.library.register_autograd("cvkernels::roi_align_max", _backward_max, setup_context=_setup_max)
+torch.library.register_autograd("cvkernels::roi_align_max", _backward, setup_context=_setup)
 torch.library.register_autograd(
     "cvkernels::roi_align_backward", _double_backward, setup_context=_setup_backward
 )
 torch.library.register_autograd(
     "cvkernels::roi_align_max_backward", _no_double_backward, setup_context=lambda *_, **__: None
+)
+torch.library.register_autograd(
+    "cvkernels::roi_align_boxes_backward",
+    _no_boxes_double_backward,
+    setup_context=lambda *_, **__: None,
 )
 
 
@@ -287,3 +307,13 @@ torch.library.register_vmap("cvkernels::roi_align_backward", _vmap_backward(_op_
 torch.library.register_vmap(
     "cvkernels::roi_align_max_backward", _vmap_backward(_op_max_backward, 2)
 )
+
+
+def _vmap_boxes_backward(
+    info: Any, in_dims: tuple[int | None, ...], input: Tensor, boxes: Tensor, *arguments: Any
+) -> tuple[Tensor, int]:
+    grad, dim = _roi.vmap_forward(_op_boxes_backward, 2)(info, in_dims, input, boxes, *arguments)
+    return grad.to(boxes.dtype), dim  # the boxes may have been widened
+
+
+torch.library.register_vmap("cvkernels::roi_align_boxes_backward", _vmap_boxes_backward)

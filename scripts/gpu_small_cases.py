@@ -55,13 +55,12 @@ def roi_align_cases(*, large: bool) -> Iterator[Case]:
                     mode: str = mode,
                 ) -> list[Tensor]:
                     x = features.to(device).contiguous(memory_format=layout).requires_grad_()
-                    box = rois.to(
-                        device, torch.float64 if x.dtype == torch.float64 else torch.float32
-                    )
+                    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+                    box = rois.to(device, wide, copy=True).requires_grad_()
                     out = ops.roi_align(x, box, (7, 7), 1 / 16, 2, True, mode=mode)
                     out.backward(torch.ones_like(out))
-                    assert x.grad is not None
-                    return [out.detach(), x.grad]
+                    assert x.grad is not None and box.grad is not None
+                    return [out.detach(), x.grad, box.grad]
 
                 word = "channels_last" if layout is torch.channels_last else "contiguous"
                 yield f"roi_align {mode} {dtype} {word}", dtype, run

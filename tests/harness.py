@@ -514,8 +514,10 @@ class DifferentiableOpTests(OpTests):
         _, actual, upstream = gradients(self.spec, self.spec.op, args)
         expected = reference_gradients(self.spec, args, upstream)
         for a, e in zip(actual, expected, strict=True):
-            assert a.dtype == (e.dtype if self.spec.selects else dtype)
-            assert_close(a, e, a.dtype, f"gradient of {case.name}")
+            assert a.dtype == (e.dtype if self.spec.selects else dtype) or case.keeps
+            # A gradient in a wider dtype than the arithmetic is as exact as the arithmetic.
+            narrow = a.dtype == torch.float64 != dtype and not self.spec.selects
+            assert_close(a, e, torch.float32 if narrow else a.dtype, f"gradient of {case.name}")
 
     def test_gradient_of_strided_upstream(self, small_case: Case, layout: str, device: str) -> None:
         """The output gradient may have any strides, expanded ones (from .sum()) included."""

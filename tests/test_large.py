@@ -106,6 +106,20 @@ def test_gradient_across_the_boundary(channels_last: bool) -> None:
     assert sum(int(plane.count_nonzero()) for plane in grad[0]) == inside  # and nowhere else
 
 
+def test_gradient_of_boxes_across_the_boundary() -> None:
+    x = corner_map(channels_last=False)
+    shift = torch.tensor([0.0, 1, 1, 1, 1]) * (SIDE - WINDOW)
+    boxes = torch.cat([LOCAL, LOCAL + shift]).requires_grad_()
+    out = roi_align(x, boxes, BINS, 1.0, 2, True)
+    upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+    (actual,) = torch.autograd.grad(out, boxes, upstream)
+    for i, window in enumerate((x[..., :WINDOW, :WINDOW], x[..., -WINDOW:, -WINDOW:])):
+        leaf, rows = LOCAL.clone().requires_grad_(), slice(i * len(LOCAL), (i + 1) * len(LOCAL))
+        pooled = reference.roi_align(window.double().contiguous(), leaf, BINS, 1.0, 2, True)
+        (wanted,) = torch.autograd.grad(pooled, leaf, upstream[rows].double())
+        assert_close(actual[rows], wanted, torch.float32)
+
+
 def test_output_across_the_boundary() -> None:
     channels, bins = 64, 49
     count = BOUNDARY // (channels * bins) + 100

@@ -1,4 +1,4 @@
-"""RoI Align: detectors' boxes on detectors' feature maps, forward and with its gradient."""
+"""RoI Align: detectors' boxes on detectors' feature maps, forward and with its gradients."""
 
 from __future__ import annotations
 
@@ -41,6 +41,13 @@ def cases() -> list[Case]:
         found.append(_case("fpn_mask_100", mask, direction))
         found.append(_case("large_8_adaptive", workloads.large, direction))
         found.append(_case("tiny_10", workloads.tiny, direction, quick=True))
+    # The gradient of the boxes, which no peer has: 64 of them for the reference to keep up.
+    few = partial(workloads.c4, 64)
+    found.append(_case("c4_64", few, "fwd+bwd", boxes=True, quick=True))
+    for channels_last in (False, True):
+        found.append(
+            _case("c4_512", workloads.c4, "fwd+bwd", channels_last=channels_last, boxes=True)
+        )
     train = partial(workloads.fpn, 1024, 7, images=2)
     found.append(_case("fpn_train_2x512", train, "fwd+bwd"))
     return found
@@ -53,22 +60,31 @@ def _case(
     dtype: str = "float32",
     channels_last: bool = False,
     *,
+    boxes: bool = False,
     quick: bool = False,
 ) -> Case:
     def build(context: Context) -> Trial:
-        return trial(context, make(), direction, dtype, channels_last=channels_last)
+        return trial(context, make(), direction, dtype, channels_last=channels_last, boxes=boxes)
 
-    name = workload + (" channels_last" if channels_last else "")
+    name = workload + (" of boxes" if boxes else "") + (" channels_last" if channels_last else "")
     return Case("roi_align", direction, dtype, name, build, quick=quick)
 
 
 def trial(
-    context: Context, data: RoiInput, direction: str, dtype: str, *, channels_last: bool = False
+    context: Context,
+    data: RoiInput,
+    direction: str,
+    dtype: str,
+    *,
+    channels_last: bool = False,
+    boxes: bool = False,
 ) -> Trial:
     """Calls for one workload, all libraries on the same tensors and on the layout as given."""
-    calls = Calls(data, direction, getattr(torch, dtype), context.device, channels_last)
+    calls = Calls(data, direction, getattr(torch, dtype), context.device, channels_last, boxes)
     libraries = context.libraries
     peers = libraries.find("roi_align", "roi_align")
+    if boxes:
+        peers.pop(TORCHVISION, None)  # gives none
     if _sampled(data) * data.levels[0].shape[1] > _REFERENCE_SAMPLES:
         peers.pop("reference", None)
     # torchvision computes half in half and has no bfloat16: the truth for both is its float32.
@@ -77,7 +93,7 @@ def trial(
     return Trial(
         ours=calls.of(libraries.our("roi_align", "roi_align")),
         peers={name: calls.of(function) for name, function in peers.items()},
-        cost=cost(data, direction, calls.dtype.itemsize),
+        cost=cost(data, direction, calls.dtype.itemsize, boxes=boxes),
         match=dtype,
         expected=calls.widened().of(truth) if narrow and truth is not None else None,
     )
@@ -86,7 +102,8 @@ def trial(
 class Calls:
     """The tensors of one workload, and calls on them.
 
-    A forward call gives the pooled features of every level, "fwd+bwd" the gradients of the maps.
+    A forward call gives the pooled features of every level, "fwd+bwd" the gradients of the maps,
+    or with `boxes` those of the boxes.
     """
 
     def __init__(
@@ -96,6 +113,7 @@ class Calls:
         dtype: torch.dtype,
         device: torch.device,
         channels_last: bool,
+        of_boxes: bool = False,
     ) -> None:
         g = torch.Generator().manual_seed(1)
         layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -104,11 +122,13 @@ class Calls:
         for level in data.levels:
             feature = torch.randn(level.shape, generator=g)
             feature = feature.to(device, dtype).contiguous(memory_format=layout)
-            self.inputs.append(feature.requires_grad_(self.backward))
-            self.boxes.append(level.boxes.to(device, dtype))
+            self.inputs.append(feature.requires_grad_(self.backward and not of_boxes))
+            boxes = level.boxes.to(device, dtype)
+            self.boxes.append(boxes.requires_grad_(self.backward and of_boxes))
             pooled = (len(level.boxes), level.shape[1], *data.output_size)
             grad = torch.randn(pooled if self.backward else (0, 1, 1, 1), generator=g)
             self.grads.append(grad.to(device, dtype).contiguous(memory_format=layout))
+        self.leaves = self.boxes if of_boxes else self.inputs
 
     def widened(self) -> Calls:
         """The same numbers, rounded to the narrow dtype as they are, in float32."""
@@ -117,6 +137,7 @@ class Calls:
         wide.inputs = [x.detach().float().requires_grad_(self.backward) for x in self.inputs]
         wide.boxes = [x.float() for x in self.boxes]
         wide.grads = [x.float() for x in self.grads]
+        wide.leaves = wide.inputs
         return wide
 
     def of(self, function: Callable[..., Tensor]) -> Callable[[], Any]:
@@ -131,15 +152,16 @@ class Calls:
             return [function(*arguments) for arguments in fixed]
 
         def forward_backward() -> tuple[Tensor, ...]:
-            return torch.autograd.grad(forward(), self.inputs, self.grads)
+            return torch.autograd.grad(forward(), self.leaves, self.grads)
 
         return forward_backward if self.backward else forward
 
 
-def cost(data: RoiInput, direction: str, itemsize: int) -> Cost:
+def cost(data: RoiInput, direction: str, itemsize: int, *, boxes: bool = False) -> Cost:
     """Least work: touched pixels read once, outputs written once, four multiply-adds a sample.
 
-    The gradient reads the output's gradient and writes the whole map, with as much arithmetic.
+    The gradient reads the output's gradient and writes the whole map, with as much arithmetic; that
+    of the boxes reads the touched pixels again and writes next to nothing.
     """
     total = Cost(0, 0)
     for level in data.levels:
@@ -151,7 +173,8 @@ def cost(data: RoiInput, direction: str, itemsize: int) -> Cost:
         touched = _touched_pixels(level) * c * itemsize
         total += Cost(touched + pooled + rois, 8.0 * samples * c)
         if direction == "fwd+bwd":
-            total += Cost(pooled + rois + n * c * h * w * itemsize, 8.0 * samples * c)
+            rest = touched + rois if boxes else n * c * h * w * itemsize
+            total += Cost(pooled + rois + rest, 8.0 * samples * c)
     return total
 
 

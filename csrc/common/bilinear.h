@@ -38,4 +38,11 @@ CVK_HD BilinearAxis<A> bilinear_axis(A coordinate, int extent) {
   return axis;
 }
 
+// Derivative of a sample's value with respect to its coordinate, in units of the difference of its two pixels: 1, or 0 where
+// the coordinate is clamped. At a pixel's centre it is the derivative to the right.
+template <class A>
+CVK_HD A bilinear_slope(A coordinate, const BilinearAxis<A>& axis) {
+  return axis.low < axis.high && coordinate >= A(0) ? A(1) : A(0);
+}
+
 }  // namespace cvk

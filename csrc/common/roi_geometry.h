@@ -39,12 +39,14 @@ struct RoiAxis {
   A share;         // 1 / samples: what one sample counts for in a mean along this axis
   int samples;     // samples per bin along this axis
   int extent;      // pixels of the input along this axis
+  bool stretched;  // the box is narrower (see roi_span)
 };
 
 // Where a box begins along an axis and how long it is, in input pixels.
 template <class A>
 struct RoiSpan {
   A start, length;
+  bool stretched;  // the length is not the box's own
 };
 
 template <class A>
@@ -53,7 +55,8 @@ CVK_HD RoiSpan<A> roi_span(A low, A high, A spatial_scale, bool aligned) {
   RoiSpan<A> span;
   span.start = low * spatial_scale - offset;
   span.length = high * spatial_scale - offset - span.start;
-  if (!aligned) span.length = max_of(A(1), span.length);  // a NaN length stays NaN
+  span.stretched = !aligned && span.length < A(1);  // a NaN length stays NaN
+  if (span.stretched) span.length = A(1);
   return span;
 }
 
@@ -65,6 +68,7 @@ CVK_HD RoiAxis<A> roi_axis(A low, A high, A spatial_scale, bool aligned, int bin
   axis.start = span.start;
   axis.bin = length / static_cast<A>(bins);
   axis.extent = extent;
+  axis.stretched = span.stretched;
   if (sampling_ratio > 0) {
     axis.samples = sampling_ratio;
   } else {
@@ -95,8 +99,34 @@ CVK_HD A roi_sample_coordinate(const RoiAxis<A>& axis, int bin, int sample) {
          (static_cast<A>(sample) + A(0.5)) * axis.bin / static_cast<A>(axis.samples);
 }
 
+// Where a sample lies in its box, in bins: its coordinate is start + position * bin. The derivatives of the coordinate with
+// respect to start and bin are 1 and this.
+template <class A>
+CVK_HD A roi_sample_position(const RoiAxis<A>& axis, int bin, int sample) {
+  return static_cast<A>(bin) + (static_cast<A>(sample) + A(0.5)) * axis.share;
+}
+
+// The gradient of a box's two coordinates along an axis.
+template <class A>
+struct RoiCorners {
+  A low, high;
+};
+
+// From the gradient of an axis, that is of its start and of its bin's extent. The number of samples is a constant, and a
+// stretched box moves with its first corner alone.
+template <class A>
+CVK_HD RoiCorners<A> roi_corners(A grad_start, A grad_bin, A spatial_scale, int bins, bool stretched) {
+  const A along = stretched ? A(0) : grad_bin / static_cast<A>(bins);
+  return {spatial_scale * (grad_start - along), spatial_scale * along};
+}
+
 struct SampleRange {
   int first, last;  // half open
+};
+
+// Pixels of an axis, half open.
+struct PixelRange {
+  int first, last;
 };
 
 // A range of samples that contains every sample of `bin` whose coordinate lies in [low, high]; a few more at the rim.

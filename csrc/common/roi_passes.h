@@ -129,15 +129,15 @@ CVK_HD void roi_forward_channels_last(const Params& params, int64_t first, int64
   }
 }
 
-template <Isa isa, class Boxes, class T, class Params>
-CVK_HD void roi_forward_per_image(const Params& params, int64_t first, int64_t last) {
+// f(k, c, channels, view) for the boxes k and tiles of channels [c, c + channels) of the work items [first, last) over a
+// contiguous input; the view has those channels of the pixels that the box reads.
+template <Isa isa, class T, class F>
+CVK_HD void roi_visit_per_image(const RoiShape& shape, const RoiPlan& plan, const T* input, int64_t first, int64_t last,
+                                F&& f) {
   using A = Acc<T>;
-  const RoiShape& shape = params.shape;
-  const RoiPlan& plan = params.plan;
   const RoiForwardCut cut = roi_forward_cut(shape, plan);
   const int pitch = roi_pitch(shape);
   const Scratch tile(shape.pixels() * pitch * sizeof(A));
-  const RoiBinScratch<Boxes, A> bins(shape);
   const RecordHeader whole{0, shape.height - 1, 0, shape.width - 1, 0, 0};
   View<A> view{};
   int64_t loaded_image = -1, loaded_channel = -1;
@@ -149,69 +149,69 @@ CVK_HD void roi_forward_per_image(const Params& params, int64_t first, int64_t l
     for (int64_t i = begin; i < end; ++i) {
       const int64_t k = plan.order[i], n = plan.image_of[k];
       if (n != loaded_image || c != loaded_channel) {
-        view = load_rectangle<isa>(params.input + n * shape.channels * shape.pixels(), shape, c, channels, pitch, whole,
+        view = load_rectangle<isa>(input + n * shape.channels * shape.pixels(), shape, c, channels, pitch, whole,
                                    tile.template as<A>());
         loaded_image = n;
         loaded_channel = c;
       }
-      roi_pool_contiguous<isa>(params, k, c, channels, view, bins);
+      f(k, c, channels, view);
     }
   }
 }
 
-template <Isa isa, class Boxes, class T, class Params>
-CVK_HD void roi_forward_per_box(const Params& params, int64_t first, int64_t last) {
+template <Isa isa, class T, class F>
+CVK_HD void roi_visit_per_box(const RoiShape& shape, const RoiPlan& plan, const T* input, int64_t first, int64_t last,
+                              F&& f) {
   using A = Acc<T>;
-  const RoiShape& shape = params.shape;
-  const RoiPlan& plan = params.plan;
   const int pitch = roi_pitch(shape);
   const int64_t most_in_scratch = kRoiScratchBytes / (pitch * static_cast<int64_t>(sizeof(A)));
-  int64_t most_pixels = 0;
+  int64_t most_pixels = 1;  // some memory also for views of nothing
   for (int64_t k = first; k < last; ++k) {
     const int64_t pixels = rectangle_pixels(widened<isa, A>(shape, roi_rectangle(plan, k)));
     if (pixels <= most_in_scratch) most_pixels = max_of(most_pixels, pixels);
   }
   const Scratch tile(most_pixels * pitch * sizeof(A));
-  const RoiBinScratch<Boxes, A> bins(shape);
   for (int64_t k = first; k < last; ++k) {
     const RecordHeader rect = widened<isa, A>(shape, roi_rectangle(plan, k));
-    const T* image = params.input + plan.image_of[k] * shape.channels * shape.pixels();
+    const T* image = input + plan.image_of[k] * shape.channels * shape.pixels();
     if (rectangle_pixels(rect) > most_in_scratch) {  // read the planes in place, one channel at a time
       for (int64_t c = 0; c < shape.channels; ++c) {
-        const int64_t at = (k * shape.channels + c) * shape.bins();
-        int32_t* argmax = nullptr;
-        if constexpr (Boxes::kMaximum) argmax = params.argmax + at;
-        Boxes::template pool<isa>(whole_image(image + c * shape.pixels(), 1, shape.width), shape, plan.record(k), 1,
-                                  params.output + at, argmax, 1);
+        f(k, c, 1, whole_image(image + c * shape.pixels(), 1, shape.width));
       }
       continue;
     }
     for (int64_t c = 0; c < shape.channels; c += kRoiChannelTile) {
       const int channels = static_cast<int>(min_of<int64_t>(kRoiChannelTile, shape.channels - c));
-      if (rectangle_pixels(rect) == 0) {  // reads nothing
-        const int64_t at = (k * shape.channels + c) * shape.bins();
-        for (int64_t i = 0; i < channels * shape.bins(); ++i) {
-          params.output[at + i] = from_acc<T>(A(0));
-          if constexpr (Boxes::kMaximum) params.argmax[at + i] = -1;
-        }
-        continue;
-      }
-      const View<A> view = load_rectangle<isa>(image, shape, c, channels, pitch, rect, tile.template as<A>());
-      roi_pool_contiguous<isa>(params, k, c, channels, view, bins);
+      const View<A> view = rectangle_pixels(rect) == 0
+                               ? View<A>{tile.template as<A>(), pitch, 0, 0, 0}  // reads nothing
+                               : load_rectangle<isa>(image, shape, c, channels, pitch, rect, tile.template as<A>());
+      f(k, c, channels, view);
     }
+  }
+}
+
+template <Isa isa, class T, class F>
+CVK_HD void roi_visit(const RoiShape& shape, const RoiPlan& plan, const T* input, int64_t first, int64_t last, F&& f) {
+  if (plan.copy_images) {
+    roi_visit_per_image<isa>(shape, plan, input, first, last, f);
+  } else {
+    roi_visit_per_box<isa>(shape, plan, input, first, last, f);
   }
 }
 
 // The work items [first, last) of the forward pass as roi_forward_items cut it.
 template <Isa isa, class Boxes, class T, class Params>
 CVK_HD void roi_forward(const Params& params, int64_t first, int64_t last) {
-  if (params.shape.channels_last) {
+  const RoiShape& shape = params.shape;
+  if (shape.channels_last) {
     roi_forward_channels_last<isa, Boxes>(params, first, last);
-  } else if (params.plan.copy_images) {
-    roi_forward_per_image<isa, Boxes, T>(params, first, last);
-  } else {
-    roi_forward_per_box<isa, Boxes, T>(params, first, last);
+    return;
   }
+  const RoiBinScratch<Boxes, Acc<T>> bins(shape);
+  roi_visit<isa>(shape, params.plan, params.input, first, last,
+                 [&](int64_t k, int64_t c, int channels, const auto& view) {
+                   roi_pool_contiguous<isa>(params, k, c, channels, view, bins);
+                 });
 }
 
 // ---- backward: an item owns one image, one tile of channels and a band of rows
@@ -293,6 +293,46 @@ CVK_HD void roi_backward(const Params& params, int64_t first, int64_t last) {
       transpose_matrix<isa>(pixels, pitch, to, shape.pixels(), band_pixels, channels);
     }
   }
+}
+
+// ---- gradient with respect to the boxes (roi_boxes.h): cut as the forward pass; a part is a tile of channels, or all of them
+// in a channels-last input
+
+CVK_HD int64_t roi_boxes_parts(const RoiShape& shape) {
+  const int64_t tiles = ceil_div<int64_t>(shape.channels, kRoiChannelTile);
+  return shape.channels_last ? min_of<int64_t>(tiles, 1) : tiles;
+}
+
+// The work items [first, last) as roi_forward_items cut them.
+template <Isa isa, class T>
+CVK_HD void roi_boxes_backward(const RoiBoxesParams<T>& params, int64_t first, int64_t last) {
+  using A = Acc<T>;
+  const RoiShape& shape = params.shape;
+  const RoiPlan& plan = params.plan;
+  A sums[kRoiSums];
+  if (shape.channels_last) {
+    const int channels = static_cast<int>(shape.channels);
+    const Scratch widened(std::is_same_v<T, A> ? 0 : channels * sizeof(A));
+    for (int64_t k = first; k < last; ++k) {
+      const auto view =
+          whole_image(params.input + plan.image_of[k] * shape.pixels() * shape.channels, shape.channels, shape.width);
+      differentiate_box<isa, A>(view, shape, plan.record(k), params.grad_output + k * shape.bins() * shape.channels,
+                                shape.channels, channels, widened.template as<A>(), sums);
+      memcpy(params.sums + k * kRoiSums, sums, sizeof(sums));
+    }
+    return;
+  }
+  const int pitch = roi_pitch(shape);
+  const Scratch bins(shape.bins() * pitch * sizeof(A));
+  A* const grad = bins.template as<A>();
+  roi_visit<isa>(shape, plan, params.input, first, last, [&](int64_t k, int64_t c, int channels, const auto& view) {
+    transpose_matrix<isa>(params.grad_output + (k * shape.channels + c) * shape.bins(), shape.bins(), grad, pitch,
+                          channels, shape.bins());
+    differentiate_box<isa, A>(view, shape, plan.record(k), grad, pitch, channels, static_cast<A*>(nullptr), sums);
+    A* const to = params.sums + (k * params.parts + c / kRoiChannelTile) * kRoiSums;
+    const bool begins = c % kRoiChannelTile == 0;  // planes come one channel at a time
+    for (int i = 0; i < kRoiSums; ++i) to[i] = begins ? sums[i] : to[i] + sums[i];
+  });
 }
 
 }  // namespace cvk

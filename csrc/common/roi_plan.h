@@ -3,11 +3,13 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "common/bilinear.h"
 #include "common/host_device.h"
 #include "common/numeric.h"
 #include "common/roi_geometry.h"
+#include "common/roi_taps.h"
 
 namespace cvk {
 
@@ -71,12 +73,6 @@ struct OwnLists {  // each bin has entries of its own
 struct RecordHeader {
   int y_first, y_last, x_first, x_last;  // pixels read; empty when last < first
   int grid_y, grid_x;                    // samples per bin (maximum)
-};
-
-template <class A>
-struct Tap {
-  int pixel;
-  A weight;
 };
 
 template <class A>
@@ -150,9 +146,9 @@ CVK_HD BoxAxes<A> box_axes(const RoiShape& shape, const A* box) {
           roi_axis(box[1], box[3], scale, shape.aligned, shape.pooled_width, shape.sampling_ratio, shape.width)};
 }
 
-// Entries of one axis for the mean: samples merged into taps with strictly increasing pixels, divided by their number.
-template <class A>
-CVK_HD int plan_axis(const RoiAxis<A>& axis, int bins, int* begin, Tap<A>* taps, int& first, int& last) {
+// Entries of one axis for the mean, a Tap or a SlopedTap each: samples merged into taps, divided by their number.
+template <class A, class Entry>
+CVK_HD int plan_axis(const RoiAxis<A>& axis, int bins, int* begin, Entry* taps, int& first, int& last) {
   int used = 0;
   first = axis.extent;
   last = -1;
@@ -160,18 +156,21 @@ CVK_HD int plan_axis(const RoiAxis<A>& axis, int bins, int* begin, Tap<A>* taps,
     begin[bin] = used;
     const SampleRange range = inside_range(axis, bin);
     for (int i = range.first; i < range.last; ++i) {
-      const BilinearAxis<A> sample = bilinear_axis(roi_sample_coordinate(axis, bin, i), axis.extent);
+      const A coordinate = roi_sample_coordinate(axis, bin, i);
+      const BilinearAxis<A> sample = bilinear_axis(coordinate, axis.extent);
       if (!sample.inside) continue;
+      const A slope = bilinear_slope(coordinate, sample) * axis.share, position = roi_sample_position(axis, bin, i);
       // A box with x2 < x1 (aligned) walks backwards; merging with any earlier tap of the bin covers both directions.
       const int pixels[2] = {sample.low, sample.high};
       const A weights[2] = {sample.low_weight * axis.share, sample.high_weight * axis.share};
+      const A slopes[2] = {-slope, slope};
       for (int side = 0; side < 2; ++side) {
         int at = used;
         for (int back = used - 1; back >= begin[bin] && back >= used - 2; --back) {
           if (taps[back].pixel == pixels[side]) at = back;
         }
-        if (at == used) taps[used++] = Tap<A>{pixels[side], A(0)};
-        taps[at].weight += weights[side];
+        if (at == used) taps[used++] = empty_tap<Entry>(pixels[side]);
+        add_to_tap(taps[at], weights[side], slopes[side], position);
         if (pixels[side] < first) first = pixels[side];
         if (pixels[side] > last) last = pixels[side];
       }
@@ -211,6 +210,17 @@ CVK_HD void plan_box(const RoiShape& shape, const A* box, char* arena) {
   plan_axis(axes.x, shape.pooled_width, record.x_begin, record.y + used, header.x_first, header.x_last);
   header.grid_y = axes.y.samples;
   header.grid_x = axes.x.samples;
+}
+
+// Bytes of plan_box's record, or -1 where a box has too many entries along an axis to be indexed by int.
+template <class A, class Entry>
+CVK_HD int64_t plan_box_bytes(const RoiShape& shape, const A* box) {
+  constexpr int64_t kPerSample = std::is_same_v<Entry, Sample<A>> ? 1 : 2;  // a tap for each of its two pixels
+  const BoxAxes<A> axes = box_axes(shape, box);
+  const int64_t y_samples = count_samples(axes.y, shape.pooled_height);
+  const int64_t x_samples = count_samples(axes.x, shape.pooled_width);
+  if (max_of(y_samples, x_samples) >= int64_t{1} << 30) return -1;
+  return record_bytes<Entry>(shape.pooled_height, shape.pooled_width, kPerSample * (y_samples + x_samples));
 }
 
 CVK_HD int64_t rectangle_pixels(const RecordHeader& rect) {

@@ -3,7 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
+#include "common/roi_boxes.h"
 #include "common/roi_plan.h"
 #include "common/roi_tuning.h"
 #include "common/simd.h"
@@ -186,6 +188,75 @@ CVK_HD void spread_box(const G* grad, int64_t grad_stride, const RoiShape& shape
       }
     }
   }
+}
+
+// ---- the gradient with respect to a box (method: roi_boxes.h)
+
+// Partial sums of the scalar product of a pixel and a gradient over their channels.
+template <Isa isa, class A, class E>
+CVK_HD typename Simd<isa, A>::Vec products(const E* pixel, const A* grad, int channels) {
+  using S = Simd<isa, A>;
+  constexpr int kLanes = S::kLanes;
+  typename S::Vec even{}, odd{};
+  int c = 0;
+  for (; c + 2 * kLanes <= channels; c += 2 * kLanes) {
+    even = S::mul_add(S::load(grad + c), S::load(pixel + c), even);
+    odd = S::mul_add(S::load(grad + c + kLanes), S::load(pixel + c + kLanes), odd);
+  }
+  if (c + kLanes <= channels) {
+    even = S::mul_add(S::load(grad + c), S::load(pixel + c), even);
+    c += kLanes;
+  }
+  even += odd;
+  if (c < channels) {
+    A rest = A(0);
+    for (; c < channels; ++c) rest = mul_add(grad[c], to_acc(pixel[c]), rest);
+    even[0] += rest;
+  }
+  return even;
+}
+
+// The four sums of one box over the channels [0, channels) of the view and of grad[bin * grad_stride + channel]. `widened`
+// holds a bin's gradient where G is narrower than A: a tap then widens its pixel alone.
+template <Isa isa, class A, class E, class G>
+CVK_HD void differentiate_box(const View<E>& view, const RoiShape& shape, char* arena, const G* grads,
+                              int64_t grad_stride, int channels, A* widened, A (&sums)[kRoiSums]) {
+  using S = Simd<isa, A>;
+  using Vec = typename S::Vec;
+  const auto record = finished_record_at<A, SlopedTap<A>>(arena, shape.pooled_height, shape.pooled_width);
+  Vec y_start{}, y_bin{}, x_start{}, x_bin{};
+  for (int i = 0; i < shape.pooled_height; ++i) {
+    for (int j = 0; j < shape.pooled_width; ++j, grads += grad_stride) {
+      const A* grad;
+      if constexpr (std::is_same_v<G, A>) {
+        grad = grads;
+      } else {
+        int c = 0;
+        for (; c + S::kLanes <= channels; c += S::kLanes) S::store(widened + c, S::load(grads + c));
+        for (; c < channels; ++c) widened[c] = to_acc(grads[c]);
+        grad = widened;
+      }
+      for (int m = record.y_begin[i]; m < record.y_begin[i + 1]; ++m) {
+        const SlopedTap<A>& y = record.y[m];
+        Vec weighted{}, by_start{}, by_bin{};
+        for (int n = record.x_begin[j]; n < record.x_begin[j + 1]; ++n) {
+          const SlopedTap<A>& x = record.x[n];
+          const Vec product = products<isa, A>(view.pixel(y.pixel, x.pixel), grad, channels);
+          weighted = S::mul_add(S::broadcast(x.weight), product, weighted);
+          by_start = S::mul_add(S::broadcast(x.start_slope), product, by_start);
+          by_bin = S::mul_add(S::broadcast(x.bin_slope), product, by_bin);
+        }
+        y_start = S::mul_add(S::broadcast(y.start_slope), weighted, y_start);
+        y_bin = S::mul_add(S::broadcast(y.bin_slope), weighted, y_bin);
+        x_start = S::mul_add(S::broadcast(y.weight), by_start, x_start);
+        x_bin = S::mul_add(S::broadcast(y.weight), by_bin, x_bin);
+      }
+    }
+  }
+  sums[kYStart] = S::reduce_add(y_start);
+  sums[kYBin] = S::reduce_add(y_bin);
+  sums[kXStart] = S::reduce_add(x_start);
+  sums[kXBin] = S::reduce_add(x_bin);
 }
 
 }  // namespace cvk

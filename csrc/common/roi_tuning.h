@@ -47,6 +47,13 @@ inline constexpr int kRoiBlockBins = sizeof(T) == 8 ? 32 : 64;
 constexpr int kRoiFewBins = 8;
 constexpr int64_t kRoiFewBlocks = 528;
 
+// Gradient with respect to boxes: blocks that must fit on one SM.
+constexpr int kRoiBoxesBlocksPerSm = 2;
+
+// Taps of an axis that a block keeps in shared memory, over all bins; of a longer axis they are worked out at each use. Two
+// axes of sloped taps are 10 KiB in float32.
+constexpr int kRoiSharedTaps = 256;
+
 // NCHW is copied to channels-last first when boxes * bins * this reaches the map's pixels; below it the copy (two passes over
 // the map) costs more than reading the planes with strided lanes.
 constexpr int64_t kRoiCopyGain = 4;

@@ -34,10 +34,11 @@ def _axis(
     p = torch.arange(bins, device=start.device)[None, :, None].to(start.dtype)
     i = torch.arange(most, device=start.device)[None, None, :].to(start.dtype)
     count = grid[:, None, None]
-    x = start[:, None, None] + p * bin_size + (i + 0.5) * bin_size / count.to(start.dtype)
+    step = count.clamp(min=1).to(start.dtype)  # a division by 0 would make the gradient NaN
+    x = start[:, None, None] + p * bin_size + (i + 0.5) * bin_size / step
     exists = (torch.arange(most, device=start.device) < count).expand(-1, bins, -1)
     in_range = exists & (x >= -1) & (x <= size) & (size > 0)  # NaN and Inf are out of range
-    x = torch.where(in_range, x, 0.0).clamp(min=0)
+    x = torch.where(in_range & (x >= 0), x, 0.0)  # at 0 with a gradient, as at any pixel's centre
     low = x.floor().to(torch.int64).clamp(max=max(size - 1, 0))
     high = (low + 1).clamp(max=max(size - 1, 0))
     weight = torch.where(low < high, x - low, 0.0)  # beyond the last pixel its value continues
@@ -128,7 +129,10 @@ def roi_align(
         TypeError: an argument of a wrong type.
 
     Gradient:
-        To ``input`` only, of any order. Of equal samples the first in row order takes it ("max").
+        To ``input`` and ``boxes``, of any order. Of equal samples the first in row order takes it
+        ("max"). In the coordinate of a sample the derivative is the one to the right; it is 0 where
+        the coordinate is clamped (below 0, and from the last pixel on), and a stretched box has one
+        for its first corner only. The number of samples is a constant.
 
     Determinism:
         Bitwise on CPU.
@@ -141,8 +145,7 @@ def roi_align(
     bins = _checks.pair("roi_align", "output_size", output_size)
     _checks.roi_align_mode(mode)
     _checks.roi_align(input, boxes, spatial_scale, *bins, sampling_ratio, aligned)
-    boxes = boxes.detach()
-    image = _checks.roi_image_index("roi_align", input, boxes)
+    image = _checks.roi_image_index("roi_align", input, boxes.detach())
 
     dtype = compute_dtype()
     channels = input.shape[1]
@@ -152,7 +155,7 @@ def roi_align(
     x1, y1, x2, y2 = (b[:, i] * spatial_scale - offset for i in range(1, 5))
     width, height = x2 - x1, y2 - y1
     if not aligned:  # NaN stays NaN
-        width, height = width.clamp(min=1), height.clamp(min=1)
+        width, height = (torch.where(size < 1, 1.0, size) for size in (width, height))
     grid_y = _grid_size(height, bins[0], sampling_ratio)
     grid_x = _grid_size(width, bins[1], sampling_ratio)
 
@@ -183,6 +186,6 @@ def roi_align(
     if outputs:
         out = torch.cat(outputs)
     else:  # keeps the autograd graph, so that the gradient is zero
-        out = features.new_zeros((len(b), channels, *bins)) + features.sum() * 0
+        out = features.new_zeros((len(b), channels, *bins)) + features.sum() * 0 + b[:0].sum()
     out = out.to(input.dtype)
     return in_format_of(input, out)

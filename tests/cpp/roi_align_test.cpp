@@ -248,6 +248,104 @@ Result on_emulation(const Problem& p, uint64_t seed) {
   return buffers.result();
 }
 
+// ---- The gradient with respect to the boxes
+
+// Of the mean, in plain loops.
+std::vector<double> boxes_by_definition(const Problem& p) {
+  const RoiShape& s = p.shape;
+  std::vector<double> result(s.boxes * 5);
+  for (int64_t k = 0; k < s.boxes; ++k) {
+    const double* box = &p.boxes[k * 5];
+    if (!(box[0] > -1 && box[0] < s.batch)) continue;
+    const int64_t image = static_cast<int64_t>(box[0]);
+    const double offset = s.aligned ? 0.5 : 0.0;
+    const double x1 = box[1] * s.spatial_scale - offset, y1 = box[2] * s.spatial_scale - offset;
+    double width = box[3] * s.spatial_scale - offset - x1, height = box[4] * s.spatial_scale - offset - y1;
+    const bool fixed_x = !s.aligned && width < 1, fixed_y = !s.aligned && height < 1;
+    if (fixed_x) width = 1;
+    if (fixed_y) height = 1;
+    const int g = s.sampling_ratio;
+    for (int64_t at = 0; at < s.channels * s.bins() * g * g; ++at) {
+      const int ix = static_cast<int>(at % g), iy = static_cast<int>(at / g % g);
+      const int64_t bin = at / g / g % s.bins(), c = at / g / g / s.bins();
+      // How far along the box the sample is, 0 to 1.
+      const double v = (bin / s.pooled_width + (iy + 0.5) / g) / s.pooled_height;
+      const double u = (bin % s.pooled_width + (ix + 0.5) / g) / s.pooled_width;
+      const double y = y1 + v * height, x = x1 + u * width;
+      if (!(y >= -1 && y <= s.height && x >= -1 && x <= s.width) || s.pixels() == 0) continue;
+      const double* map = p.input.data() + (image * s.channels + c) * s.pixels();
+      const auto value = [&](double row, double column) {
+        double sum = 0;
+        for (const Tap& tap : taps_of(row, column, s.height, s.width)) sum += tap.weight * map[tap.y * s.width + tap.x];
+        return sum;
+      };
+      const double grad = p.grad_output[(k * s.channels + c) * s.bins() + bin] / (g * g);
+      // Linear up to the next pixel to the right, so a difference is the derivative there.
+      const bool moves_y = y >= 0 && y < s.height - 1, moves_x = x >= 0 && x < s.width - 1;
+      const double dy = moves_y ? (value(std::floor(y) + 1, x) - value(std::floor(y), x)) * grad * s.spatial_scale : 0;
+      const double dx = moves_x ? (value(y, std::floor(x) + 1) - value(y, std::floor(x))) * grad * s.spatial_scale : 0;
+      result[k * 5 + 1] += fixed_x ? dx : (1 - u) * dx;
+      result[k * 5 + 3] += fixed_x ? 0 : u * dx;
+      result[k * 5 + 2] += fixed_y ? dy : (1 - v) * dy;
+      result[k * 5 + 4] += fixed_y ? 0 : v * dy;
+    }
+  }
+  return result;
+}
+
+template <class T>
+RoiBoxesParams<T> boxes_params(Buffers<T>& buffers, bool maximum, std::vector<Acc<T>>& grad_boxes) {
+  RoiBoxesParams<T> params{};
+  params.shape = buffers.shape;
+  params.input = buffers.input.data();
+  params.boxes = buffers.boxes.data();
+  params.grad_output = buffers.grad_output.data();
+  params.saved_argmax = maximum ? buffers.argmax.data() : nullptr;
+  grad_boxes.assign(buffers.shape.boxes * 5, Acc<T>(kNan));
+  params.grad_boxes = grad_boxes.data();
+  return params;
+}
+
+template <Isa isa, class T>
+std::vector<double> boxes_on_cpu(const Problem& p, bool at_once = true) {
+  Buffers<T> buffers(p);
+  pass_on_cpu<isa>(buffers, p.maximum, false, true, nullptr);  // for its indices
+  std::vector<Acc<T>> grad_boxes;
+  RoiBoxesParams<T> params = boxes_params(buffers, p.maximum, grad_boxes);
+  const int64_t k = params.shape.boxes;
+  std::vector<int64_t> order(k), image_of(k), record_begin(k + 1), image_begin(params.shape.batch + 1);
+  params.plan.order = order.data();
+  params.plan.image_of = image_of.data();
+  params.plan.record_begin = record_begin.data();
+  params.plan.image_begin = image_begin.data();
+  std::vector<char> arena(roi_align_boxes_layout_cpu<isa>(params));
+  params.plan.arena = arena.data();
+  std::vector<Acc<T>> sums(k * params.parts * kRoiSums, Acc<T>(kNan));
+  params.sums = sums.data();
+  over(k, at_once, [&](int64_t first, int64_t last) { roi_align_boxes_plan_cpu<isa>(params, first, last); });
+  if (params.shape.channels > 0) {
+    over(roi_align_boxes_items_cpu<isa>(params), at_once,
+         [&](int64_t first, int64_t last) { roi_align_boxes_backward_cpu<isa>(params, first, last); });
+  }
+  over(k, at_once, [&](int64_t first, int64_t last) { roi_align_boxes_finish_cpu<isa>(params, first, last); });
+  return std::vector<double>(grad_boxes.begin(), grad_boxes.end());
+}
+
+template <class T>
+std::vector<double> boxes_on_emulation(const Problem& p, uint64_t seed) {
+  Buffers<T> buffers(p);
+  pass_on_cpu<Isa::kBaseline>(buffers, p.maximum, false, true, nullptr);
+  emulation::set_seed(seed);
+  std::vector<Acc<T>> grad_boxes;
+  const RoiBoxesParams<T> params = boxes_params(buffers, p.maximum, grad_boxes);
+  std::vector<char> sums(roi_align_boxes_sums_cuda(params)), copy(roi_align_boxes_copy_cuda(params));
+  emulation::poison(sums.data(), sums.size());
+  emulation::poison(copy.data(), copy.size());
+  EXPECT_EQ(roi_align_boxes_backward_cuda(params, sums.data(), copy.data(), nullptr), 0)
+      << emulation::last_error_message();
+  return std::vector<double>(grad_boxes.begin(), grad_boxes.end());
+}
+
 // ---- Comparing
 
 template <class T>
@@ -455,6 +553,48 @@ TYPED_TEST(RoiAlign, SlicesAndThreadOrdersChangeNoBit) {
         EXPECT_EQ(first.output, other.output) << "seed " << seed;
         EXPECT_EQ(first.grad_input, other.grad_input) << "seed " << seed;
       }
+    }
+  }
+}
+
+TYPED_TEST(RoiAlign, GradientOfBoxesEqualsTheDefinition) {
+  for (const Setting& s : kSettings) {
+    if (s.ratio == 0) continue;
+    for (bool maximum : {false, true}) {
+      for (bool channels_last : {false, true}) {
+        for (bool aligned : {false, true}) {
+          Problem p = make(s.n, s.c, s.h, s.w, s.ph, s.pw, some_boxes(s.boxes, s.n, s.h, s.w, 5));
+          p.shape.sampling_ratio = s.ratio;
+          p.shape.aligned = aligned;
+          p.shape.channels_last = channels_last;
+          p.maximum = maximum;
+          const std::string what = std::string(s.name) + (maximum ? ", max" : ", avg") +
+                                   (channels_last ? ", channels last" : "") + (aligned ? ", aligned" : "");
+          // Half the sums cancel, so float32 arithmetic is the measure also for half inputs.
+          const double near = std::is_same<TypeParam, double>::value ? 1e-12 : 1e-5;
+          const auto baseline = boxes_on_cpu<Isa::kBaseline, TypeParam>(p);
+          if (!maximum) expect_near(baseline, boxes_by_definition(p), near, what);
+#if defined(__x86_64__)
+          if (cpu_isa() >= Isa::kV4) expect_near(boxes_on_cpu<Isa::kV4, TypeParam>(p), baseline, near, what + " v4");
+          if (cpu_isa() >= Isa::kV3) expect_near(boxes_on_cpu<Isa::kV3, TypeParam>(p), baseline, near, what + " v3");
+#endif
+          expect_near(boxes_on_emulation<TypeParam>(p, 1), baseline, near, what + " emulated");
+        }
+      }
+    }
+  }
+}
+
+TYPED_TEST(RoiAlign, GradientOfBoxesIsBitwiseRepeatable) {
+  for (bool channels_last : {false, true}) {
+    for (bool maximum : {false, true}) {
+      Problem p = make(2, 70, 9, 11, 3, 3, some_boxes(12, 2, 9, 11, 9));
+      p.shape.channels_last = channels_last;
+      p.maximum = maximum;
+      EXPECT_EQ((boxes_on_cpu<Isa::kBaseline, TypeParam>(p, true)),
+                (boxes_on_cpu<Isa::kBaseline, TypeParam>(p, false)));
+      const auto first = boxes_on_emulation<TypeParam>(p, 1);
+      for (uint64_t seed = 2; seed < 5; ++seed) EXPECT_EQ(first, boxes_on_emulation<TypeParam>(p, seed)) << seed;
     }
   }
 }

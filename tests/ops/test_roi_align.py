@@ -497,7 +497,23 @@ def make_samples() -> list[Sample]:
         grad = features(3, 3, 2, 3).to(dtype)
         return grad, argmax, boxes, 0.5, 2, 3, 2, 3, 6, 5, 2, True
 
+    def boxes_backward(dtype: torch.dtype) -> tuple[Any, ...]:
+        x, boxes = inputs(dtype)
+        return x, boxes, features(3, 3, 2, 3).to(dtype), None, 0.5, 2, 3, 2, True
+
+    def max_boxes_backward(dtype: torch.dtype) -> tuple[Any, ...]:
+        grad, argmax, *_ = max_backward(dtype)
+        x, boxes = inputs(dtype)
+        return x, boxes, grad, argmax, 0.5, 2, 3, 2, True
+
+    def forward_boxes(dtype: torch.dtype) -> tuple[Any, ...]:
+        x, boxes, *rest = forward(dtype)
+        return x, boxes.requires_grad_(), *rest
+
     return [
+        Sample("roi_align", "boxes' gradient", forward_boxes),
+        Sample("roi_align_boxes_backward", "plain", boxes_backward),
+        Sample("roi_align_boxes_backward", "maximum", max_boxes_backward),
         Sample("roi_align", "plain", forward),
         Sample("roi_align", "channels_last", forward_last),
         Sample("roi_align", "no boxes", empty),
@@ -528,11 +544,27 @@ def make_vmaps() -> list[VmapCase]:
         def make_inner() -> tuple[Tensor, Tensor]:
             return make()[0].movedim(0, 2), make()[1].movedim(0, 1)
 
+        def make_rows() -> tuple[Tensor, Tensor, Tensor]:
+            return *make(), features(3, 4, 3, 2, 2, seed=4)
+
+        def make_half_rows() -> tuple[Tensor, Tensor, Tensor]:
+            x, boxes, grad = make_rows()
+            return x, boxes.half(), grad
+
+        def boxes_gradient(x: Tensor, boxes: Tensor, grad: Tensor, mode: str = mode) -> Tensor:
+            arguments = (0.5, 2, 2, 2, True)
+            argmax = None
+            if mode == "max":
+                argmax = torch.ops.cvkernels.roi_align_max(x, boxes, *arguments)[1]
+            return torch.ops.cvkernels.roi_align_boxes_backward(x, boxes, grad, argmax, *arguments)
+
         cases += [
             VmapCase(f"{mode}-both", pool, make, (0, 0)),
             VmapCase(f"{mode}-input", pool, make_shared, (0, None)),
             VmapCase(f"{mode}-boxes", pool, make_boxes_only, (None, 0)),
             VmapCase(f"{mode}-inner dims", pool, make_inner, (2, 1)),
+            VmapCase(f"{mode}-boxes' gradient", boxes_gradient, make_rows, (0, 0, 0)),
+            VmapCase(f"{mode}-half boxes' gradient", boxes_gradient, make_half_rows, (0, 0, 0)),
         ]
     return cases
 
@@ -550,6 +582,177 @@ class TestRoIAlign(DifferentiableOpTests):
         samples=make_samples(),
         vmaps=make_vmaps(),
     )
+
+
+# --------------------------------------------------------------------------------------------------
+# The gradient with respect to the boxes
+
+
+def off_centre(boxes: Tensor) -> Tensor:
+    """The same boxes, with image indices that a numerical derivative does not carry over a step."""
+    return boxes + torch.tensor([0.5, 0, 0, 0, 0], dtype=boxes.dtype)
+
+
+def make_boxes_cases() -> list[Case]:
+    kept: dict[str, Any] = {"keeps": ("boxes",)}  # rounded to half, samples would meet centres
+    cases = []
+    for mode in ("avg", "max"):
+        # The best sample of rounded features need not be the best of the reference.
+        jumpy: dict[str, Any] = {} if mode == "avg" else {"gradient_dtypes": DTYPES[2:]}
+
+        def add(name: str, *arguments: Any, mode: str = mode, **options: Any) -> None:
+            input, boxes, *rest = arguments
+            if isinstance(boxes, Tensor):
+                boxes = off_centre(boxes)
+            cases.append(case(name, input, boxes, *rest, mode, **options))
+
+        one, two = random_boxes(3, 2, (10, 12)), random_boxes(2, 1, (6, 5), seed=3)
+        add("small", features(2, 2, 5, 6), one, 2, 0.5, 2, True, small=True, **kept, **jumpy)
+        add("adaptive", features(1, 3, 6, 5), two, (2, 3), 1.0, -1, False, small=True, **jumpy)
+        fpn = random_boxes(9, 2, (56, 68))
+        add("fpn", features(2, 5, 14, 17), fpn, 7, 0.25, 2, True, **kept, **jumpy)
+        legacy = random_boxes(9, 2, (28, 34), seed=5)
+        add("legacy", features(2, 5, 14, 17), legacy, 3, 0.5, 3, False, **kept, **jumpy)
+        wide = random_boxes(4, 1, (12, 12))
+        add("channel tail", features(1, 67, 6, 6), wide, 2, 0.5, 2, True, **kept, **jumpy)
+        blocks = random_boxes(3, 1, (5, 5))
+        add("channel blocks", features(1, 128, 5, 5), blocks, 2, 1.0, 1, False, **kept, **jumpy)
+        far = random_boxes(2, 1, (40, 44), seed=6, spill=0)
+        add("large grid", features(1, 2, 40, 44), far, 2, 1.0, 0, False, **kept, **jumpy)
+        sparse = random_boxes(2, 1, (90, 80), seed=6, spill=0)
+        add("few samples", features(1, 2, 90, 80), sparse, 3, 1.0, 2, True, **kept, **jumpy)
+        long = box((0, 0.75, 2.25, 384.75, 5.25), (0, -8.75, 1.25, 375.25, 4.25))  # exact samples
+        add("long axis", features(1, 2, 8, 400), long, 2, 1.0, -1, True, **kept, **jumpy)
+        one_pixel = random_boxes(4, 2, (2, 2))
+        add("one pixel", features(2, 3, 1, 1), one_pixel, 2, 1.0, 2, True, **kept, **jumpy)
+        odd = box(
+            (0, 4, 4, 4, 4),  # a point: stretched, or without samples
+            (0, 9, 6, 3, 2),  # corners exchanged
+            (1, -40, -40, -20, -30),  # outside
+            (0, -3, -3, 50, 50),  # around the whole map
+            (1, 2.25, 3, 2.5, 9),  # narrower than a pixel
+            (1, 3.25, 2.25, 4.25, 3.25),  # as wide as one
+        )
+        for aligned in (False, True):
+            name = f"odd boxes {aligned}"
+            add(name, features(2, 3, 12, 13), odd, 4, 1.0, 2, aligned, **jumpy)
+            # Every coordinate exact and many at a pixel's centre: the derivative to the right.
+            dyadic = box((0, 1, 1, 5, 5), (1, 0, 2, 8, 6), (0, -2, -2, 6, 6), (1, 4, 4, 12, 12))
+            ties = torch.arange(9 * 10, dtype=torch.float64).remainder(7).reshape(1, 1, 9, 10)
+            name = f"pixel centres {aligned}"
+            add(name, ties.repeat(2, 3, 1, 1), dyadic, 2, 1.0, 2, aligned)
+        lists = [random_boxes(3, 1, (18, 18), seed=s)[:k, 1:] for s, k in ((1, 3), (2, 0), (3, 2))]
+        add("list", features(3, 3, 9, 9), lists, 4, 0.5, 2, True, **kept, **jumpy)
+        for word, boxes in (("float32", wide.float()), ("half", wide.half())):
+            add(f"{word} boxes", features(1, 4, 6, 6), boxes, 3, 0.5, 2, True, **kept, **jumpy)
+        add("no boxes", features(2, 3, 4, 5), box(), 2, 1.0, 2, True)
+        add("no channels", features(2, 0, 4, 5), box((0, 0, 0, 2, 2)), 2, 1.0, 2, True)
+        add("no rows", features(1, 2, 0, 5), box((0, -1, -1, 2, 2)), 2, 1.0, 2, False)
+    return cases
+
+
+class TestRoIAlignBoxes:
+    """The part of the matrix that has to do with gradients, with both tensors differentiated."""
+
+    spec = OpSpec(
+        name="roi_align",
+        op=roi_align,
+        reference=reference.roi_align,
+        cases=make_boxes_cases(),
+        differentiable=("input", "boxes"),
+        memory_format_of="input",
+    )
+    test_gradient = DifferentiableOpTests.test_gradient
+    test_gradient_of_strided_upstream = DifferentiableOpTests.test_gradient_of_strided_upstream
+    test_gradcheck = DifferentiableOpTests.test_gradcheck
+    test_gradgradcheck = DifferentiableOpTests.test_gradgradcheck  # refused by name
+    test_bitwise_repeatable = DifferentiableOpTests.test_bitwise_repeatable
+    test_compile = DifferentiableOpTests.test_compile
+
+
+def test_hand_worked_gradient_of_boxes(device: str) -> None:
+    # Map 10 y + x: a bin's mean is its value at the bin's centre. Two bins across box
+    # (1, 1)-(5, 3): centres at x1 + w / 4 and x1 + 3 w / 4, both at (y1 + y2) / 2.
+    x = (10 * torch.arange(8.0)[:, None] + torch.arange(8.0)).reshape(1, 1, 8, 8).to(device)
+    boxes = torch.tensor([[0.0, 1, 1, 5, 3]], device=device, requires_grad=True)
+    for left, right in ((1.0, 0.0), (0.0, 1.0)):
+        out = roi_align(x, boxes, (1, 2), sampling_ratio=2, aligned=True)
+        upstream = torch.tensor([left, right], device=device).reshape(1, 1, 1, 2)
+        (grad,) = torch.autograd.grad(out, boxes, upstream)
+        expected = [0, 0.75 * left + 0.25 * right, 5, 0.25 * left + 0.75 * right, 5]
+        assert grad.tolist() == [expected]
+    # Of the maximum: the last sample of a bin, seven eighths along y (2 samples) and so on.
+    out = roi_align(x, boxes, 1, sampling_ratio=2, aligned=True, mode="max")
+    (grad,) = torch.autograd.grad(out.sum(), boxes)
+    assert grad.tolist() == [[0, 0.25, 2.5, 0.75, 7.5]]
+
+
+def test_kinks_have_the_derivative_to_the_right(device: str) -> None:
+    # One row 0 1 4 9; one sample, in the middle of a box 2 pixels wide (aligned: x1 + 0.5).
+    x = torch.tensor([0.0, 1, 4, 9], device=device).reshape(1, 1, 1, 4)
+    centres = [-1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5]
+    wanted = [0.0, 0, 1, 1, 3, 5, 5, 0, 0, 0, 0]
+    boxes = torch.tensor([[0.0, c - 0.5, 0, c + 1.5, 1] for c in centres], device=device)
+    for mode in ("avg", "max"):
+        boxes.requires_grad_()
+        out = roi_align(x, boxes, 1, sampling_ratio=1, aligned=True, mode=mode)
+        (grad,) = torch.autograd.grad(out.sum(), boxes)
+        assert grad[:, 1].tolist() == [w / 2 for w in wanted]
+        assert grad[:, 3].tolist() == [w / 2 for w in wanted]
+        assert (grad[:, [0, 2, 4]] == 0).all()
+
+
+def test_a_stretched_box_moves_with_its_first_corner(device: str) -> None:
+    x = (10 * torch.arange(8.0)[:, None] + torch.arange(8.0)).reshape(1, 1, 8, 8).to(device)
+    boxes = torch.tensor([[0.0, 3, 3, 3.5, 5]], device=device, requires_grad=True)
+    (grad,) = torch.autograd.grad(roi_align(x, boxes, 1, sampling_ratio=2).sum(), boxes)
+    assert grad.tolist() == [[0, 1, 5, 0, 5]]
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
+def test_bad_boxes_have_no_gradient(mode: str, device: str) -> None:
+    x = features(1, 3, 6, 6).float().to(device)
+    rows = [[0.0, *b] for b in BAD_BOXES]
+    if EMULATED or device == "cuda":
+        rows += [[index, 0, 0, 4, 4] for index in (1.0, -1.0, float("nan"), float("inf"))]
+    boxes = torch.tensor([*rows, [0.0, 0, 0, 4, 4]], device=device, requires_grad=True)
+    for sampling_ratio in (-1, 2):
+        for aligned in (False, True):
+            out = roi_align(x, boxes, 2, 1.0, sampling_ratio, aligned, mode=mode)
+            (grad,) = torch.autograd.grad(out.sum(), boxes)
+            assert (grad[:-1] == 0).all()
+            assert grad[-1].abs().max() > 0 and grad.isfinite().all()
+
+
+def test_boxes_alone_and_input_alone(device: str) -> None:
+    """Each gradient is the same whether or not the other is asked for."""
+    for mode in ("avg", "max"):
+        x, boxes = features(2, 5, 8, 8).to(device), random_boxes(6, 2, (8, 8)).to(device)
+        both = x.clone().requires_grad_(), boxes.clone().requires_grad_()
+        expected = torch.autograd.grad(roi_align(*both, 3, mode=mode).square().sum(), both)
+        one, other = x.clone().requires_grad_(), boxes.clone().requires_grad_()
+        (a,) = torch.autograd.grad(roi_align(one, boxes, 3, mode=mode).square().sum(), one)
+        (b,) = torch.autograd.grad(roi_align(x, other, 3, mode=mode).square().sum(), other)
+        assert_same(a, expected[0])
+        assert_same(b, expected[1])
+
+
+def test_boxes_that_need_no_gradient_keep_no_map_alive(device: str) -> None:
+    x, boxes = features(1, 2, 6, 6).to(device), random_boxes(3, 1, (6, 6)).to(device)
+    out = roi_align(x.requires_grad_(), boxes, 2)
+    saved = out.grad_fn.saved_tensors  # type: ignore[union-attr]
+    assert [t is None or t.shape == boxes.shape for t in saved] == [True] * 3
+
+
+def test_second_derivatives_with_boxes_are_refused(device: str) -> None:
+    x, boxes = features(1, 2, 6, 6).to(device), random_boxes(3, 1, (6, 6)).to(device)
+    x.requires_grad_()
+    boxes.requires_grad_()
+    for wanted in (x, boxes):
+        out = roi_align(x, boxes, 2)
+        (grad,) = torch.autograd.grad(out.square().sum(), wanted, create_graph=True)
+        with pytest.raises(NotImplementedError, match=r"^roi_align: .*boxes"):
+            grad.square().sum().backward()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -739,15 +942,6 @@ def test_module_is_the_function(device: str) -> None:
     ):
         assert word in text
     assert list(module.state_dict()) == []
-
-
-def test_boxes_receive_no_gradient(device: str) -> None:
-    x = features(1, 1, 5, 5).to(device).requires_grad_()
-    boxes = torch.tensor(
-        [[0.0, 0, 0, 4, 4]], device=device, dtype=torch.float64, requires_grad=True
-    )
-    roi_align(x, boxes, 2).sum().backward()
-    assert x.grad is not None and boxes.grad is None
 
 
 @pytest.mark.parametrize("mode", ["avg", "max"])

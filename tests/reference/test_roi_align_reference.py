@@ -104,6 +104,36 @@ def test_maximum_gives_the_gradient_to_the_first_of_equal_samples() -> None:
     assert_same(x.grad[0, 0], expected)
 
 
+def test_gradient_of_boxes() -> None:
+    # Of a plane the mean over a bin is the value at its centre: (x1 + x2) / 2, (y1 + y2) / 2.
+    boxes = rows((0, 1, 2, 5, 4)).requires_grad_()
+    roi_align(plane(8, 8), boxes, 1, 0.5, sampling_ratio=2, aligned=True).backward()
+    assert boxes.grad is not None
+    assert boxes.grad.tolist() == [[0, 0.25, 2.5, 0.25, 2.5]]
+    # Half a pixel wide, legacy: stretched to one pixel in x, and so fixed to x1.
+    boxes = rows((0, 1, 2, 1.5, 4)).requires_grad_()
+    roi_align(plane(8, 8), boxes, 1, sampling_ratio=2).backward()
+    assert boxes.grad is not None
+    assert boxes.grad.tolist() == [[0, 1, 5, 0, 5]]
+    # Exactly one pixel is not stretched.
+    boxes = rows((0, 1, 2, 2, 4)).requires_grad_()
+    roi_align(plane(8, 8), boxes, 1, sampling_ratio=2).backward()
+    assert boxes.grad is not None
+    assert boxes.grad.tolist() == [[0, 0.5, 5, 0.5, 5]]
+
+
+def test_gradient_of_boxes_at_kinks() -> None:
+    # A row 0 1 4 9 and one sample in the middle of boxes two pixels wide. At a pixel's centre the
+    # derivative is the one to the right; where the coordinate is clamped it is 0.
+    x = torch.tensor([0.0, 1, 4, 9], dtype=torch.float64).reshape(1, 1, 1, 4)
+    middles = (-1, -0.5, 0, 0.5, 1, 2, 3, 3.5, 4, 4.5)
+    boxes = rows(*[(0, m - 0.5, 0, m + 1.5, 1) for m in middles]).requires_grad_()
+    roi_align(x, boxes, 1, sampling_ratio=1, aligned=True).sum().backward()
+    assert boxes.grad is not None
+    wanted = [0, 0, 1, 1, 3, 5, 0, 0, 0, 0]
+    assert boxes.grad[:, 1].tolist() == boxes.grad[:, 3].tolist() == [w / 2 for w in wanted]
+
+
 def random_problem(seed: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(3, 4, 13, 17, generator=generator, dtype=torch.float64)
@@ -119,7 +149,7 @@ def by_grid_sample(
     height, width = x.shape[2:]
     out = []
     for box in boxes:
-        x1, y1, x2, y2 = (box[1:] - 0.5).tolist()
+        x1, y1, x2, y2 = box[1:] - 0.5
         ys = y1 + (torch.arange(bins[0] * ratio, dtype=torch.float64) + 0.5) * (y2 - y1) / (
             bins[0] * ratio
         )
@@ -141,27 +171,28 @@ def by_grid_sample(
 @pytest.mark.parametrize("ratio", [1, 2, 3])
 def test_equals_grid_sample(ratio: int, mode: str) -> None:
     for seed in range(3):
-        x, boxes = random_problem(seed)
-        x.requires_grad_()
-        actual = roi_align(x, boxes, (3, 2), 1.0, ratio, True, mode=mode)
-        expected = by_grid_sample(x, boxes, (3, 2), ratio, mode)
+        leaves = [t.requires_grad_() for t in random_problem(seed)]
+        actual = roi_align(*leaves, (3, 2), 1.0, ratio, True, mode=mode)
+        expected = by_grid_sample(*leaves, (3, 2), ratio, mode)
         assert_close(actual, expected, torch.float64)
         upstream = torch.randn(actual.shape, dtype=torch.float64)
-        (a,) = torch.autograd.grad(actual, x, upstream)
-        (e,) = torch.autograd.grad(expected, x, upstream)
-        assert_close(a, e, torch.float64)
+        ours = torch.autograd.grad(actual, leaves, upstream)
+        theirs = torch.autograd.grad(expected, leaves, upstream)
+        for a, e in zip(ours, theirs, strict=True):
+            assert_close(a, e, torch.float64)
 
 
 @pytest.mark.parametrize("mode", ["avg", "max"])
 def test_gradcheck(mode: str) -> None:
     x, boxes = random_problem(7)
-    x = x[:, :1, :5, :6].clone().requires_grad_()
+    leaves = x[:, :1, :5, :6].clone().requires_grad_(), boxes[:4, 1:].clone().requires_grad_()
 
-    def pool(t: Tensor) -> Tensor:
-        return roi_align(t, boxes[:4], 2, 0.5, -1, False, mode=mode)
+    def pool(t: Tensor, corners: Tensor) -> Tensor:
+        rows = torch.cat([boxes[:4, :1], corners], 1)
+        return roi_align(t, rows, 2, 0.5, -1, False, mode=mode)
 
-    assert torch.autograd.gradcheck(pool, x)
-    assert torch.autograd.gradgradcheck(pool, x)
+    assert torch.autograd.gradcheck(pool, leaves)
+    assert torch.autograd.gradgradcheck(pool, leaves)
 
 
 @pytest.mark.parametrize("aligned", [False, True])

@@ -98,6 +98,14 @@ inline void check_same_device(const char* op, const char* argument, const Tensor
   }
 }
 
+inline void check_same_dtype(const char* op, const char* argument, const Tensor& tensor, const char* other_argument,
+                             const Tensor& other) {
+  if (tensor.scalar_type() != other.scalar_type()) {
+    reject(op, argument, " of the dtype of ", other_argument, " (", dtype_text(other.scalar_type()), "), got ",
+           dtype_text(tensor.scalar_type()));
+  }
+}
+
 // The tensor with the dtype wanted, contiguous; itself where it is so already.
 inline Tensor converted(const Tensor& tensor, ScalarType type) {
   if (tensor.scalar_type() != type) return torch::stable::contiguous(torch::stable::to(tensor, type));

@@ -1,5 +1,7 @@
 #include "kernels/roi_align/roi_align.h"
 
+#include <optional>
+
 #include "bindings/torch/roi_family.h"
 #include "kernels/roi_align/roi_align_math.h"
 
@@ -80,19 +82,22 @@ Forward forward_checked(const Tensor& input, const Tensor& boxes, double spatial
   return result;
 }
 
+// The indices that go with the gradient of a maximum.
+void check_argmax(const Tensor& argmax, const Tensor& grad) {
+  check_roi_pooled(kOp, "argmax", argmax, grad.size(0), grad.size(1), grad.size(2), grad.size(3));
+  if (argmax.scalar_type() != ScalarType::Int) {
+    reject(kOp, "argmax of dtype int32, got ", dtype_text(argmax.scalar_type()));
+  }
+  check_same_device(kOp, "argmax", argmax, "grad", grad);
+}
+
 Tensor backward_checked(const Tensor& grad, const Tensor* argmax, const Tensor& boxes, double spatial_scale,
                         int64_t pooled_height, int64_t pooled_width, int64_t batch, int64_t channels, int64_t height,
                         int64_t width, int64_t sampling_ratio, bool aligned) {
   check_float(kOp, "grad", grad);
   check_roi_boxes(kOp, boxes, "grad", grad);
   check_roi_pooled(kOp, "grad", grad, boxes.size(0), channels, pooled_height, pooled_width);
-  if (argmax != nullptr) {
-    check_roi_pooled(kOp, "argmax", *argmax, boxes.size(0), channels, pooled_height, pooled_width);
-    if (argmax->scalar_type() != ScalarType::Int) {
-      reject(kOp, "argmax of dtype int32, got ", dtype_text(argmax->scalar_type()));
-    }
-    check_same_device(kOp, "argmax", *argmax, "grad", grad);
-  }
+  if (argmax != nullptr) check_argmax(*argmax, grad);
   const RoiShape shape = roi_shape(kOp,
                                    {batch, channels, height, width, boxes.size(0), spatial_scale, pooled_height,
                                     pooled_width, sampling_ratio, aligned},
@@ -112,6 +117,67 @@ Tensor backward_checked(const Tensor& grad, const Tensor* argmax, const Tensor& 
     if (grad_input.numel() > 0) backward(params, grad);
   });
   return grad_input;
+}
+
+template <class T>
+void boxes_backward(RoiBoxesParams<T>& params, const Tensor& on) {
+  const RoiShape& shape = params.shape;
+  if constexpr (kOnCpu) {
+    const RoiPlanMemory memory(
+        kOp, on, shape, params.plan, params.boxes, 5,
+        [&](auto isa) { return roi_align_boxes_layout_cpu<isa.value>(params); },
+        [&](auto isa, int64_t first, int64_t last) { roi_align_boxes_plan_cpu<isa.value>(params, first, last); });
+    const HostScratch<Acc<T>> sums(shape.boxes * params.parts * kRoiSums);
+    params.sums = sums.get();
+    const auto no_launch = [](CudaStream) { return CudaStatus{0}; };
+    if (shape.channels > 0) {
+      const int64_t items = once([&](auto isa) { return roi_align_boxes_items_cpu<isa.value>(params); });
+      run(
+          kOp, on, work_of(items, 2 * kRoiOperations * shape.boxes * shape.channels * shape.bins()),
+          [&](auto isa, int64_t first, int64_t last) { roi_align_boxes_backward_cpu<isa.value>(params, first, last); },
+          no_launch);
+    }
+    run(
+        kOp, on, work_of(shape.boxes, shape.boxes * params.parts * kRoiSums),
+        [&](auto isa, int64_t first, int64_t last) { roi_align_boxes_finish_cpu<isa.value>(params, first, last); },
+        no_launch);
+  } else {
+    const Tensor sums = allocate({roi_align_boxes_sums_cuda(params)}, ScalarType::Byte, on);
+    const Tensor copy = allocate({roi_align_boxes_copy_cuda(params)}, ScalarType::Byte, on);
+    run(
+        kOp, on, {}, [](auto, int64_t, int64_t) {},
+        [&](CudaStream stream) {
+          return roi_align_boxes_backward_cuda(params, mutable_data<void>(sums), mutable_data<void>(copy), stream);
+        });
+  }
+}
+
+Tensor roi_align_boxes_backward(const Tensor& input, const Tensor& boxes, const Tensor& grad,
+                                const std::optional<Tensor>& argmax, double spatial_scale, int64_t pooled_height,
+                                int64_t pooled_width, int64_t sampling_ratio, bool aligned) {
+  check_roi_tensors(kOp, input, boxes);
+  const RoiShape shape =
+      roi_shape(kOp, input, boxes, spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned);
+  check_roi_pooled(kOp, "grad", grad, shape.boxes, shape.channels, pooled_height, pooled_width);
+  check_same_dtype(kOp, "grad", grad, "input", input);
+  check_same_device(kOp, "grad", grad, "input", input);
+  if (argmax) check_argmax(*argmax, grad);
+  const Tensor features = dense(input, shape.channels_last), gradient = dense(grad, shape.channels_last);
+  const Tensor indices = argmax ? dense(*argmax, shape.channels_last) : gradient;
+  return with_float(kOp, "input", input, [&](auto type) {
+    using T = typename decltype(type)::T;
+    const Tensor coordinates = converted(boxes, kScalarType<Acc<T>>);
+    const Tensor grad_boxes = allocate({shape.boxes, 5}, kScalarType<Acc<T>>, input);
+    RoiBoxesParams<T> params{};
+    params.shape = shape;
+    params.input = data<T>(features);
+    params.boxes = data<Acc<T>>(coordinates);
+    params.grad_output = data<T>(gradient);
+    params.saved_argmax = argmax ? data<int32_t>(indices) : nullptr;
+    params.grad_boxes = mutable_data<Acc<T>>(grad_boxes);
+    if (shape.boxes > 0) boxes_backward(params, input);
+    return converted(grad_boxes, boxes.scalar_type());
+  });
 }
 
 Tensor roi_align(const Tensor& input, const Tensor& boxes, double spatial_scale, int64_t pooled_height,
@@ -155,6 +221,9 @@ CVK_SCHEMAS(m) {
       "roi_align_backward(Tensor grad, Tensor boxes, float spatial_scale, SymInt pooled_height, SymInt pooled_width, "
       "SymInt batch_size, SymInt channels, SymInt height, SymInt width, int sampling_ratio, bool aligned) -> Tensor");
   m.def(
+      "roi_align_boxes_backward(Tensor input, Tensor boxes, Tensor grad, Tensor? argmax, float spatial_scale, "
+      "SymInt pooled_height, SymInt pooled_width, int sampling_ratio, bool aligned) -> Tensor");
+  m.def(
       "roi_align_max_backward(Tensor grad, Tensor argmax, Tensor boxes, float spatial_scale, SymInt pooled_height, "
       "SymInt pooled_width, SymInt batch_size, SymInt channels, SymInt height, SymInt width, int sampling_ratio, "
       "bool aligned) -> Tensor");
@@ -164,6 +233,7 @@ CVK_KERNELS(m) {
   m.impl("roi_align", TORCH_BOX(&roi_align));
   m.impl("roi_align_max", TORCH_BOX(&roi_align_max));
   m.impl("roi_align_backward", TORCH_BOX(&roi_align_backward));
+  m.impl("roi_align_boxes_backward", TORCH_BOX(&roi_align_boxes_backward));
   m.impl("roi_align_max_backward", TORCH_BOX(&roi_align_max_backward));
 }
 

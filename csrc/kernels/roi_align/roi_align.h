@@ -3,16 +3,20 @@
 // Computes   output[k, c, i, j] = mean (or max) over the samples s of bin (i, j) of box k of bilinear(input[b_k, c], s).
 //            Box row k is [batch index, x1, y1, x2, y2]. The mean's weights are separable, so bin (i, j) is
 //            sum_y sum_x wy[i, y] * wx[j, x] * input[b_k, c, y, x].
+//            With respect to boxes: each sample's coordinate is linear in them (common/roi_boxes.h).
 // Edges      aligned = false: a box is at least 1 pixel wide and high, and coordinates are not shifted by half a pixel.
 //            sampling_ratio <= 0: ceil(box / bins) samples per bin and axis, at most kRoiMaxGrid.
 //            A sample outside [-1, H] x [-1, W] reads 0 (and takes part in a maximum as 0); NaN coordinates are outside.
 //            A bin without samples is 0. Maximum: the first of equal samples wins, NaN wins over numbers (as in torch).
+//            Gradient with respect to boxes: of a coordinate at a pixel's centre, the derivative to the right; 0 where the
+//            coordinate is clamped, [-1, 0) and [extent - 1, extent]; the number of samples is constant; a box that aligned =
+//            false stretches moves with its first corner only; the image index gets 0.
 //            A batch index outside [0, N): CPU, layout reports the row and the binding raises; CUDA, zeros.
 // CPU        Plan first: the merged taps of every box and axis, boxes grouped by image. Forward on NCHW carries tiles of
 //            channels through a channels-last scratch, forward on NHWC reads in place; the sum of a bin stays in vector
 //            registers. Backward: a work item owns one image, one tile of channels and a band of rows.
 // CUDA       Forward: lanes along channels, taps of the box in shared memory. Backward: a block owns a tile of pixels and 32
-//            channels and gathers from the boxes that reach it, in box order.
+//            channels and gathers from the boxes that reach it, in box order. Boxes: a block leaves partial sums of a box.
 // Traffic    input once + output once (+ the plan, 100 to 500 bytes a box); CPU NCHW adds a cache-resident copy of the input.
 // Bound      max(bytes / memory bandwidth, 2 * taps * C * bins / FMA rate); 4 to 16 taps per bin at sampling_ratio 2.
 // Determinism forward and backward, CPU and CUDA: bitwise equal for any thread count; no atomics.
@@ -26,6 +30,7 @@
 #include "common/dtype.h"
 #include "common/isa.h"
 #include "common/numeric.h"
+#include "common/roi_boxes.h"
 #include "common/roi_geometry.h"
 #include "common/roi_plan.h"
 #include "kernels/roi_align/roi_align_tuning.h"
@@ -76,5 +81,27 @@ template <class T>
 CudaStatus roi_align_forward_cuda(const RoiAlignParams<T>& params, void* scratch, CudaStream stream);
 template <class T>
 CudaStatus roi_align_backward_cuda(const RoiAlignParams<T>& params, CudaStream stream);
+
+// ---- Gradient with respect to the boxes (common/roi_boxes.h), of the mean or, with saved_argmax, of the maximum.
+
+// CPU. Order of calls: layout, which sets `parts`; plan; backward in `items` items; finish in slices of boxes.
+template <Isa isa, class T>
+int64_t roi_align_boxes_layout_cpu(RoiBoxesParams<T>& params);
+template <Isa isa, class T>
+void roi_align_boxes_plan_cpu(const RoiBoxesParams<T>& params, int64_t first, int64_t last);
+template <Isa isa, class T>
+int64_t roi_align_boxes_items_cpu(RoiBoxesParams<T>& params);
+template <Isa isa, class T>
+void roi_align_boxes_backward_cpu(const RoiBoxesParams<T>& params, int64_t first, int64_t last);
+template <Isa isa, class T>
+void roi_align_boxes_finish_cpu(const RoiBoxesParams<T>& params, int64_t first, int64_t last);
+
+// CUDA. Scratch: the sums, and the channels-last copy of the input (0 bytes where there is none).
+template <class T>
+int64_t roi_align_boxes_sums_cuda(const RoiBoxesParams<T>& params);
+template <class T>
+int64_t roi_align_boxes_copy_cuda(const RoiBoxesParams<T>& params);
+template <class T>
+CudaStatus roi_align_boxes_backward_cuda(const RoiBoxesParams<T>& params, void* sums, void* copy, CudaStream stream);
 
 }  // namespace cvk

@@ -170,16 +170,11 @@ struct Maxima {
 
 template <Isa isa, class T>
 int64_t roi_align_layout_cpu(RoiAlignParams<T>& params) {
+  using A = Acc<T>;
   const RoiShape& shape = params.shape;
   return roi_layout(shape, params.boxes, 5, params.plan, [&](int64_t k) -> int64_t {
-    const BoxAxes<Acc<T>> axes = box_axes(shape, params.boxes + k * 5);
-    const int64_t y_samples = count_samples(axes.y, shape.pooled_height);
-    const int64_t x_samples = count_samples(axes.x, shape.pooled_width);
-    // Records index their entries, two per sample, by int.
-    if (max_of(y_samples, x_samples) >= int64_t{1} << 30) return -1;
-    const int64_t samples = y_samples + x_samples;
-    return params.maximum() ? record_bytes<Sample<Acc<T>>>(shape.pooled_height, shape.pooled_width, samples)
-                            : record_bytes<Tap<Acc<T>>>(shape.pooled_height, shape.pooled_width, 2 * samples);
+    const A* box = params.boxes + k * 5;
+    return params.maximum() ? plan_box_bytes<A, Sample<A>>(shape, box) : plan_box_bytes<A, Tap<A>>(shape, box);
   });
 }
 

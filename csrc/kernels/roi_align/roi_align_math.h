@@ -1,26 +1,76 @@
 // Per-element arithmetic of RoI Align beyond the family's (common/roi_geometry.h).
 #pragma once
 
+#include "common/roi_boxes.h"
 #include "common/roi_geometry.h"
+#include "common/roi_taps.h"
 
 namespace cvk {
 
-// Derivative of bin `bin`'s average along one axis with respect to pixel `pixel`: the summed bilinear weight of the
-// pixel over the bin's samples, divided by their number. The adjoint of the forward rule, used by gathering backwards.
+// The pixels between the outermost samples of a bin, all that it may read.
 template <class A>
-CVK_HD A roi_pixel_weight(const RoiAxis<A>& axis, int bin, int pixel) {
+CVK_HD PixelRange roi_pixel_range(const RoiAxis<A>& axis, int bin) {
+  if (axis.samples == 0) return {0, 0};
+  const A ends[2] = {roi_sample_coordinate(axis, bin, 0), roi_sample_coordinate(axis, bin, axis.samples - 1)};
+  const A low = min_of(ends[0], ends[1]), high = max_of(ends[0], ends[1]);
+  const A extent = static_cast<A>(axis.extent);
+  if (!(high >= A(-1) && low <= extent) || axis.extent == 0) return {0, 0};  // NaN fails
+  const int first = low < extent ? static_cast<int>(max_of(low, A(0))) : axis.extent - 1;
+  const int last = high < extent ? static_cast<int>(max_of(high, A(0))) + 2 : axis.extent;
+  return {min_of(first, axis.extent - 1), min_of(last, axis.extent)};
+}
+
+// What bin `bin` takes from one pixel along an axis, by summing over the bin's samples: the adjoint of the forward rule. An
+// Entry is a Tap or a SlopedTap.
+template <class Entry, class A>
+CVK_HD void roi_pixel_tap(const RoiAxis<A>& axis, int bin, int pixel, Entry& tap) {
   // Samples beyond the rim read the rim pixel, so the outermost pixels look further out.
   const A low = pixel == 0 ? A(-1) : static_cast<A>(pixel - 1);
   const A high = pixel == axis.extent - 1 ? static_cast<A>(axis.extent) : static_cast<A>(pixel + 1);
   const SampleRange range = roi_sample_range(axis, bin, low, high);
-  A sum = A(0);
+  tap = empty_tap<Entry>(pixel);
   for (int i = range.first; i < range.last; ++i) {
-    const BilinearAxis<A> tap = bilinear_axis(roi_sample_coordinate(axis, bin, i), axis.extent);
-    if (!tap.inside) continue;
-    if (tap.low == pixel) sum += tap.low_weight;
-    if (tap.high == pixel) sum += tap.high_weight;
+    const A coordinate = roi_sample_coordinate(axis, bin, i);
+    const BilinearAxis<A> sample = bilinear_axis(coordinate, axis.extent);
+    if (!sample.inside) continue;
+    const A slope = bilinear_slope(coordinate, sample), position = roi_sample_position(axis, bin, i);
+    if (sample.low == pixel) add_to_tap(tap, sample.low_weight, -slope, position);
+    if (sample.high == pixel) add_to_tap(tap, sample.high_weight, slope, position);
   }
-  return sum * axis.share;
+  scale_tap(tap, axis.share);
+}
+
+// Derivative of a bin's mean along one axis with respect to a pixel.
+template <class A>
+CVK_HD A roi_pixel_weight(const RoiAxis<A>& axis, int bin, int pixel) {
+  Tap<A> tap;
+  roi_pixel_tap(axis, bin, pixel, tap);
+  return tap.weight;
+}
+
+// Adds to `sums` what the gradient `grad` of one maximum does to the axes of its box: the value follows sample `index` of bin
+// (bin_y, bin_x). at(y, x) reads a pixel. A foreign index adds nothing.
+template <class A, class At>
+CVK_HD void add_maximum(const RoiAxis<A>& y_axis, const RoiAxis<A>& x_axis, int bin_y, int bin_x, int index, A grad,
+                        At&& at, A (&sums)[kRoiSums]) {
+  if (index < 0 || x_axis.samples <= 0 || index / x_axis.samples >= y_axis.samples) return;
+  const int y_sample = index / x_axis.samples, x_sample = index % x_axis.samples;
+  const A y_coordinate = roi_sample_coordinate(y_axis, bin_y, y_sample);
+  const A x_coordinate = roi_sample_coordinate(x_axis, bin_x, x_sample);
+  const BilinearAxis<A> y = bilinear_axis(y_coordinate, y_axis.extent);
+  const BilinearAxis<A> x = bilinear_axis(x_coordinate, x_axis.extent);
+  if (!y.inside || !x.inside) return;
+  const A corner[2][2] = {{at(y.low, x.low), at(y.low, x.high)}, {at(y.high, x.low), at(y.high, x.high)}};
+  if (bilinear_slope(y_coordinate, y) != A(0)) {
+    const A slope = x.low_weight * (corner[1][0] - corner[0][0]) + x.high_weight * (corner[1][1] - corner[0][1]);
+    sums[kYStart] += grad * slope;
+    sums[kYBin] += grad * slope * roi_sample_position(y_axis, bin_y, y_sample);
+  }
+  if (bilinear_slope(x_coordinate, x) != A(0)) {
+    const A slope = y.low_weight * (corner[0][1] - corner[0][0]) + y.high_weight * (corner[1][1] - corner[1][0]);
+    sums[kXStart] += grad * slope;
+    sums[kXBin] += grad * slope * roi_sample_position(x_axis, bin_x, x_sample);
+  }
 }
 
 }  // namespace cvk

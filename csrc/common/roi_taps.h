@@ -1,0 +1,66 @@
+// Taps of separable RoI pooling: what a bin takes from one pixel along one axis. A bin's mean is
+// sum_y sum_x y.weight * x.weight * input[y.pixel, x.pixel] over its taps of both axes.
+#pragma once
+
+#include "common/bilinear.h"
+#include "common/host_device.h"
+
+namespace cvk {
+
+template <class A>
+struct Tap {
+  int pixel;
+  A weight;
+};
+
+// A tap, and how its weight changes with the box.
+template <class A>
+struct SlopedTap {
+  int pixel;
+  A weight;
+  A start_slope;  // derivative of the weight with respect to the start of the box along the axis
+  A bin_slope;    // and with respect to the extent of one bin, the start held
+};
+
+template <class Entry>
+CVK_HD Entry empty_tap(int pixel) {
+  Entry tap{};
+  tap.pixel = pixel;
+  return tap;
+}
+
+// Adds a sample's weight of the tap's pixel to the tap: `slope` is its derivative with respect to the sample's coordinate,
+// which is start + position * bin.
+template <class A>
+CVK_HD void add_to_tap(Tap<A>& tap, A weight, A /*slope*/, A /*position*/) {
+  tap.weight += weight;
+}
+template <class A>
+CVK_HD void add_to_tap(SlopedTap<A>& tap, A weight, A slope, A position) {
+  tap.weight += weight;
+  tap.start_slope += slope;
+  tap.bin_slope += slope * position;
+}
+
+// All of a tap times a factor.
+template <class A>
+CVK_HD void scale_tap(Tap<A>& tap, A factor) {
+  tap.weight *= factor;
+}
+template <class A>
+CVK_HD void scale_tap(SlopedTap<A>& tap, A factor) {
+  tap.weight *= factor;
+  tap.start_slope *= factor;
+  tap.bin_slope *= factor;
+}
+
+template <class A>
+CVK_HD bool tap_matters(const Tap<A>& tap) {
+  return tap.weight != A(0);
+}
+template <class A>
+CVK_HD bool tap_matters(const SlopedTap<A>& tap) {
+  return tap.weight != A(0) || tap.start_slope != A(0) || tap.bin_slope != A(0);
+}
+
+}  // namespace cvk
