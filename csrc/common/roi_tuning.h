@@ -32,6 +32,9 @@ constexpr int kRoiTileWidth = 8;
 constexpr int kRoiTileChannels = 32;
 constexpr int kRoiTileThreads = kRoiTileHeight * kRoiTileChannels;
 
+// Bins of one axis staged in shared memory at a time; 8 x 8 bins of 32 channels are 8 KiB in float32.
+constexpr int kRoiStagedBins = 8;
+
 // Passes over boxes: threads of a block.
 constexpr int kRoiBlockThreads = 256;
 

@@ -5,6 +5,7 @@
 #include "common/launch.cuh"
 #include "common/roi_frame.cuh"
 #include "common/roi_gather.cuh"
+#include "common/roi_gather_grid.cuh"
 #include "common/vec.cuh"
 #include "kernels/roi_align/roi_align.h"
 #include "kernels/roi_align/roi_align_math.h"
@@ -202,134 +203,24 @@ template <class T, bool kMaximum>
 __global__ void __launch_bounds__(kRoiTileThreads, kRoiAlignBlocksPerSm)
     roi_align_backward_kernel(RoiAlignParams<T> params) {
   using A = Acc<T>;
-  constexpr int kRows = kRoiTileHeight, kColumns = kRoiTileWidth, kLanes = kRoiTileChannels;
-  constexpr int kBins = kRoiAlignStagedBins;
   struct Shared {
-    A grad[kBins * kBins][kLanes + 1];
-    int argmax[kMaximum ? kBins * kBins : 1][kLanes + 1];
-    A y_weight[kRows][kBins];
-    A x_weight[kBins][kColumns];
+    GridShared<RoiAxis<A>, A, kMaximum> grid;
     RoiTileRows<A> rows;
-    SharedAxes<RoiAxis<A>> axes;
-    RoiStretch stretch;
   };
   auto& shared = static_shared<Shared>();
   const RoiShape& shape = params.shape;
-  const int lane = static_cast<int>(threadIdx.x) % kLanes, warp = static_cast<int>(threadIdx.x) / kLanes;
   const RoiTile tile = roi_tile(shape, blockIdx.x);
-
-  A sum[kColumns];
-#pragma unroll
-  for (int i = 0; i < kColumns; ++i) sum[i] = A(0);
-
-  for (int64_t begin = 0; begin < shape.boxes; begin += kRoiTileThreads) {
-    const int total = collect_boxes(begin, shape.boxes, shared.stretch, [&](int64_t k) {
-      const A* box = params.boxes + k * 5;
-      const A scale = static_cast<A>(shape.spatial_scale);
-      return roi_batch_index(box[0], shape.batch) == tile.image &&
-             span_reaches(roi_span(box[2], box[4], scale, shape.aligned), tile.y, tile.y + kRows) &&
-             span_reaches(roi_span(box[1], box[3], scale, shape.aligned), tile.x, tile.x + kColumns);
-    });
-    for (int b = 0; b < total; ++b) {
-      const int64_t k = shared.stretch.boxes[b];
-      __syncthreads();  // the axes of the box before have been read
-      compute_axes(shape, params.boxes + k * 5, shared.axes);
-      __syncthreads();
-      const SharedAxes<RoiAxis<A>>& axes = shared.axes;
-      for (int bin_y = 0; bin_y < shape.pooled_height; bin_y += kBins) {
-        for (int bin_x = 0; bin_x < shape.pooled_width; bin_x += kBins) {
-          // Weights of the tile's rows and columns in these bins: one thread each.
-          bool matters = false;
-          if (threadIdx.x < kRows * kBins) {
-            const int row = static_cast<int>(threadIdx.x) / kBins, bin = static_cast<int>(threadIdx.x) % kBins;
-            A weight = A(0);
-            if (tile.y + row < shape.height && bin_y + bin < shape.pooled_height) {
-              weight = roi_pixel_weight(axes.y, bin_y + bin, tile.y + row);
-            }
-            shared.y_weight[row][bin] = weight;
-            matters = weight != A(0);
-          }
-          const bool rows_matter = __syncthreads_or(matters) != 0;
-          if (!rows_matter) continue;
-          matters = false;
-          if (threadIdx.x < kColumns * kBins) {
-            const int bin = static_cast<int>(threadIdx.x) / kColumns, column = static_cast<int>(threadIdx.x) % kColumns;
-            A weight = A(0);
-            if (tile.x + column < shape.width && bin_x + bin < shape.pooled_width) {
-              weight = roi_pixel_weight(axes.x, bin_x + bin, tile.x + column);
-            }
-            shared.x_weight[bin][column] = weight;
-            matters = weight != A(0);
-          }
-          const bool columns_matter = __syncthreads_or(matters) != 0;
-          if (!columns_matter) continue;
-
-          // Stage the bins' gradients.
-          for (int i = static_cast<int>(threadIdx.x); i < kBins * kBins * kLanes; i += kRoiTileThreads) {
-            const int c = shape.channels_last ? i % kLanes : i / (kBins * kBins);
-            const int local = shape.channels_last ? i / kLanes : i % (kBins * kBins);
-            const int y = bin_y + local / kBins, x = bin_x + local % kBins;
-            A value = A(0);
-            int index = -1;
-            if (c < tile.channels && y < shape.pooled_height && x < shape.pooled_width) {
-              const int64_t bin = static_cast<int64_t>(y) * shape.pooled_width + x;
-              const int64_t at = shape.channels_last
-                                     ? (k * shape.bins() + bin) * shape.channels + tile.first_channel + c
-                                     : (k * shape.channels + tile.first_channel + c) * shape.bins() + bin;
-              value = to_acc(params.grad_output[at]);
-              if (kMaximum) index = params.saved_argmax[at];
-            }
-            shared.grad[local][c] = value;
-            if (kMaximum) shared.argmax[local][c] = index;
-          }
-          __syncthreads();
-
-          const int y_bins = min_of(kBins, shape.pooled_height - bin_y);
-          const int x_bins = min_of(kBins, shape.pooled_width - bin_x);
-          if (kMaximum) {
-            const int row = tile.y + warp;
-            for (int i = 0; i < y_bins; ++i) {
-              if (shared.y_weight[warp][i] == A(0)) continue;
-              for (int j = 0; j < x_bins; ++j) {
-                const int index = shared.argmax[i * kBins + j][lane];
-                if (index < 0 || index / axes.x.samples >= axes.y.samples) continue;
-                const BilinearAxis<A> y =
-                    bilinear_axis(roi_sample_coordinate(axes.y, bin_y + i, index / axes.x.samples), shape.height);
-                const BilinearAxis<A> x =
-                    bilinear_axis(roi_sample_coordinate(axes.x, bin_x + j, index % axes.x.samples), shape.width);
-                if (!y.inside || !x.inside) continue;
-                const A y_weight = (y.low == row ? y.low_weight : A(0)) + (y.high == row ? y.high_weight : A(0));
-                if (y_weight == A(0)) continue;
-                const A grad = shared.grad[i * kBins + j][lane] * y_weight;
-#pragma unroll
-                for (int column = 0; column < kColumns; ++column) {
-                  const int pixel = tile.x + column;
-                  const A x_weight = (x.low == pixel ? x.low_weight : A(0)) + (x.high == pixel ? x.high_weight : A(0));
-                  if (x_weight != A(0)) sum[column] = mul_add(x_weight, grad, sum[column]);
-                }
-              }
-            }
-          } else {
-            for (int j = 0; j < x_bins; ++j) {
-              A along_y = A(0);
-              // Edge: a weight of zero passes nothing on, not even an infinite gradient.
-              for (int i = 0; i < y_bins; ++i) {
-                const A weight = shared.y_weight[warp][i];
-                if (weight != A(0)) along_y = mul_add(weight, shared.grad[i * kBins + j][lane], along_y);
-              }
-#pragma unroll
-              for (int column = 0; column < kColumns; ++column) {
-                const A weight = shared.x_weight[j][column];
-                if (weight != A(0)) sum[column] = mul_add(weight, along_y, sum[column]);
-              }
-            }
-          }
-          __syncthreads();
-        }
-      }
-    }
-  }
-
+  A sum[kRoiTileWidth] = {};
+  gather_grid(
+      shape, tile, params.boxes, params.grad_output, params.saved_argmax, shared.grid,
+      [&](int64_t k) {
+        const A* box = params.boxes + k * 5;
+        const A scale = static_cast<A>(shape.spatial_scale);
+        return roi_batch_index(box[0], shape.batch) == tile.image &&
+               span_reaches(roi_span(box[2], box[4], scale, shape.aligned), tile.y, tile.y + kRoiTileHeight) &&
+               span_reaches(roi_span(box[1], box[3], scale, shape.aligned), tile.x, tile.x + kRoiTileWidth);
+      },
+      sum);
   store_tile(shape, tile, sum, shared.rows, params.grad_input);
 }
 

@@ -15,7 +15,4 @@ constexpr int kRoiAlignBlocksPerSm = 2;
 // Forward: samples per axis that the block keeps in shared memory; a longer axis is computed at each use.
 constexpr int kRoiAlignSharedSamples = 256;
 
-// Backward: bins of one axis staged in shared memory at a time; 8 x 8 bins of 32 channels are 8 KiB in float32.
-constexpr int kRoiAlignStagedBins = 8;
-
 }  // namespace cvk
