@@ -19,6 +19,8 @@
 //  * Access outside shared memory: with -fsanitize=address, because each shared allocation has its
 //    exact size.
 //  * A shuffle from a lane that does not take part gives poison.
+//  * An asynchronous copy that nobody waits for, or into memory that others still read: it happens at once or at the wait, as
+//    the seed has it.
 //
 // What it does not: the order is changed only where threads wait, so an unguarded read-modify-write
 // (sum += x by many threads with no atomic) goes unseen; compute-sanitizer's racecheck on a GPU
@@ -30,8 +32,8 @@
 // Where things are: vector_types.h, runtime_api.h (host side), execution.h and device_functions.h
 // (device side); in the .cpp files fiber (stacks and switches), execution (scheduler and block
 // barriers), warp (collectives), launch (grids, memory, errors) and symbol_name (a kernel's name
-// from its address). Not here, because no kernel uses it yet: cooperative groups, cp.async,
-// ldmatrix, mma.sync, textures, clusters.
+// from its address). Matrix instructions and asynchronous copies are in common/ptx.cuh. Not here, because no kernel uses it
+// yet: cooperative groups, TMA, wgmma, textures, clusters.
 #pragma once
 
 #include "emulation/device_functions.h"

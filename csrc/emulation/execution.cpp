@@ -2,6 +2,7 @@
 #include "emulation/execution.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdio>
 #include <cstring>
 #include <iterator>
@@ -202,6 +203,8 @@ void prepare_block(Block& block, Thread** order) {
     thread.number = i;
     thread.state = Thread::State::kReady;
     thread.fiber = nullptr;
+    thread.group = 0;
+    thread.copies.clear();
     order[i] = &thread;
     if (++index.x == blockDim.x) {
       index.x = 0;
@@ -282,6 +285,39 @@ void fail_current(const std::string& what) {
   throw Unwind();
 }
 
+namespace {
+
+void perform(const AsyncCopy& copy) {
+  if (copy.valid != 0) std::memcpy(copy.to, copy.from, copy.valid);
+  std::memset(static_cast<char*>(copy.to) + copy.valid, 0, copy.bytes - copy.valid);
+}
+
+}  // namespace
+
+void copy_async(void* to, const void* from, size_t bytes, size_t valid, const CallSite& site) {
+  Thread& self = *machine.current;
+  const bool aligned = reinterpret_cast<uintptr_t>(to) % bytes == 0 && reinterpret_cast<uintptr_t>(from) % bytes == 0;
+  if (!aligned || valid > bytes) {
+    fail_current("an asynchronous copy of " + std::to_string(bytes) + " bytes " + describe(site) +
+                 " from or to an address that is no multiple of that, thread " + describe(self.index));
+  }
+  const AsyncCopy copy{to, from, bytes, valid, self.group};
+  // At once or as late as may be: a missing wait shows, and so does a buffer that is filled while others still read it.
+  if ((machine.random.next() & 1) != 0)
+    perform(copy);
+  else
+    self.copies.push_back(copy);
+}
+
+void copy_async_commit() { ++machine.current->group; }
+
+void copy_async_wait(unsigned groups) {
+  Thread& self = *machine.current;
+  size_t done = 0;
+  while (done < self.copies.size() && self.copies[done].group + groups < self.group) perform(self.copies[done++]);
+  self.copies.erase(self.copies.begin(), self.copies.begin() + static_cast<std::ptrdiff_t>(done));
+}
+
 int block_barrier(Operation operation, bool predicate, const CallSite& site) {
   Barrier& barrier = machine.current->block->barriers[0];
   arrive(barrier, 0, operation, machine.thread_count, predicate, site);
@@ -326,8 +362,8 @@ const char* operation_name(Operation operation) {
       "__syncwarp",        "__shfl_sync",         "__shfl_up_sync",    "__shfl_down_sync", "__shfl_xor_sync",
       "__ballot_sync",     "__any_sync",          "__all_sync",        "__match_any_sync", "__reduce_add_sync",
       "__reduce_min_sync", "__reduce_max_sync",   "__reduce_and_sync", "__reduce_or_sync", "__reduce_xor_sync",
-      "__activemask"};
-  static_assert(std::size(kNames) == static_cast<size_t>(Operation::kActivemask) + 1);
+      "__activemask",      "a matrix instruction"};
+  static_assert(std::size(kNames) == static_cast<size_t>(Operation::kMatrix) + 1);
   return kNames[static_cast<size_t>(operation)];
 }
 

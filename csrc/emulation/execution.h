@@ -55,6 +55,7 @@ enum class Operation : uint8_t {
   kReduceOr,
   kReduceXor,
   kActivemask,
+  kMatrix,
 };
 
 // Each call below suspends the thread until its rendezvous is complete, and unwinds it when the
@@ -70,6 +71,15 @@ void named_barrier(unsigned id, unsigned threads, const CallSite& site);
 uint64_t warp_collective(Operation operation, unsigned mask, uint64_t value, int source_lane, const CallSite& site);
 // The lanes of the warp that reach the same call, as far as they can run without this thread.
 unsigned active_mask(const CallSite& site);
+// An instruction that a whole warp executes at once: run(lanes) is called with what each lane passed as `mine`, by the lane
+// that arrives last. All 32 lanes must be there, at the same instruction.
+void warp_execute(void (*run)(void* const* lanes), void* mine, const CallSite& site);
+// A copy to shared memory that is under way until this thread waits for it: it happens now or at the wait, as the seed has it.
+// The first `valid` bytes come from `from`, the rest is 0.
+void copy_async(void* to, const void* from, size_t bytes, size_t valid, const CallSite& site);
+void copy_async_commit();
+// Until at most `groups` of the committed groups are under way.
+void copy_async_wait(unsigned groups);
 // Lets every other thread that can run go first.
 void yield(const CallSite& site);
 // Ends the launch with an error.

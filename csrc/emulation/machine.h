@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <mutex>
 #include <string>
@@ -41,6 +42,14 @@ class Random {
 
 struct Block;
 
+// A copy by copy_async that has not happened yet.
+struct AsyncCopy {
+  void* to;
+  const void* from;
+  size_t bytes, valid;
+  uint64_t group;
+};
+
 struct Thread {
   enum class State : uint8_t { kReady, kWaiting, kExited };
   Block* block;
@@ -55,6 +64,8 @@ struct Thread {
   uint64_t result;       // written by the thread that completes the rendezvous
   Fiber* fiber;          // null before the thread has started
   const CallSite* site;  // of the rendezvous; it lives in the waiting thread's own frame
+  uint64_t group;        // of copies that is being put together
+  std::vector<AsyncCopy> copies;
 };
 
 struct Barrier {

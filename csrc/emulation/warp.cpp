@@ -11,6 +11,12 @@
 namespace cvk::emulation {
 namespace {
 
+// What a lane brings to warp_execute.
+struct MatrixOperand {
+  void (*run)(void* const* lanes);
+  void* mine;
+};
+
 Thread& lane_thread(Block& block, unsigned warp, unsigned lane) { return block.threads[warp * kWarpSize + lane]; }
 
 template <class F>
@@ -69,6 +75,13 @@ void compute_results(Block& block, unsigned warp, unsigned lanes, Operation oper
       return;
     case Operation::kSyncwarp:
       return;
+    case Operation::kMatrix: {
+      void* operands[kWarpSize];
+      const auto operand = [&](unsigned lane) { return reinterpret_cast<const MatrixOperand*>(thread(lane).value); };
+      for (unsigned lane = 0; lane < kWarpSize; ++lane) operands[lane] = operand(lane)->mine;
+      operand(0)->run(operands);
+      return;
+    }
     default: {
       const unsigned first = static_cast<unsigned>(__builtin_ctz(lanes));
       uint64_t total = thread(first).value;
@@ -97,8 +110,19 @@ void try_complete(const Thread& member) {
   for_each_lane(lanes, [&](unsigned lane) {
     const Thread& other = lane_thread(block, warp, lane);
     same = same && other.operation == member.operation && other.mask == member.mask;
+    if (member.operation == Operation::kMatrix) {
+      const auto run_of = [](const Thread& thread) {
+        return reinterpret_cast<const MatrixOperand*>(thread.value)->run;
+      };
+      same = same && run_of(other) == run_of(member);
+    }
   });
   if (!same) return;
+  if (member.operation == Operation::kMatrix && lanes != ~0u) {
+    fail("a warp matrix instruction " + describe(*member.site) + " without all 32 lanes, warp of thread " +
+         describe(member.index));
+    return;
+  }
   compute_results(block, warp, lanes, member.operation);
   release_lanes(block, warp, lanes);
 }
@@ -122,6 +146,11 @@ uint64_t warp_collective(Operation operation, unsigned mask, uint64_t value, int
   try_complete(self);
   suspend();
   return self.result;
+}
+
+void warp_execute(void (*run)(void* const* lanes), void* mine, const CallSite& site) {
+  const MatrixOperand operand{run, mine};
+  warp_collective(Operation::kMatrix, ~0u, reinterpret_cast<uint64_t>(&operand), 0, site);
 }
 
 void warp_lane_exited(const Thread& thread) {
