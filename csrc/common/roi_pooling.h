@@ -49,55 +49,99 @@ CVK_HD View<Acc<T>> load_rectangle(const T* image, const RoiShape& shape, int64_
 
 // ---- one bin
 
-// The mean of one bin over kVecs vectors of channels, in registers.
-template <Isa isa, int kVecs, class E, class A>
-CVK_HD void mean_of_bin(const View<E>& view, const Tap<A>* y, int y_count, const Tap<A>* x, int x_count, int64_t c,
-                        typename Simd<isa, A>::Vec (&sum)[kVecs]) {
-  using S = Simd<isa, A>;
-  for (int v = 0; v < kVecs; ++v) sum[v] = typename S::Vec{};
-  for (int i = 0; i < y_count; ++i) {
-    const E* row = view.pixel(y[i].pixel, view.x_first) + c;
-    const A y_weight = y[i].weight;
-    for (int j = 0; j < x_count; ++j) {
-      const E* pixel = row + (x[j].pixel - view.x_first) * view.pixel_stride;
-      const typename S::Vec weight = S::broadcast(y_weight * x[j].weight);
+// The x taps of a bin: kTaps of them, at least one, in registers; 0 stands for any number, left in memory.
+template <Isa isa, int kTaps, class A>
+struct XTaps {
+  typename Simd<isa, A>::Vec weight[kTaps];
+  int64_t offset[kTaps];  // from the first pixel of a row
+
+  template <class E>
+  CVK_HD XTaps(const View<E>& view, const Tap<A>* x, int) {
+    for (int t = 0; t < kTaps; ++t) {
+      weight[t] = Simd<isa, A>::broadcast(x[t].weight);
+      offset[t] = (x[t].pixel - view.x_first) * view.pixel_stride;
+    }
+  }
+
+  // kVecs vectors of channels of a row, summed over the taps.
+  template <int kVecs, class E>
+  CVK_HD void sum(const E* row, typename Simd<isa, A>::Vec (&result)[kVecs]) const {
+    using S = Simd<isa, A>;
+    for (int v = 0; v < kVecs; ++v) result[v] = weight[0] * S::load(row + offset[0] + v * S::kLanes);
+#pragma GCC unroll 4
+    for (int t = 1; t < kTaps; ++t) {
       for (int v = 0; v < kVecs; ++v) {
-        sum[v] = S::mul_add(weight, S::load(pixel + v * S::kLanes), sum[v]);
+        result[v] = S::mul_add(weight[t], S::load(row + offset[t] + v * S::kLanes), result[v]);
       }
     }
   }
-}
+};
 
-template <Isa isa, class E, class A, class Out>
+template <Isa isa, class A>
+struct XTaps<isa, 0, A> {
+  const Tap<A>* x;
+  int count, x_first;
+  int64_t pixel_stride;
+
+  template <class E>
+  CVK_HD XTaps(const View<E>& view, const Tap<A>* taps, int count)
+      : x(taps), count(count), x_first(view.x_first), pixel_stride(view.pixel_stride) {}
+
+  template <int kVecs, class E>
+  CVK_HD void sum(const E* row, typename Simd<isa, A>::Vec (&result)[kVecs]) const {
+    using S = Simd<isa, A>;
+    typename S::Vec odd[kVecs];  // two chains of sums, because each waits for itself
+    for (int v = 0; v < kVecs; ++v) result[v] = odd[v] = typename S::Vec{};
+    int j = 0;
+    for (; j + 2 <= count; j += 2) {
+      add<kVecs>(row, j, result);
+      add<kVecs>(row, j + 1, odd);
+    }
+    if (j < count) add<kVecs>(row, j, result);
+    for (int v = 0; v < kVecs; ++v) result[v] += odd[v];
+  }
+
+ private:
+  template <int kVecs, class E>
+  CVK_HD void add(const E* row, int j, typename Simd<isa, A>::Vec (&to)[kVecs]) const {
+    using S = Simd<isa, A>;
+    const E* pixel = row + (x[j].pixel - x_first) * pixel_stride;
+    const typename S::Vec weight = S::broadcast(x[j].weight);
+    for (int v = 0; v < kVecs; ++v) to[v] = S::mul_add(weight, S::load(pixel + v * S::kLanes), to[v]);
+  }
+};
+
+// The mean of one bin, kVecs vectors of channels at a time in registers: over x first.
+template <Isa isa, int kVecs, int kTaps, class E, class A, class Out>
 CVK_HD void pool_bin(const View<E>& view, const Tap<A>* y, int y_count, const Tap<A>* x, int x_count, int channels,
                      Out* out) {
   using S = Simd<isa, A>;
-  constexpr int kLanes = S::kLanes;
-  int c = 0;
-  for (; c + 4 * kLanes <= channels; c += 4 * kLanes) {
-    typename S::Vec sum[4];
-    mean_of_bin<isa>(view, y, y_count, x, x_count, c, sum);
-    for (int v = 0; v < 4; ++v) S::store(out + c + v * kLanes, sum[v]);
-  }
-  for (; c + 2 * kLanes <= channels; c += 2 * kLanes) {
-    typename S::Vec sum[2];
-    mean_of_bin<isa>(view, y, y_count, x, x_count, c, sum);
-    for (int v = 0; v < 2; ++v) S::store(out + c + v * kLanes, sum[v]);
-  }
-  for (; c + kLanes <= channels; c += kLanes) {
-    typename S::Vec sum[1];
-    mean_of_bin<isa>(view, y, y_count, x, x_count, c, sum);
-    S::store(out + c, sum[0]);
-  }
-  for (; c < channels; ++c) {
-    A sum = A(0);
+  const XTaps<isa, kTaps, A> taps(view, x, x_count);
+  for (int c = 0; c < channels; c += kVecs * S::kLanes) {
+    typename S::Vec sum[kVecs], along_x[kVecs];
+    for (int v = 0; v < kVecs; ++v) sum[v] = typename S::Vec{};
     for (int i = 0; i < y_count; ++i) {
-      for (int j = 0; j < x_count; ++j) {
-        sum = mul_add(y[i].weight * x[j].weight, to_acc(view.pixel(y[i].pixel, x[j].pixel)[c]), sum);
-      }
+      taps.template sum<kVecs>(view.pixel(y[i].pixel, view.x_first) + c, along_x);
+      const typename S::Vec weight = S::broadcast(y[i].weight);
+      for (int v = 0; v < kVecs; ++v) sum[v] = S::mul_add(weight, along_x[v], sum[v]);
     }
-    out[c] = from_acc<Out>(sum);
+    for (int v = 0; v < kVecs; ++v) S::store(out + c + v * S::kLanes, sum[v]);
   }
+}
+
+// The same of a single channel.
+template <class E, class A, class Out>
+CVK_HD void pool_bin_of_channel(const View<E>& view, const Tap<A>* y, int y_count, const Tap<A>* x, int x_count,
+                                Out* out) {
+  A sum = A(0);
+  for (int i = 0; i < y_count; ++i) {
+    A along_x = A(0);
+    for (int j = 0; j < x_count; ++j) {
+      along_x = mul_add(x[j].weight, to_acc(*view.pixel(y[i].pixel, x[j].pixel)), along_x);
+    }
+    sum = mul_add(y[i].weight, along_x, sum);
+  }
+  *out = from_acc<Out>(sum);
 }
 
 // The rectangle with its columns widened to whole vectors where the image has them: the transposition then runs in
@@ -118,16 +162,49 @@ CVK_HD RecordHeader widened(const RoiShape& shape, RecordHeader rect) {
 
 // ---- one box, channels [0, channels) of the view; out[bin * out_stride + channel]
 
-template <Isa isa, class A, class Lists = SharedLists, class E, class Out>
-CVK_HD void pool_box(const View<E>& view, const RoiShape& shape, char* arena, int channels, Out* out,
-                     int64_t out_stride) {
-  const auto record = finished_record_at<A, Tap<A>>(arena, Lists::y_lists(shape), Lists::x_lists(shape));
+// `channels` is a multiple of kVecs vectors, or with kVecs 0 it is 1. Perf: a function of its own, because within its callers the
+// addresses do not fit into registers.
+template <Isa isa, int kVecs, class Lists, class E, class A, class Out>
+__attribute__((noinline)) void pool_bins(const View<E>& view, const RoiShape& shape, const Record<A, Tap<A>>& record,
+                                         int channels, Out* out, int64_t out_stride) {
   for (int i = 0; i < shape.pooled_height; ++i) {
     for (int j = 0; j < shape.pooled_width; ++j, out += out_stride) {
       const int64_t y_list = Lists::y(shape, i, j), x_list = Lists::x(shape, i, j);
-      const int y0 = record.y_begin[y_list], y1 = record.y_begin[y_list + 1];
-      const int x0 = record.x_begin[x_list], x1 = record.x_begin[x_list + 1];
-      pool_bin<isa>(view, record.y + y0, y1 - y0, record.x + x0, x1 - x0, channels, out);
+      const int y0 = record.y_begin[y_list], y_count = record.y_begin[y_list + 1] - y0;
+      const int x0 = record.x_begin[x_list], x_count = record.x_begin[x_list + 1] - x0;
+      const Tap<A>*y = record.y + y0, *x = record.x + x0;
+      if constexpr (kVecs == 0) {
+        pool_bin_of_channel(view, y, y_count, x, x_count, out);
+      } else if (x_count == 2) {  // at sampling_ratio 2 a bin has two to four taps
+        pool_bin<isa, kVecs, 2>(view, y, y_count, x, x_count, channels, out);
+      } else if (x_count == 3) {
+        pool_bin<isa, kVecs, 3>(view, y, y_count, x, x_count, channels, out);
+      } else if (x_count == 4) {
+        pool_bin<isa, kVecs, 4>(view, y, y_count, x, x_count, channels, out);
+      } else {
+        pool_bin<isa, kVecs, 0>(view, y, y_count, x, x_count, channels, out);
+      }
+    }
+  }
+}
+
+template <Isa isa, class A, class Lists = SharedLists, class E, class Out>
+CVK_HD void pool_box(View<E> view, const RoiShape& shape, char* arena, int channels, Out* out, int64_t out_stride) {
+  constexpr int kLanes = Simd<isa, A>::kLanes;
+  const auto record = finished_record_at<A, Tap<A>>(arena, Lists::y_lists(shape), Lists::x_lists(shape));
+  for (int done; channels > 0; channels -= done, view.data += done, out += done) {
+    if (channels >= 4 * kLanes) {
+      done = channels / (4 * kLanes) * (4 * kLanes);
+      pool_bins<isa, 4, Lists>(view, shape, record, done, out, out_stride);
+    } else if (channels >= 2 * kLanes) {
+      done = 2 * kLanes;
+      pool_bins<isa, 2, Lists>(view, shape, record, done, out, out_stride);
+    } else if (channels >= kLanes) {
+      done = kLanes;
+      pool_bins<isa, 1, Lists>(view, shape, record, done, out, out_stride);
+    } else {
+      done = 1;
+      pool_bins<isa, 0, Lists>(view, shape, record, done, out, out_stride);
     }
   }
 }

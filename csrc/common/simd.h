@@ -245,28 +245,62 @@ struct Simd {
   }
   static CVK_HD void store_int(IntElement* p, IntVec v) { memcpy(p, &v, sizeof(v)); }
 
-  // ---- transposition of kLanes rows of kLanes elements, in log2(kLanes) rounds of interleaving
-  template <int... I>
-  static CVK_HD void interleave(Vec a, Vec b, Vec& low, Vec& high, std::integer_sequence<int, I...>) {
-    low = __builtin_shufflevector(a, b, ((I & 1) ? kLanes + I / 2 : I / 2)...);
-    high = __builtin_shufflevector(a, b, (kLanes / 2 + ((I & 1) ? kLanes + I / 2 : I / 2))...);
+  // ---- transposition of kLanes rows of kLanes elements: first of the squares as wide as a part of 16 bytes, which shuffle within
+  // their part, then of the parts. Every step is one instruction a row; interleaving whole vectors takes two.
+  static constexpr int kPart = 16 / static_cast<int>(sizeof(A));
+  static constexpr int kParts = kLanes / kPart;
+
+  // `piece` elements of a and `piece` of b by turns, within each part: from its first half (0) or its second (1).
+  template <int piece, int half, int... I>
+  static CVK_HD Vec interleave(Vec a, Vec b, std::integer_sequence<int, I...>) {
+    return __builtin_shufflevector(a, b,
+                                   (I - I % kPart + I % kPart / (2 * piece) * piece + I % piece + half * kPart / 2 +
+                                    (I / piece % 2 != 0 ? kLanes : 0))...);
+  }
+  // Every second part of a, then of b, from the first (0) or the second (1) on.
+  template <int odd, int... I>
+  static CVK_HD Vec alternate_parts(Vec a, Vec b, std::integer_sequence<int, I...>) {
+    return __builtin_shufflevector(a, b, ((2 * (I / kPart) + odd) * kPart + I % kPart)...);
   }
   static CVK_HD void transpose(Vec (&rows)[kLanes]) {
-    for (int round = 1; round < kLanes; round *= 2) {
-      Vec next[kLanes];
-      for (int i = 0; i < kLanes / 2; ++i) {
-        interleave(rows[i], rows[i + kLanes / 2], next[2 * i], next[2 * i + 1],
-                   std::make_integer_sequence<int, kLanes>{});
+    constexpr auto kAll = std::make_integer_sequence<int, kLanes>{};
+    Vec next[kLanes];
+    for (int i = 0; i < kLanes; i += 2) {
+      next[i] = interleave<1, 0>(rows[i], rows[i + 1], kAll);
+      next[i + 1] = interleave<1, 1>(rows[i], rows[i + 1], kAll);
+    }
+    for (int i = 0; i < kLanes; i += kPart) {
+      if constexpr (kPart == 2) {
+        for (int j = 0; j < kPart; ++j) rows[i + j] = next[i + j];
+      } else {
+        for (int j = 0; j < 2; ++j) {
+          rows[i + 2 * j] = interleave<2, 0>(next[i + j], next[i + j + 2], kAll);
+          rows[i + 2 * j + 1] = interleave<2, 1>(next[i + j], next[i + j + 2], kAll);
+        }
+      }
+    }
+    // Row q * kPart + j holds in part p: column p * kPart + j of the rows q * kPart and following.
+    for (int round = 1; round < kParts; round *= 2) {
+      for (int q = 0; q < kParts; q += 2) {
+        for (int j = 0; j < kPart; ++j) {
+          const Vec a = rows[q * kPart + j], b = rows[(q + 1) * kPart + j];
+          next[q / 2 * kPart + j] = alternate_parts<0>(a, b, kAll);
+          next[(q / 2 + kParts / 2) * kPart + j] = alternate_parts<1>(a, b, kAll);
+        }
       }
       for (int i = 0; i < kLanes; ++i) rows[i] = next[i];
     }
   }
 };
 
+// Elements that a transposition asks for ahead of their use: 8 cache lines of each row.
+template <class T>
+inline constexpr int kTransposeAhead = 512 / static_cast<int>(sizeof(T));
+
 // to[c * to_stride + r] = from[r * from_stride + c] for r < rows, c < columns, converting the storage type.
 template <Isa isa, class From, class To>
-CVK_HD void transpose_matrix(const From* from, int64_t from_stride, To* to, int64_t to_stride, int64_t rows,
-                             int64_t columns) {
+__attribute__((noinline)) void transpose_matrix(const From* from, int64_t from_stride, To* to, int64_t to_stride,
+                                                int64_t rows, int64_t columns) {
   using A = Acc<From>;
   using S = Simd<isa, A>;
   constexpr int kLanes = S::kLanes;
@@ -274,6 +308,11 @@ CVK_HD void transpose_matrix(const From* from, int64_t from_stride, To* to, int6
   for (; r + kLanes <= rows; r += kLanes) {
     int64_t c = 0;
     for (; c + kLanes <= columns; c += kLanes) {
+      // Perf: the hardware does not follow as many streams as a vector has lanes. A stride-4 map of 68.8 MB: 2.2 instead of
+      // 2.9 ms, near the 2.1 ms of only reading it (EPYC 9005).
+      if (c + kTransposeAhead<From> < columns) {
+        for (int i = 0; i < kLanes; ++i) __builtin_prefetch(from + (r + i) * from_stride + c + kTransposeAhead<From>);
+      }
       typename S::Vec block[kLanes];
       for (int i = 0; i < kLanes; ++i) block[i] = S::load(from + (r + i) * from_stride + c);
       S::transpose(block);
