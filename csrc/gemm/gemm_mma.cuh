@@ -1,0 +1,458 @@
+// The matrix engine on CUDA, by tensor cores: out[m, n] = sum over k of left[m, k] * right[n, k].
+//
+// Neither operand need exist as a matrix. A gatherer says where element (outer, inner) lies; along `inner` a vector of
+// kVector elements is contiguous. The depth k is the inner index of an operand (kDepthInner: pixels by channels in a forward
+// pass, weights) or its outer one (both operands of a weight gradient, whose depth is pixels).
+//
+// A block owns a tile of rows and columns. Its operands pass through shared memory in kStages buffers that asynchronous
+// copies fill ahead, 16 bytes at a time, in a swizzled order in which neither the copies nor ldmatrix meet bank conflicts; warps
+// own parts of the tile in registers. An epilogue takes rows of the finished tile. `splits` blocks may share the depth of a
+// tile; each hands its own part to the epilogue.
+#pragma once
+
+#include <cstdint>
+
+#include "common/launch.cuh"
+#include "common/numeric.h"
+#include "common/ptx.cuh"
+#include "common/vec.cuh"
+#include "gemm/gemm_mma_tuning.h"
+
+namespace cvk {
+
+// How products are formed.
+enum class GemmMath {
+  kHalf,    // half_t or bfloat16_t, sums in float
+  kTf32,    // float rounded to 10 bits of mantissa
+  k3xTf32,  // float as the sum of two TF32 numbers; what is lost is below float's own rounding
+  kDouble,
+};
+
+template <class T, GemmMath math>
+struct GemmTraits {
+  using Sum = Acc<T>;
+  static constexpr int kStepDepth = math == GemmMath::kHalf ? 16 : math == GemmMath::kDouble ? 4 : 8;
+  static constexpr int kStepRows = math == GemmMath::kDouble ? 8 : 16;
+  static constexpr int kStepColumns = 8;
+  static constexpr int kSums = math == GemmMath::kDouble ? 2 : 4;  // of a lane in a step's tile
+  static constexpr int kVector = kWide<T>;                         // elements of 16 bytes
+};
+
+// ---- operands in shared memory
+
+// A tile of one operand: `lines` outer indices of `elements` contiguous elements, in chunks of 16 bytes. Chunk c of line l lies
+// at c ^ swizzle(l), so that the same chunk of eight lines after one another lies in eight different groups of banks.
+template <class T, int lines, int elements>
+struct GemmOperand {
+  static constexpr int kChunkElements = kWide<T>;
+  static constexpr int kChunks = elements / kChunkElements;
+  static_assert((kChunks & (kChunks - 1)) == 0, "the swizzle is a bit pattern");
+  // Lines that fill 128 bytes, all banks, together.
+  static constexpr int kLinesPerRow = kChunks >= 8 ? 1 : 8 / kChunks;
+  static constexpr int kPattern = kChunks >= 8 ? 7 : kChunks - 1;
+  alignas(16) T values[lines * elements];
+
+  static CVK_DEVICE int offset(int line, int chunk) {
+    return line * elements + ((chunk ^ (line / kLinesPerRow & kPattern)) * kChunkElements);
+  }
+  CVK_DEVICE T* chunk(int line, int chunk) { return values + offset(line, chunk); }
+  CVK_DEVICE const T* chunk(int line, int chunk) const { return values + offset(line, chunk); }
+  CVK_DEVICE T element(int line, int index) const {
+    return values[offset(line, index / kChunkElements) + index % kChunkElements];
+  }
+};
+
+// What a thread copies of a tile: one chunk of every kStride-th line.
+template <class Operand, int lines, int threads>
+struct GemmCopy {
+  static constexpr int kChunks = Operand::kChunks;
+  static_assert(threads % kChunks == 0, "a thread keeps its chunk");
+  static constexpr int kStride = threads / kChunks;
+  static constexpr int kLines = (lines + kStride - 1) / kStride;  // of a thread
+
+  static CVK_DEVICE int chunk() { return static_cast<int>(threadIdx.x) % kChunks; }
+  static CVK_DEVICE int line(int i) { return static_cast<int>(threadIdx.x) / kChunks + i * kStride; }
+};
+
+// Brings an operand's tiles, one after another along the depth, into shared memory.
+template <class Gatherer, bool kDepthInner, int lines, int elements, int threads, bool kVectors>
+class GemmStream {
+ public:
+  using T = typename Gatherer::Element;
+  using Operand = GemmOperand<T, lines, elements>;
+  using Copy = GemmCopy<Operand, lines, threads>;
+  static constexpr int kVector = Operand::kChunkElements;
+
+  // From depth `depth` on; `first` is the first row (or column) of the tile.
+  CVK_DEVICE GemmStream(const Gatherer& gatherer, int64_t first, int64_t depth) : gatherer_(gatherer) {
+    const int64_t inner = (kDepthInner ? depth : first) + Copy::chunk() * kVector;
+    inner_ = gatherer.inner(inner);
+#pragma unroll
+    for (int i = 0; i < Copy::kLines; ++i) {
+      outer_[i] = gatherer.outer((kDepthInner ? first : depth) + Copy::line(i));
+    }
+  }
+
+  // Starts the copies of the next tile.
+  CVK_DEVICE void fetch(Operand& to) {
+#pragma unroll
+    for (int i = 0; i < Copy::kLines; ++i) {
+      const int line = Copy::line(i);
+      if (lines % Copy::kStride != 0 && line >= lines) break;
+      T* chunk = to.chunk(line, Copy::chunk());
+      if (kVectors) {
+        const T* from = gatherer_.find(outer_[i], inner_);
+        copy_async<16>(chunk, from == nullptr ? gatherer_.anywhere() : from, from != nullptr);
+      } else {
+        auto inner = inner_;
+        for (int j = 0; j < kVector; ++j) {
+          const T* from = gatherer_.find(outer_[i], inner);
+          chunk[j] = from == nullptr ? T{} : *from;
+          gatherer_.advance_inner(inner, 1);
+        }
+      }
+      if (!kDepthInner) gatherer_.advance_outer(outer_[i], lines);
+    }
+    if (kDepthInner) gatherer_.advance_inner(inner_, elements);
+  }
+
+ private:
+  const Gatherer& gatherer_;
+  typename Gatherer::Inner inner_;
+  typename Gatherer::Outer outer_[Copy::kLines];
+};
+
+// ---- fragments
+
+namespace detail {
+
+// The element (row, k) of an operand's tile.
+template <bool kDepthInner, class Operand>
+CVK_DEVICE auto gemm_element(const Operand& operand, int row, int k) {
+  return kDepthInner ? operand.element(row, k) : operand.element(k, row);
+}
+
+// Where lane l finds its row for ldmatrix of the 16 rows from `row` and the depths from `k`: matrices of rows 0-7 and 8-15
+// of the first 16 bytes of depth, then of the next. 16 bytes are 8 halves or, since an element of a matrix may be any
+// 4 bytes for two halves, 4 floats.
+template <bool kDepthInner, class Operand>
+CVK_DEVICE const void* gemm_left_row(const Operand& operand, int row, int k, int lane) {
+  constexpr int kVector = Operand::kChunkElements;
+  return kDepthInner ? operand.chunk(row + lane % 16, k / kVector + lane / 16)
+                     : operand.chunk(k + lane / 16 * 8 + lane % 8, row / kVector + lane / 8 % 2);
+}
+// For the right operand: two steps' columns, 0-7 and 8-15 from `column`, each with both halves of the depth.
+template <bool kDepthInner, class Operand>
+CVK_DEVICE const void* gemm_right_row(const Operand& operand, int column, int k, int lane) {
+  constexpr int kVector = Operand::kChunkElements;
+  return kDepthInner ? operand.chunk(column + lane / 16 * 8 + lane % 8, k / kVector + lane / 8 % 2)
+                     : operand.chunk(k + lane % 16, column / kVector + lane / 16);
+}
+
+template <bool kDepthInner>
+CVK_DEVICE void gemm_load(const void* row, uint32_t (&registers)[4]) {
+  if (kDepthInner)
+    cvk::load_matrices(row, registers);
+  else
+    cvk::load_matrices_transposed(row, registers);
+}
+
+CVK_DEVICE bool is_finite_bits(uint32_t bits) { return (bits & 0x7f800000u) != 0x7f800000u; }
+
+// A float as the sum of two TF32 numbers.
+CVK_DEVICE void split_tf32(uint32_t bits, uint32_t& leading, uint32_t& rest) {
+  leading = to_tf32(bit_cast<float>(bits));
+  const float missing = bit_cast<float>(bits) - bit_cast<float>(leading);
+  rest = is_finite_bits(leading) ? to_tf32(missing) : 0u;
+}
+// Edge: a rest that is 0 must not meet an infinity.
+CVK_DEVICE uint32_t finite_or_zero(uint32_t bits) { return is_finite_bits(bits) ? bits : 0u; }
+
+}  // namespace detail
+
+// The registers of one warp: kRows x kColumns steps of sums, and the products of one depth step.
+template <class T, GemmMath math, int kRows, int kColumns>
+struct GemmWarp {
+  using Traits = GemmTraits<T, math>;
+  using Sum = typename Traits::Sum;
+  Sum sums[kRows][kColumns][Traits::kSums];
+
+  CVK_DEVICE void clear() {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) {
+#pragma unroll
+        for (int s = 0; s < Traits::kSums; ++s) sums[i][j][s] = Sum(0);
+      }
+    }
+  }
+
+  // Adds the depths [k, k + kStepDepth) of the tiles; `row` and `column` are the warp's first.
+  template <bool kLeftDepthInner, bool kRightDepthInner, class Left, class Right>
+  CVK_DEVICE void multiply(const Left& left, const Right& right, int row, int column, int k) {
+    const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+    if constexpr (math == GemmMath::kDouble) {
+      double a[kRows], b[kColumns];
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) a[i] = detail::gemm_element<kLeftDepthInner>(left, row + 8 * i + g, k + t);
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j)
+        b[j] = detail::gemm_element<kRightDepthInner>(right, column + 8 * j + g, k + t);
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+        for (int j = 0; j < kColumns; ++j) matrix_multiply(a[i], b[j], sums[i][j]);
+      }
+    } else {
+      constexpr bool kHalf = math == GemmMath::kHalf;
+      static_assert(kColumns % 2 == 0, "ldmatrix brings the columns of two steps");
+      uint32_t a[kRows][4], b[kColumns][2];
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        if constexpr (kHalf || kLeftDepthInner) {
+          detail::gemm_load<kLeftDepthInner>(detail::gemm_left_row<kLeftDepthInner>(left, row + 16 * i, k, lane), a[i]);
+        } else {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            a[i][e] = bit_cast<uint32_t>(left.element(k + t + e / 2 * 4, row + 16 * i + g + e % 2 * 8));
+          }
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < kColumns; j += 2) {
+        if constexpr (kHalf || kRightDepthInner) {
+          uint32_t both[4];
+          detail::gemm_load<kRightDepthInner>(detail::gemm_right_row<kRightDepthInner>(right, column + 8 * j, k, lane),
+                                              both);
+          b[j][0] = both[0];
+          b[j][1] = both[1];
+          b[j + 1][0] = both[2];
+          b[j + 1][1] = both[3];
+        } else {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            b[j + e / 2][e % 2] = bit_cast<uint32_t>(right.element(k + t + e % 2 * 4, column + 8 * (j + e / 2) + g));
+          }
+        }
+      }
+      if constexpr (kHalf) {
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+          for (int j = 0; j < kColumns; ++j) matrix_multiply(a[i], b[j], sums[i][j], T{});
+        }
+      } else if constexpr (math == GemmMath::kTf32) {
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) a[i][e] = to_tf32(bit_cast<float>(a[i][e]));
+        }
+#pragma unroll
+        for (int j = 0; j < kColumns; ++j) {
+#pragma unroll
+          for (int e = 0; e < 2; ++e) b[j][e] = to_tf32(bit_cast<float>(b[j][e]));
+#pragma unroll
+          for (int i = 0; i < kRows; ++i) matrix_multiply_tf32(a[i], b[j], sums[i][j]);
+        }
+      } else {
+        uint32_t b_rest[kColumns][2], b_finite[kColumns][2];
+#pragma unroll
+        for (int j = 0; j < kColumns; ++j) {
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            detail::split_tf32(b[j][e], b[j][e], b_rest[j][e]);
+            b_finite[j][e] = detail::finite_or_zero(b[j][e]);
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) {
+          uint32_t a_rest[4], a_finite[4];
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            detail::split_tf32(a[i][e], a[i][e], a_rest[e]);
+            a_finite[e] = detail::finite_or_zero(a[i][e]);
+          }
+          // Numerics: the small products first; the product of both rests is below the rounding of the sum.
+#pragma unroll
+          for (int j = 0; j < kColumns; ++j) {
+            matrix_multiply_tf32(a_rest, b_finite[j], sums[i][j]);
+            matrix_multiply_tf32(a_finite, b_rest[j], sums[i][j]);
+            matrix_multiply_tf32(a[i], b[j], sums[i][j]);
+          }
+        }
+      }
+    }
+  }
+
+  // Calls visit(row, column, value, value of column + 1) for the lane's sums, counted from the warp's first row and column.
+  template <class Visit>
+  CVK_DEVICE void for_each(Visit&& visit) const {
+    const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) {
+#pragma unroll
+        for (int s = 0; s < Traits::kSums; s += 2) {
+          visit(i * Traits::kStepRows + g + s / 2 * 8, j * 8 + 2 * t, sums[i][j][s], sums[i][j][s + 1]);
+        }
+      }
+    }
+  }
+};
+
+// ---- the kernel
+
+// A tile of kRows x kColumns, kDepth deep at a time; a warp has kWarpRows x kWarpColumns of it.
+template <int rows, int columns, int depth, int warp_rows, int warp_columns, int stages>
+struct GemmShape {
+  static constexpr int kRows = rows, kColumns = columns, kDepth = depth;
+  static constexpr int kWarpRows = warp_rows, kWarpColumns = warp_columns, kStages = stages;
+  static constexpr int kThreads = 32 * (rows / warp_rows) * (columns / warp_columns);
+};
+
+struct GemmExtent {
+  int64_t rows, columns, depth;
+  int64_t row_tiles, column_tiles;
+  int64_t split_depth;  // of one split, a multiple of the tile's depth
+  int splits;
+};
+
+template <class Shape>
+GemmExtent gemm_extent(int64_t rows, int64_t columns, int64_t depth, int splits) {
+  GemmExtent extent{
+      rows, columns, depth, ceil_div<int64_t>(rows, Shape::kRows), ceil_div<int64_t>(columns, Shape::kColumns), 0, 1};
+  const int64_t steps = max_of<int64_t>(1, ceil_div<int64_t>(depth, Shape::kDepth));
+  const int64_t each = ceil_div<int64_t>(steps, max_of(1, splits));
+  extent.splits = static_cast<int>(ceil_div<int64_t>(steps, each));
+  extent.split_depth = each * Shape::kDepth;
+  return extent;
+}
+
+// What a block works on.
+struct GemmBlock {
+  int64_t first_row, first_column;
+  int split;
+};
+
+// Blocks after one another share their rows (the operand that is gathered), then their columns.
+template <class Shape>
+CVK_DEVICE GemmBlock gemm_block(const GemmExtent& extent, int64_t index) {
+  GemmBlock block;
+  block.first_column = index % extent.column_tiles * Shape::kColumns;
+  block.first_row = index / extent.column_tiles % extent.row_tiles * Shape::kRows;
+  block.split = static_cast<int>(index / extent.column_tiles / extent.row_tiles);
+  return block;
+}
+
+template <class T, class Shape, bool kLeftDepthInner, bool kRightDepthInner>
+struct GemmStage {
+  GemmOperand<T, kLeftDepthInner ? Shape::kRows : Shape::kDepth, kLeftDepthInner ? Shape::kDepth : Shape::kRows> left;
+  GemmOperand<T, kRightDepthInner ? Shape::kColumns : Shape::kDepth, kRightDepthInner ? Shape::kDepth : Shape::kColumns>
+      right;
+};
+
+// The finished tile, in the arithmetic type; a row is padded against bank conflicts of the stores.
+template <class Sum, class Shape>
+struct GemmResult {
+  static constexpr int kPitch = Shape::kColumns + 16 / static_cast<int>(sizeof(Sum));
+  alignas(16) Sum values[Shape::kRows][kPitch];
+};
+
+template <class T, class Shape, bool kLeftDepthInner, bool kRightDepthInner>
+constexpr size_t gemm_shared_bytes() {
+  const size_t operands = sizeof(GemmStage<T, Shape, kLeftDepthInner, kRightDepthInner>) * Shape::kStages;
+  const size_t result = sizeof(GemmResult<Acc<T>, Shape>);
+  return operands > result ? operands : result;
+}
+
+// Computes the block's tile into shared memory, where it is once this returns, for all threads. The whole block calls it.
+template <GemmMath math, class Shape, bool kLeftDepthInner, bool kRightDepthInner, bool kVectors, class Left,
+          class Right>
+CVK_DEVICE GemmResult<Acc<typename Left::Element>, Shape>& gemm_tile(const Left& left, const Right& right,
+                                                                     const GemmExtent& extent, const GemmBlock& block) {
+  using T = typename Left::Element;
+  using Traits = GemmTraits<T, math>;
+  using Stage = GemmStage<T, Shape, kLeftDepthInner, kRightDepthInner>;
+  constexpr int kThreads = Shape::kThreads, kStages = Shape::kStages;
+  constexpr int kWarpsAcross = Shape::kColumns / Shape::kWarpColumns;
+  static_assert(Shape::kDepth % Traits::kStepDepth == 0 && Shape::kWarpRows % Traits::kStepRows == 0, "whole steps");
+
+  Stage* const stages = dynamic_shared<Stage>();
+  const int64_t begin = block.split * extent.split_depth;
+  const int64_t end = min_of(extent.depth, begin + extent.split_depth);
+  const int steps = static_cast<int>(ceil_div<int64_t>(max_of<int64_t>(end - begin, 0), Shape::kDepth));
+  GemmStream<Left, kLeftDepthInner, kLeftDepthInner ? Shape::kRows : Shape::kDepth,
+             kLeftDepthInner ? Shape::kDepth : Shape::kRows, kThreads, kVectors>
+      left_stream(left, block.first_row, begin);
+  GemmStream<Right, kRightDepthInner, kRightDepthInner ? Shape::kColumns : Shape::kDepth,
+             kRightDepthInner ? Shape::kDepth : Shape::kColumns, kThreads, kVectors>
+      right_stream(right, block.first_column, begin);
+
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int row = warp / kWarpsAcross * Shape::kWarpRows, column = warp % kWarpsAcross * Shape::kWarpColumns;
+  GemmWarp<T, math, Shape::kWarpRows / Traits::kStepRows, Shape::kWarpColumns / 8> sums;
+  sums.clear();
+
+#pragma unroll
+  for (int s = 0; s < kStages - 1; ++s) {
+    if (s < steps) {
+      left_stream.fetch(stages[s].left);
+      right_stream.fetch(stages[s].right);
+    }
+    copy_async_commit();  // an empty group keeps the count
+  }
+  for (int step = 0; step < steps; ++step) {
+    copy_async_wait<kStages - 2>();
+    __syncthreads();  // the copies of all threads are there, and nobody reads the buffer that is filled next
+    if (step + kStages - 1 < steps) {
+      Stage& next = stages[(step + kStages - 1) % kStages];
+      left_stream.fetch(next.left);
+      right_stream.fetch(next.right);
+    }
+    copy_async_commit();
+    const Stage& stage = stages[step % kStages];
+#pragma unroll
+    for (int k = 0; k < Shape::kDepth; k += Traits::kStepDepth) {
+      sums.template multiply<kLeftDepthInner, kRightDepthInner>(stage.left, stage.right, row, column, k);
+    }
+  }
+  copy_async_wait<0>();
+  __syncthreads();  // the operands have been read; the result takes their place
+
+  auto& result = *reinterpret_cast<GemmResult<Acc<T>, Shape>*>(stages);
+  sums.for_each([&](int i, int j, Acc<T> first, Acc<T> second) {
+    const Acc<T> both[2] = {first, second};
+    store_group(&result.values[row + i][column + j], both);
+  });
+  __syncthreads();
+  return result;
+}
+
+// ---- a matrix in memory, as the simplest gatherer
+
+template <class T>
+struct DenseGatherer {
+  using Element = T;
+  struct Outer {
+    int64_t index;
+  };
+  struct Inner {
+    int64_t index;
+  };
+  const T* data;  // [outers, inners], `stride` elements from one outer index to the next
+  int64_t outers, inners, stride;
+
+  CVK_DEVICE Outer outer(int64_t index) const { return {index}; }
+  CVK_DEVICE Inner inner(int64_t index) const { return {index}; }
+  CVK_DEVICE void advance_outer(Outer& outer, int count) const { outer.index += count; }
+  CVK_DEVICE void advance_inner(Inner& inner, int count) const { inner.index += count; }
+  // Null for what is not there, which counts as zeros.
+  CVK_DEVICE const T* find(const Outer& outer, const Inner& inner) const {
+    return outer.index < outers && inner.index < inners ? data + outer.index * stride + inner.index : nullptr;
+  }
+  CVK_DEVICE const T* anywhere() const { return data; }
+};
+
+}  // namespace cvk
