@@ -100,3 +100,20 @@ def vmap_forward(op: Callable[..., Any], per_box: int = 0) -> Callable[..., Any]
         return parts, (0,) * len(parts)
 
     return rule
+
+
+def vmap_backward(op: Callable[..., Tensor], per_box: int) -> Callable[..., Any]:
+    """The rule of ``op(*rows, boxes, scale, ph, pw, n, c, h, w, *rest)``, the gradient of a map.
+
+    ``per_box`` tensors before the boxes have a row per box.
+    """
+
+    def rule(info: Any, in_dims: InDims, *arguments: Any) -> tuple[Tensor, int]:
+        *rows, boxes = arguments[: per_box + 1]
+        scale, ph, pw, n, *rest = arguments[per_box + 1 :]
+        rows = [fold_rows(info, d, t) for t, d in zip(rows, in_dims, strict=False)]
+        boxes, _ = fold_boxes(info, in_dims[per_box], boxes, n)
+        result = op(*rows, boxes, scale, ph, pw, info.batch_size * n, *rest)
+        return result.unflatten(0, (info.batch_size, n)), 0
+
+    return rule

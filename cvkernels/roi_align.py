@@ -286,26 +286,9 @@ torch.library.register_autograd(
 
 torch.library.register_vmap("cvkernels::roi_align", _roi.vmap_forward(_op))
 torch.library.register_vmap("cvkernels::roi_align_max", _roi.vmap_forward(_op_max))
-
-
-def _vmap_backward(op: Callable[..., Tensor], per_box: int) -> Callable[..., Any]:
-    """The rule of a backward pass whose first ``per_box`` tensors have a row per box."""
-
-    def rule(info: Any, in_dims: tuple[int | None, ...], *tensors: Any) -> tuple[Tensor, int]:
-        *rows, boxes = tensors[: per_box + 1]
-        scale, ph, pw, n, c, h, w, sampling_ratio, aligned = tensors[per_box + 1 :]
-        rows = [_roi.fold_rows(info, d, t) for t, d in zip(rows, in_dims, strict=False)]
-        boxes, _ = _roi.fold_boxes(info, in_dims[per_box], boxes, n)
-        shape = (info.batch_size * n, c, h, w)
-        result = op(*rows, boxes, scale, ph, pw, *shape, sampling_ratio, aligned)
-        return result.unflatten(0, (info.batch_size, n)), 0
-
-    return rule
-
-
-torch.library.register_vmap("cvkernels::roi_align_backward", _vmap_backward(_op_backward, 1))
+torch.library.register_vmap("cvkernels::roi_align_backward", _roi.vmap_backward(_op_backward, 1))
 torch.library.register_vmap(
-    "cvkernels::roi_align_max_backward", _vmap_backward(_op_max_backward, 2)
+    "cvkernels::roi_align_max_backward", _roi.vmap_backward(_op_max_backward, 2)
 )
 
 

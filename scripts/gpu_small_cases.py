@@ -66,6 +66,41 @@ def roi_align_cases(*, large: bool) -> Iterator[Case]:
                 yield f"roi_align {mode} {dtype} {word}", dtype, run
 
 
+Pool = Callable[[Tensor, Tensor], Tensor]
+
+# Every other function of the RoI family: name, what the channels must be a multiple of, a call.
+ROI_FAMILY: tuple[tuple[str, int, Pool], ...] = (
+    ("roi_pool", 1, lambda x, boxes: ops.roi_pool(x, boxes, (7, 7), 1 / 16)),
+)
+
+
+def roi_family_cases(*, large: bool) -> Iterator[Case]:
+    channels, height, width, count = (256, 50, 84, 512) if large else (40, 19, 23, 24)
+    boxes = random_boxes(count, width * 6.0, width * 12.0)
+    rois = torch.cat([torch.arange(count).remainder(2)[:, None], boxes], 1)
+
+    def case(name: str, multiple: int, pool: Pool, dtype: torch.dtype, last: bool) -> Case:
+        shape = (2, round(channels / multiple) * multiple or multiple, height, width)
+        generator = torch.Generator().manual_seed(3)
+        features = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+        layout = torch.channels_last if last else torch.contiguous_format
+
+        def run(device: str) -> list[Tensor]:
+            x = features.to(device).contiguous(memory_format=layout).requires_grad_()
+            wide = torch.float64 if dtype == torch.float64 else torch.float32
+            out = pool(x, rois.to(device, wide))
+            out.backward(torch.ones_like(out))
+            assert x.grad is not None
+            return [out.detach(), x.grad]
+
+        return f"{name} {dtype} {'channels_last' if last else 'contiguous'}", dtype, run
+
+    for name, multiple, pool in ROI_FAMILY:
+        for dtype in DTYPES:
+            for last in (False, True):
+                yield case(name, multiple, pool, dtype, last)
+
+
 def nms_cases(*, large: bool) -> Iterator[Case]:
     counts = (1000, 12000) if large else (10, 70, 1500)
     for count in counts:
@@ -223,7 +258,7 @@ def main() -> int:
     arguments = parser.parse_args()
     cases = [
         case
-        for cases_of in (roi_align_cases, nms_cases, family_cases)
+        for cases_of in (roi_align_cases, roi_family_cases, nms_cases, family_cases)
         for case in cases_of(large=arguments.large)
     ]
     missing = {name for name in ops.__all__ if name.islower()} - {

@@ -125,14 +125,22 @@ class Calls:
             self.inputs.append(feature.requires_grad_(self.backward and not of_boxes))
             boxes = level.boxes.to(device, dtype)
             self.boxes.append(boxes.requires_grad_(self.backward and of_boxes))
-            pooled = (len(level.boxes), level.shape[1], *data.output_size)
+            pooled = (len(level.boxes), self.channels(level), *data.output_size)
             grad = torch.randn(pooled if self.backward else (0, 1, 1, 1), generator=g)
             self.grads.append(grad.to(device, dtype).contiguous(memory_format=layout))
         self.leaves = self.boxes if of_boxes else self.inputs
 
+    def channels(self, level: RoiLevel) -> int:
+        """Channels of the pooled features."""
+        return level.shape[1]
+
+    def arguments(self) -> tuple[Any, ...]:
+        """What follows input, boxes, output size and scale."""
+        return self.data.sampling_ratio, self.data.aligned
+
     def widened(self) -> Calls:
         """The same numbers, rounded to the narrow dtype as they are, in float32."""
-        wide = object.__new__(Calls)
+        wide = object.__new__(type(self))
         wide.data, wide.dtype, wide.backward = self.data, torch.float32, self.backward
         wide.inputs = [x.detach().float().requires_grad_(self.backward) for x in self.inputs]
         wide.boxes = [x.float() for x in self.boxes]
@@ -144,7 +152,7 @@ class Calls:
         """The whole workload as one call of `function`, which has torchvision's signature."""
         data = self.data
         fixed = [
-            (x, rois, data.output_size, level.scale, data.sampling_ratio, data.aligned)
+            (x, rois, data.output_size, level.scale, *self.arguments())
             for x, rois, level in zip(self.inputs, self.boxes, data.levels, strict=True)
         ]
 
@@ -170,7 +178,7 @@ def cost(data: RoiInput, direction: str, itemsize: int, *, boxes: bool = False) 
         samples = _samples(level, data)
         pooled = bins * c * itemsize
         rois = 5 * len(level.boxes) * itemsize
-        touched = _touched_pixels(level) * c * itemsize
+        touched = touched_pixels(level) * c * itemsize
         total += Cost(touched + pooled + rois, 8.0 * samples * c)
         if direction == "fwd+bwd":
             rest = touched + rois if boxes else n * c * h * w * itemsize
@@ -194,7 +202,7 @@ def _samples(level: RoiLevel, data: RoiInput) -> float:
     return float(grid.prod(1).sum()) * rows * columns
 
 
-def _touched_pixels(level: RoiLevel) -> int:
+def touched_pixels(level: RoiLevel) -> int:
     """Pixels of the map inside at least one box, per channel."""
     n, _, h, w = level.shape
     mask = torch.zeros(n, h, w, dtype=torch.bool)

@@ -127,6 +127,8 @@ struct SampleRange {
 // Pixels of an axis, half open.
 struct PixelRange {
   int first, last;
+
+  CVK_HD bool empty() const { return last <= first; }
 };
 
 // A range of samples that contains every sample of `bin` whose coordinate lies in [low, high]; a few more at the rim.

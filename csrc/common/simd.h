@@ -60,6 +60,16 @@ CVK_LANES_OF(double, uint64_t, 32)
 CVK_LANES_OF(double, uint64_t, 64)
 #undef CVK_LANES_OF
 
+// A 32-bit word that is moved and never computed with, such as an index.
+struct word_t {
+  uint32_t bits;
+};
+CVK_HD float to_acc(word_t value) { return bit_cast<float>(value.bits); }
+template <>
+CVK_HD word_t from_acc<word_t>(float value) {
+  return {bit_cast<uint32_t>(value)};
+}
+
 template <Isa isa, class A>
 struct Simd {
   static constexpr int kLanes = kSimdBytes<isa> / static_cast<int>(sizeof(A));
@@ -79,6 +89,11 @@ struct Simd {
 
   // ---- loads: kLanes consecutive elements of a storage type, converted to A
   static CVK_HD Vec load(const A* p) {
+    Vec v;
+    memcpy(&v, p, sizeof(v));
+    return v;
+  }
+  static CVK_HD Vec load(const word_t* p) {
     Vec v;
     memcpy(&v, p, sizeof(v));
     return v;
@@ -112,6 +127,7 @@ struct Simd {
 
   // ---- stores: converted from A, round to nearest even
   static CVK_HD void store(A* p, Vec v) { memcpy(p, &v, sizeof(v)); }
+  static CVK_HD void store(word_t* p, Vec v) { memcpy(p, &v, sizeof(v)); }
   static CVK_HD void store(bfloat16_t* p, Vec v) {
     using WordVec = typename VectorOf<uint32_t, kSimdBytes<isa>>::type;
     using HalfWordVec = typename VectorOf<uint16_t, kSimdBytes<isa> / 2>::type;
@@ -244,6 +260,15 @@ struct Simd {
     return __builtin_convertvector(v, IntVec);
   }
   static CVK_HD void store_int(IntElement* p, IntVec v) { memcpy(p, &v, sizeof(v)); }
+
+  // As 32-bit integers.
+  static CVK_HD void store_narrow(int32_t* p, IntVec v) {
+    if constexpr (sizeof(A) == 4) {
+      memcpy(p, &v, sizeof(v));
+    } else {
+      for (int i = 0; i < kLanes; ++i) p[i] = static_cast<int32_t>(v[i]);
+    }
+  }
 
   // ---- transposition of kLanes rows of kLanes elements: first of the squares as wide as a part of 16 bytes, which shuffle within
   // their part, then of the parts. Every step is one instruction a row; interleaving whole vectors takes two.

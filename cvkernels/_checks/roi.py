@@ -78,6 +78,13 @@ def roi_sizes(op: str, spatial_scale: float, pooled_height: int, pooled_width: i
         fail(op, "output_size of positive 32-bit values", f"({pooled_height}, {pooled_width})")
 
 
+def roi_pixels(op: str, input: Tensor) -> None:
+    """Checks that a pixel of a plane has a 32-bit index."""
+    pixels = input.shape[2] * input.shape[3]
+    if pixels > INT32_MAX:
+        fail(op, f"input of at most {INT32_MAX} pixels (height * width)", pixels)
+
+
 def roi_sampling_ratio(op: str, sampling_ratio: int) -> None:
     """Checks the number of samples per bin and axis."""
     integer(op, "sampling_ratio", sampling_ratio)
@@ -120,6 +127,16 @@ def roi_align(
     integer(op, "sampling_ratio", sampling_ratio)
     flag(op, "aligned", aligned)
     roi_sampling_ratio(op, sampling_ratio)
+
+
+def roi_pool(
+    input: Tensor, boxes: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int
+) -> None:
+    """Checks the arguments of the dispatcher operators roi_pool and roi_pool_argmax."""
+    op = "roi_pool"
+    roi_tensors(op, input, boxes)
+    roi_sizes(op, spatial_scale, pooled_height, pooled_width)
+    roi_pixels(op, input)
 
 
 def roi_align_mode(mode: object) -> None:

@@ -82,22 +82,13 @@ Forward forward_checked(const Tensor& input, const Tensor& boxes, double spatial
   return result;
 }
 
-// The indices that go with the gradient of a maximum.
-void check_argmax(const Tensor& argmax, const Tensor& grad) {
-  check_roi_pooled(kOp, "argmax", argmax, grad.size(0), grad.size(1), grad.size(2), grad.size(3));
-  if (argmax.scalar_type() != ScalarType::Int) {
-    reject(kOp, "argmax of dtype int32, got ", dtype_text(argmax.scalar_type()));
-  }
-  check_same_device(kOp, "argmax", argmax, "grad", grad);
-}
-
 Tensor backward_checked(const Tensor& grad, const Tensor* argmax, const Tensor& boxes, double spatial_scale,
                         int64_t pooled_height, int64_t pooled_width, int64_t batch, int64_t channels, int64_t height,
                         int64_t width, int64_t sampling_ratio, bool aligned) {
   check_float(kOp, "grad", grad);
   check_roi_boxes(kOp, boxes, "grad", grad);
   check_roi_pooled(kOp, "grad", grad, boxes.size(0), channels, pooled_height, pooled_width);
-  if (argmax != nullptr) check_argmax(*argmax, grad);
+  if (argmax != nullptr) check_roi_argmax(kOp, *argmax, grad);
   const RoiShape shape = roi_shape(kOp,
                                    {batch, channels, height, width, boxes.size(0), spatial_scale, pooled_height,
                                     pooled_width, sampling_ratio, aligned},
@@ -161,7 +152,7 @@ Tensor roi_align_boxes_backward(const Tensor& input, const Tensor& boxes, const 
   check_roi_pooled(kOp, "grad", grad, shape.boxes, shape.channels, pooled_height, pooled_width);
   check_same_dtype(kOp, "grad", grad, "input", input);
   check_same_device(kOp, "grad", grad, "input", input);
-  if (argmax) check_argmax(*argmax, grad);
+  if (argmax) check_roi_argmax(kOp, *argmax, grad);
   const Tensor features = dense(input, shape.channels_last), gradient = dense(grad, shape.channels_last);
   const Tensor indices = argmax ? dense(*argmax, shape.channels_last) : gradient;
   return with_float(kOp, "input", input, [&](auto type) {

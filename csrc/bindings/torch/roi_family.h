@@ -38,6 +38,15 @@ inline void check_roi_pooled(const char* op, const char* argument, const Tensor&
   }
 }
 
+// The indices that go with the gradient of a maximum; `grad` has been checked.
+inline void check_roi_argmax(const char* op, const Tensor& argmax, const Tensor& grad) {
+  check_roi_pooled(op, "argmax", argmax, grad.size(0), grad.size(1), grad.size(2), grad.size(3));
+  if (argmax.scalar_type() != ScalarType::Int) {
+    reject(op, "argmax of dtype int32, got ", dtype_text(argmax.scalar_type()));
+  }
+  check_same_device(op, "argmax", argmax, "grad", grad);
+}
+
 struct RoiSizes {
   int64_t batch, channels, height, width, boxes;
   double spatial_scale;
@@ -88,6 +97,14 @@ inline RoiShape roi_shape(const char* op, const Tensor& input, const Tensor& box
   const RoiSizes sizes{input.size(0), input.size(1), input.size(2), input.size(3),  boxes.size(0),
                        spatial_scale, pooled_height, pooled_width,  sampling_ratio, aligned};
   return roi_shape(op, sizes, is_channels_last(input));
+}
+
+// For operators whose indices of pixels are 32 bits wide.
+inline void check_roi_pixels(const char* op, const RoiShape& shape) {
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  if (shape.pixels() > kMost) {
+    reject(op, "input of at most ", kMost, " pixels (height * width), got ", shape.pixels());
+  }
 }
 
 // A result [K, C, PH, PW], in the memory format of the shape.

@@ -1,0 +1,109 @@
+// The maximum of a bin of channels-last pixels on the CPU, and where it lies. SIMD runs along channels.
+#pragma once
+
+#include <cstdint>
+
+#include "common/roi_cells.h"
+#include "common/roi_pooling.h"
+#include "common/simd.h"
+
+namespace cvk {
+
+// The maxima so far of kVecs vectors of channels.
+template <Isa isa, class A, int kVecs, bool kIndices>
+struct MaxSoFar {
+  using S = Simd<isa, A>;
+  typename S::Vec best[kVecs];
+  typename S::IntVec index[kIndices ? kVecs : 1];
+
+  // is_greater, lane by lane; without NaN among the values the plain comparison does.
+  template <bool kNan>
+  CVK_HD void offer(int v, typename S::Vec value, typename S::IntVec at) {
+    typename S::IntVec greater = value > best[v];
+    if (kNan) greater |= (value != value) & (best[v] == best[v]);
+    best[v] = greater ? value : best[v];
+    if (kIndices) index[v] = greater ? at : index[v];
+  }
+};
+
+template <Isa isa, int kVecs, bool kIndices, bool kNan, class E, class A>
+CVK_HD bool scan_bin(const View<E>& view, const PixelRange& y, const PixelRange& x, int width, int64_t c, int count,
+                     MaxSoFar<isa, A, kVecs, kIndices>& maxima) {
+  using S = Simd<isa, A>;
+  const auto load = [&](const E* p, int v) {
+    return count == 0 ? S::load(p + v * S::kLanes) : S::load_partial(p, count);
+  };
+  const E* first = view.pixel(y.first, x.first) + c;
+  typename S::Vec total[kVecs];
+  for (int v = 0; v < kVecs; ++v) {
+    maxima.best[v] = load(first, v);
+    total[v] = typename S::Vec{};
+    if (kIndices) maxima.index[v] = typename S::IntVec{} + (y.first * width + x.first);
+  }
+  for (int row = y.first; row < y.last; ++row) {
+    const E* pixel = view.pixel(row, x.first) + c;
+    typename S::IntVec at = typename S::IntVec{} + (row * width + x.first);
+    for (int column = x.first; column < x.last; ++column, pixel += view.pixel_stride, at += 1) {
+      for (int v = 0; v < kVecs; ++v) {
+        const typename S::Vec value = load(pixel, v);
+        maxima.template offer<kNan>(v, value, at);
+        if (!kNan) total[v] += value;
+      }
+    }
+  }
+  typename S::IntVec unordered = typename S::IntVec{};
+  for (int v = 0; v < kVecs; ++v) unordered |= total[v] != total[v];
+  return !S::any(unordered);
+}
+
+// The first greatest pixels of a bin that is not empty; their indices are y * width + x. `count`: 0, or the channels of a single
+// vector that is not full.
+template <Isa isa, int kVecs, bool kIndices, class E, class A>
+CVK_HD void max_of_bin(const View<E>& view, const PixelRange& y, const PixelRange& x, int width, int64_t c, int count,
+                       MaxSoFar<isa, A, kVecs, kIndices>& maxima) {
+  // Perf: a sum costs less than a second comparison, and it is NaN where a value is.
+  if (scan_bin<isa, kVecs, kIndices, false>(view, y, x, width, c, count, maxima)) return;
+  scan_bin<isa, kVecs, kIndices, true>(view, y, x, width, c, count, maxima);
+}
+
+// The maxima of one bin to out[c] and, if wanted, index[c], for the channels [0, channels) of the view.
+template <Isa isa, bool kIndices, class A, class E, class Out>
+CVK_HD void pool_max(const View<E>& view, const PixelRange& y, const PixelRange& x, int width, int channels, Out* out,
+                     int32_t* index) {
+  using S = Simd<isa, A>;
+  constexpr int kLanes = S::kLanes;
+  if (y.empty() || x.empty()) {
+    for (int c = 0; c < channels; ++c) {
+      out[c] = from_acc<Out>(A(0));
+      if (kIndices) index[c] = -1;
+    }
+    return;
+  }
+  int c = 0;
+  const auto whole = [&](auto vecs) {
+    constexpr int kVecs = decltype(vecs)::value;
+    for (; c + kVecs * kLanes <= channels; c += kVecs * kLanes) {
+      MaxSoFar<isa, A, kVecs, kIndices> found;
+      max_of_bin(view, y, x, width, c, 0, found);
+      for (int v = 0; v < kVecs; ++v) {
+        S::store(out + c + v * kLanes, found.best[v]);
+        if (kIndices) S::store_narrow(index + c + v * kLanes, found.index[v]);
+      }
+    }
+  };
+  whole(std::integral_constant<int, 4>{});
+  whole(std::integral_constant<int, 2>{});
+  whole(std::integral_constant<int, 1>{});
+  if (c < channels) {
+    MaxSoFar<isa, A, 1, kIndices> found;
+    max_of_bin(view, y, x, width, c, channels - c, found);
+    S::store_partial(out + c, found.best[0], channels - c);
+    if (kIndices) {
+      int32_t narrow[kLanes];
+      S::store_narrow(narrow, found.index[0]);
+      memcpy(index + c, narrow, static_cast<size_t>(channels - c) * sizeof(int32_t));
+    }
+  }
+}
+
+}  // namespace cvk

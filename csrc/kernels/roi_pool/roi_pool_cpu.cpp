@@ -1,0 +1,112 @@
+// RoI Pool on the CPU: what a box does with its pixels. Contract and method: roi_pool.h.
+#include "kernels/roi_pool/roi_pool.h"
+
+#include "common/roi_max.h"
+#include "common/roi_passes.h"
+#include "kernels/roi_pool/roi_pool_math.h"
+
+namespace cvk {
+namespace {
+
+// A record: the header, then the pixels of the PH rows of bins and of the PW columns.
+CVK_HD PixelRange* ranges_of(char* record) { return reinterpret_cast<PixelRange*>(record + sizeof(RecordHeader)); }
+
+template <class A>
+CVK_HD void plan_box(const RoiShape& shape, const A* box, char* record) {
+  RecordHeader& header = *reinterpret_cast<RecordHeader*>(record);
+  PixelRange* range = ranges_of(record);
+  CellAxis<A> y, x;
+  roi_make_axis(shape, box, true, y);
+  roi_make_axis(shape, box, false, x);
+  header = {y.first, y.last - 1, x.first, x.last - 1, 0, 0};
+  for (int i = 0; i < shape.pooled_height; ++i) *range++ = pixel_range(y, i);
+  for (int j = 0; j < shape.pooled_width; ++j) *range++ = pixel_range(x, j);
+}
+
+template <class A, bool kIndices>
+struct Boxes {
+  static constexpr bool kMaximum = kIndices;
+
+  template <Isa isa, class E, class Out>
+  static CVK_HD void pool(const View<E>& view, const RoiShape& shape, char* record, int channels, Out* out,
+                          int32_t* argmax, int64_t stride) {
+    const PixelRange* y = ranges_of(record);
+    const PixelRange* x = y + shape.pooled_height;
+    for (int i = 0; i < shape.pooled_height; ++i) {
+      for (int j = 0; j < shape.pooled_width; ++j, out += stride) {
+        pool_max<isa, kIndices, A>(view, y[i], x[j], shape.width, channels, out, argmax);
+        if (kIndices) argmax += stride;
+      }
+    }
+  }
+
+  template <class G>
+  static CVK_HD void spread_maxima(const G* grad, const int32_t* argmax, int64_t bin_stride, int64_t channel_stride,
+                                   const RoiShape& shape, char*, int channels, int y_begin, int y_end, A* pixels,
+                                   int pitch) {
+    const int64_t from = static_cast<int64_t>(y_begin) * shape.width;
+    const uint64_t count = static_cast<uint64_t>(y_end - y_begin) * static_cast<uint64_t>(shape.width);
+    const auto add = [&](int64_t at, int c) {
+      // An index of -1, or one that this operator never gave, is in no band.
+      const uint64_t pixel = static_cast<uint64_t>(argmax[at] - from);
+      if (pixel < count) pixels[pixel * pitch + c] += to_acc(grad[at]);
+    };
+    for (int c = 0; c < channels; ++c) {
+      for (int64_t bin = 0; bin < shape.bins(); ++bin) add(bin * bin_stride + c * channel_stride, c);
+    }
+  }
+};
+
+}  // namespace
+
+template <Isa isa, class T>
+int64_t roi_pool_layout_cpu(RoiPoolParams<T>& params) {
+  const RoiShape& shape = params.shape;
+  const int64_t ranges = int64_t{shape.pooled_height} + shape.pooled_width;
+  const int64_t bytes = round_up<int64_t>(sizeof(RecordHeader) + ranges * sizeof(PixelRange), kRecordAlign);
+  return roi_layout(shape, params.boxes, 5, params.plan, [&](int64_t) { return bytes; });
+}
+
+template <Isa isa, class T>
+void roi_pool_plan_cpu(const RoiPoolParams<T>& params, int64_t first, int64_t last) {
+  for (int64_t k = first; k < last; ++k) plan_box(params.shape, params.boxes + k * 5, params.plan.record(k));
+}
+
+template <Isa isa, class T>
+int64_t roi_pool_forward_items_cpu(RoiPoolParams<T>& params) {
+  return roi_forward_items<isa, Acc<T>>(params.shape, params.plan);
+}
+
+template <Isa isa, class T>
+void roi_pool_forward_cpu(const RoiPoolParams<T>& params, int64_t first, int64_t last) {
+  if (params.argmax != nullptr) {
+    roi_forward<isa, Boxes<Acc<T>, true>, T>(params, first, last);
+  } else {
+    roi_forward<isa, Boxes<Acc<T>, false>, T>(params, first, last);
+  }
+}
+
+template <Isa isa, class T>
+int64_t roi_pool_backward_items_cpu(const RoiPoolParams<T>& params) {
+  return roi_backward_items<Acc<T>>(params.shape);
+}
+
+template <Isa isa, class T>
+void roi_pool_backward_cpu(const RoiPoolParams<T>& params, int64_t first, int64_t last) {
+  roi_backward<isa, Boxes<Acc<T>, true>, T>(params, first, last);
+}
+
+#define CVK_INSTANTIATE(T)                                                                        \
+  template int64_t roi_pool_layout_cpu<Isa::CVK_ISA, T>(RoiPoolParams<T>&);                       \
+  template void roi_pool_plan_cpu<Isa::CVK_ISA, T>(const RoiPoolParams<T>&, int64_t, int64_t);    \
+  template int64_t roi_pool_forward_items_cpu<Isa::CVK_ISA, T>(RoiPoolParams<T>&);                \
+  template void roi_pool_forward_cpu<Isa::CVK_ISA, T>(const RoiPoolParams<T>&, int64_t, int64_t); \
+  template int64_t roi_pool_backward_items_cpu<Isa::CVK_ISA, T>(const RoiPoolParams<T>&);         \
+  template void roi_pool_backward_cpu<Isa::CVK_ISA, T>(const RoiPoolParams<T>&, int64_t, int64_t);
+CVK_INSTANTIATE(float)
+CVK_INSTANTIATE(double)
+CVK_INSTANTIATE(half_t)
+CVK_INSTANTIATE(bfloat16_t)
+#undef CVK_INSTANTIATE
+
+}  // namespace cvk
