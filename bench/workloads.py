@@ -233,6 +233,23 @@ def tiny() -> RoiInput:
     return RoiInput((RoiLevel((1, 4, 16, 16), rois, 1.0),), (2, 2), 2, True)
 
 
+def rotated_c4(boxes: int = 512) -> RoiInput:
+    """The boxes of `c4`, each turned about its centre: [K, 6]."""
+    level = c4(boxes).levels[0]
+    angle = math.pi * (torch.rand(boxes, 1, generator=_generator(1)) - 0.5)
+    corners = level.boxes
+    centre, size = (corners[:, 1:3] + corners[:, 3:]) / 2, corners[:, 3:] - corners[:, 1:3]
+    rois = torch.cat([corners[:, :1], centre, size, angle], 1)
+    return RoiInput((RoiLevel(level.shape, rois, level.scale),), (7, 7), 2, True)
+
+
+def rotated_tile(boxes: int = 1000) -> RoiInput:
+    """Detections of vehicles, ships and planes on a tile of 1,024 px, pooled at a stride of 8."""
+    rois = rotated_aerial(boxes).boxes
+    rois = torch.cat([torch.zeros(len(rois), 1), rois], 1)
+    return RoiInput((RoiLevel((1, 256, 128, 128), rois, 1 / 8),), (7, 7), 2, True)
+
+
 # --- helpers ---
 
 

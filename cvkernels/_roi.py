@@ -102,18 +102,18 @@ def vmap_forward(op: Callable[..., Any], per_box: int = 0) -> Callable[..., Any]
     return rule
 
 
-def vmap_backward(op: Callable[..., Tensor], per_box: int) -> Callable[..., Any]:
-    """The rule of ``op(*rows, boxes, scale, ph, pw, n, c, h, w, *rest)``, the gradient of a map.
+def vmap_backward(op: Callable[..., Tensor], per_box: int, after: int = 0) -> Callable[..., Any]:
+    """The rule of ``op(*rows, boxes, *more, scale, ph, pw, n, c, h, w, *rest)``, a map's gradient.
 
-    ``per_box`` tensors before the boxes have a row per box.
+    ``per_box`` tensors before the boxes, and ``after`` behind them, have a row per box.
     """
 
     def rule(info: Any, in_dims: InDims, *arguments: Any) -> tuple[Tensor, int]:
-        *rows, boxes = arguments[: per_box + 1]
-        scale, ph, pw, n, *rest = arguments[per_box + 1 :]
-        rows = [fold_rows(info, d, t) for t, d in zip(rows, in_dims, strict=False)]
-        boxes, _ = fold_boxes(info, in_dims[per_box], boxes, n)
-        result = op(*rows, boxes, scale, ph, pw, info.batch_size * n, *rest)
+        tensors = per_box + 1 + after
+        scale, ph, pw, n, *rest = arguments[tensors:]
+        rows = [fold_rows(info, d, t) for t, d in zip(arguments[:tensors], in_dims, strict=False)]
+        rows[per_box], _ = fold_boxes(info, in_dims[per_box], arguments[per_box], n)
+        result = op(*rows, scale, ph, pw, info.batch_size * n, *rest)
         return result.unflatten(0, (info.batch_size, n)), 0
 
     return rule

@@ -15,12 +15,14 @@ from cvkernels.nms import (
 )
 from cvkernels.nms_rotated import box_iou_rotated, nms_rotated
 from cvkernels.roi_align import RoIAlign, roi_align
+from cvkernels.roi_align_rotated import RoIAlignRotated, roi_align_rotated
 from cvkernels.roi_pool import RoIPool, roi_pool
 from cvkernels.soft_nms import soft_nms, soft_nms_padded
 from cvkernels.weighted_nms import cluster_nms, softer_nms, weighted_nms, weighted_nms_padded
 
 __all__ = [
     "RoIAlign",
+    "RoIAlignRotated",
     "RoIPool",
     "adaptive_nms",
     "batched_nms",
@@ -36,6 +38,7 @@ __all__ = [
     "nms_padded",
     "nms_rotated",
     "roi_align",
+    "roi_align_rotated",
     "roi_pool",
     "soft_nms",
     "soft_nms_padded",

@@ -300,3 +300,14 @@ def _vmap_boxes_backward(
 
 
 torch.library.register_vmap("cvkernels::roi_align_boxes_backward", _vmap_boxes_backward)
+
+
+# ---- the family's operators that users look for here
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("RoIAlignRotated", "roi_align_rotated"):
+        from cvkernels import roi_align_rotated
+
+        return getattr(roi_align_rotated, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -70,6 +70,11 @@ Pool = Callable[[Tensor, Tensor], Tensor]
 
 # Every other function of the RoI family: name, what the channels must be a multiple of, a call.
 ROI_FAMILY: tuple[tuple[str, int, Pool], ...] = (
+    (
+        "roi_align_rotated",
+        1,
+        lambda x, boxes: ops.roi_align_rotated(x, turned(boxes), (7, 7), 1 / 16, 2),
+    ),
     ("roi_pool", 1, lambda x, boxes: ops.roi_pool(x, boxes, (7, 7), 1 / 16)),
 )
 
@@ -99,6 +104,13 @@ def roi_family_cases(*, large: bool) -> Iterator[Case]:
         for dtype in DTYPES:
             for last in (False, True):
                 yield case(name, multiple, pool, dtype, last)
+
+
+def turned(boxes: Tensor) -> Tensor:
+    """Upright boxes [K, 5] at angles of their own, [K, 6]."""
+    centre, size = (boxes[:, 1:3] + boxes[:, 3:]) / 2, boxes[:, 3:] - boxes[:, 1:3]
+    angle = torch.linspace(-3, 3, len(boxes), device=boxes.device, dtype=boxes.dtype)
+    return torch.cat([boxes[:, :1], centre, size, angle[:, None]], 1)
 
 
 def nms_cases(*, large: bool) -> Iterator[Case]:

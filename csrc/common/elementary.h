@@ -118,7 +118,10 @@ CVK_HD V atan_of_positive(V x) {
   return inverted ? elementary_constant<V>(1.5707963267948966) - whole : whole;
 }
 
-// Sine and cosine for |angle| <= 2^20, within 2^-52, odd and even to the bit. The multiple of pi / 2 is taken off in three
+// An angle beyond it has lost its digits (in float32 it steps by 1 / 8); operators take it for infinite.
+inline constexpr double kMostAngle = 0x1p20;
+
+// Sine and cosine for |angle| <= kMostAngle, within 2^-52, odd and even to the bit. The multiple of pi / 2 is taken off in three
 // parts of 33 bits, of which the first two give exact products; Taylor's polynomials take what is left, at most pi / 4.
 CVK_HD void sine_cosine(double angle, double* sine, double* cosine) {
   const double size = angle < 0 ? -angle : angle;

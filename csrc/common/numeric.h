@@ -37,6 +37,12 @@ CVK_HD T min_of(T a, T b) {
   return a < b ? a : b;
 }
 
+// |value|, of a vector too. Invariant: of both zeros +0, by which a slope may be divided.
+template <class V>
+CVK_HD V magnitude(V value) {
+  return value > V{} ? value : V{} - value;
+}
+
 template <class T>
 CVK_HD T ceil_div(T a, T b) {
   return (a + b - 1) / b;

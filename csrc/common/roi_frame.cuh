@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "common/bilinear.h"
 #include "common/dtype.h"
 #include "common/launch.cuh"
 #include "common/roi_geometry.h"
@@ -85,6 +86,25 @@ CVK_DEVICE Pixels<T> roi_pixels(const RoiShape& shape,
   const int64_t at = image * shape.channels * shape.pixels();
   return kPlanar ? Pixels<T>{input + at + channel * shape.pixels(), 1, shape.width}
                  : Pixels<T>{input + at + channel, shape.channels, shape.width};
+}
+
+// Adds the value of one sample to `sum`.
+template <int count, class T>
+CVK_DEVICE void bilinear_group(const Pixels<T>& pixels, const BilinearAxis<Acc<T>>& y, const BilinearAxis<Acc<T>>& x,
+                               Acc<T> (&sum)[count]) {
+  using A = Acc<T>;
+  A corner[4][count];
+  load_group(pixels.at(y.low, x.low), corner[0]);
+  load_group(pixels.at(y.low, x.high), corner[1]);
+  load_group(pixels.at(y.high, x.low), corner[2]);
+  load_group(pixels.at(y.high, x.high), corner[3]);
+  const A weight[4] = {y.low_weight * x.low_weight, y.low_weight * x.high_weight, y.high_weight * x.low_weight,
+                       y.high_weight * x.high_weight};
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+#pragma unroll
+    for (int i = 0; i < count; ++i) sum[i] = mul_add(weight[k], corner[k][i], sum[i]);
+  }
 }
 
 // f(group, local_bin) for the block's groups of kGroup channels and its bins, dealt to the threads.

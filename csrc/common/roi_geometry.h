@@ -60,9 +60,9 @@ CVK_HD RoiSpan<A> roi_span(A low, A high, A spatial_scale, bool aligned) {
   return span;
 }
 
+// The axis over a span.
 template <class A>
-CVK_HD RoiAxis<A> roi_axis(A low, A high, A spatial_scale, bool aligned, int bins, int sampling_ratio, int extent) {
-  const RoiSpan<A> span = roi_span(low, high, spatial_scale, aligned);
+CVK_HD RoiAxis<A> roi_axis(const RoiSpan<A>& span, int bins, int sampling_ratio, int extent) {
   const A length = span.length;
   RoiAxis<A> axis;
   axis.start = span.start;
@@ -81,6 +81,11 @@ CVK_HD RoiAxis<A> roi_axis(A low, A high, A spatial_scale, bool aligned, int bin
   axis.inverse_step = samples / axis.bin;
   axis.share = A(1) / samples;
   return axis;
+}
+
+template <class A>
+CVK_HD RoiAxis<A> roi_axis(A low, A high, A spatial_scale, bool aligned, int bins, int sampling_ratio, int extent) {
+  return roi_axis(roi_span(low, high, spatial_scale, aligned), bins, sampling_ratio, extent);
 }
 
 // The vertical or horizontal axis of a box row.

@@ -35,6 +35,9 @@ constexpr int kRoiTileThreads = kRoiTileHeight * kRoiTileChannels;
 // Bins of one axis staged in shared memory at a time; 8 x 8 bins of 32 channels are 8 KiB in float32.
 constexpr int kRoiStagedBins = 8;
 
+// Bins that such a block stages at a time: their gradients are one load of the block.
+constexpr int kRoiGatherBins = kRoiTileThreads / kRoiTileChannels;
+
 // Passes over boxes: threads of a block.
 constexpr int kRoiBlockThreads = 256;
 

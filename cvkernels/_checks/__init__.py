@@ -31,8 +31,10 @@ from cvkernels._checks.nms import (
 )
 from cvkernels._checks.roi import (
     ROI_MAX_GRID,
+    deform_roi_pool,
     roi_align,
     roi_align_mode,
+    roi_align_rotated,
     roi_boxes,
     roi_image_index,
     roi_pool,
@@ -48,6 +50,7 @@ __all__ = [
     "box_iou_rotated",
     "cluster_nms",
     "criterion",
+    "deform_roi_pool",
     "iou_guided_nms",
     "limit",
     "matrix_nms",
@@ -59,6 +62,7 @@ __all__ = [
     "pair",
     "roi_align",
     "roi_align_mode",
+    "roi_align_rotated",
     "roi_boxes",
     "roi_image_index",
     "roi_pool",

@@ -16,12 +16,17 @@ from cvkernels._checks._base import (
     choice,
     fail,
     fail_type,
+    finite,
     flag,
     float_dtype,
+    g,
     integer,
+    number,
     positive,
     same_device,
     shape,
+    sizes,
+    sizes_differ,
     tensor,
 )
 
@@ -33,7 +38,12 @@ ROI_MAX_GRID = 2**15
 
 
 def roi_boxes(
-    op: str, input: Tensor, boxes: Tensor | Sequence[Tensor], *, columns: int = 4
+    op: str,
+    input: Tensor,
+    boxes: Tensor | Sequence[Tensor],
+    *,
+    columns: int = 4,
+    name: str = "boxes",
 ) -> Tensor:
     """Returns ``boxes`` as one [K, 1 + columns] tensor; a list holds [L, columns] for each image.
 
@@ -43,32 +53,34 @@ def roi_boxes(
     if isinstance(boxes, Tensor):
         return boxes
     if not isinstance(boxes, (list, tuple)):
-        fail_type(op, "boxes to be a tensor or a list of tensors", boxes)
+        fail_type(op, f"{name} to be a tensor or a list of tensors", boxes)
     tensor(op, "input", input)
     rows = []
     for image, group in enumerate(boxes):
-        name = f"boxes[{image}]"
-        tensor(op, name, group)
+        entry = f"{name}[{image}]"
+        tensor(op, entry, group)
         if group.dim() != 2 or group.shape[1] != columns:
-            fail(op, f"{name} of shape (L, {columns})", shape(group))
-        float_dtype(op, name, group)
-        same_device(op, name, group, "input", input)
+            fail(op, f"{entry} of shape (L, {columns})", shape(group))
+        float_dtype(op, entry, group)
+        same_device(op, entry, group, "input", input)
         group = group.to(torch.promote_types(group.dtype, torch.float32))
         rows.append(torch.nn.functional.pad(group, (1, 0), value=float(image)))
     return torch.cat(rows) if rows else input.new_zeros((0, columns + 1))
 
 
-def roi_tensors(op: str, input: Tensor, boxes: Tensor, *, columns: int = 5) -> None:
+def roi_tensors(
+    op: str, input: Tensor, boxes: Tensor, *, columns: int = 5, name: str = "boxes"
+) -> None:
     """Checks the feature map and the boxes."""
     tensor(op, "input", input)
-    tensor(op, "boxes", boxes)
+    tensor(op, name, boxes)
     if input.dim() != 4:
         fail(op, "input of shape (N, C, H, W)", shape(input))
     float_dtype(op, "input", input)
     if boxes.dim() != 2 or boxes.shape[1] != columns:
-        fail(op, f"boxes of shape (K, {columns})", shape(boxes))
-    float_dtype(op, "boxes", boxes)
-    same_device(op, "boxes", boxes, "input", input)
+        fail(op, f"{name} of shape (K, {columns})", shape(boxes))
+    float_dtype(op, name, boxes)
+    same_device(op, name, boxes, "input", input)
 
 
 def roi_sizes(op: str, spatial_scale: float, pooled_height: int, pooled_width: int) -> None:
@@ -92,7 +104,7 @@ def roi_sampling_ratio(op: str, sampling_ratio: int) -> None:
         fail(op, f"sampling_ratio of at most {ROI_MAX_GRID}", sampling_ratio)
 
 
-def roi_image_index(op: str, input: Tensor, boxes: Tensor) -> Tensor:
+def roi_image_index(op: str, input: Tensor, boxes: Tensor, *, name: str = "boxes") -> Tensor:
     """Checks column 0 of ``boxes`` and returns it as int64, truncated toward zero.
 
     The only check that reads data (CPU and references). Boxes are rounded to the arithmetic of
@@ -104,7 +116,7 @@ def roi_image_index(op: str, input: Tensor, boxes: Tensor) -> Tensor:
     bad = ~((index > -1) & (index.trunc() < size))  # NaN fails both comparisons
     if bool(bad.any()):
         row = int(bad.nonzero()[0, 0])
-        fail(op, f"boxes[:, 0] in [0, {size})", f"{float(index[row]):g} in row {row}")
+        fail(op, f"{name}[:, 0] in [0, {size})", f"{float(index[row]):g} in row {row}")
     return index.trunc().to(torch.int64)
 
 
@@ -142,3 +154,53 @@ def roi_pool(
 def roi_align_mode(mode: object) -> None:
     """Checks ``mode`` of the public function."""
     choice("roi_align", "mode", mode, "avg", "max")
+
+
+def roi_align_rotated(
+    input: Tensor,
+    rois: Tensor,
+    spatial_scale: float,
+    pooled_height: int,
+    pooled_width: int,
+    sampling_ratio: int,
+    aligned: bool,
+    clockwise: bool,
+) -> None:
+    """Checks the arguments of the dispatcher operator roi_align_rotated."""
+    op = "roi_align_rotated"
+    roi_tensors(op, input, rois, columns=6, name="rois")
+    roi_sizes(op, spatial_scale, pooled_height, pooled_width)
+    integer(op, "sampling_ratio", sampling_ratio)
+    flag(op, "aligned", aligned)
+    flag(op, "clockwise", clockwise)
+    roi_sampling_ratio(op, sampling_ratio)
+
+
+def deform_roi_pool(
+    input: Tensor,
+    rois: Tensor,
+    offset: Tensor | None,
+    spatial_scale: float,
+    pooled_height: int,
+    pooled_width: int,
+    sampling_ratio: int,
+    gamma: float,
+) -> None:
+    """Checks the arguments of the dispatcher operator deform_roi_pool, and of no offsets."""
+    op = "deform_roi_pool"
+    if offset is not None:
+        tensor(op, "offset", offset)
+        if offset.dim() == 1 and offset.shape[0] == 0:  # mmcv's word for None
+            offset = None
+    roi_tensors(op, input, rois, name="rois")
+    if offset is not None:
+        float_dtype(op, "offset", offset)
+        same_device(op, "offset", offset, "input", input)
+    roi_sizes(op, spatial_scale, pooled_height, pooled_width)
+    roi_sampling_ratio(op, sampling_ratio)
+    number(op, "gamma", gamma)
+    if not finite(gamma):
+        fail(op, "gamma to be finite", g(gamma))
+    wanted = (rois.shape[0], 2, pooled_height, pooled_width)
+    if offset is not None and sizes_differ(offset.shape, wanted):
+        fail(op, f"offset of shape {sizes(wanted)}", shape(offset))

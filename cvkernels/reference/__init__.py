@@ -22,6 +22,7 @@ from cvkernels.reference.nms import (
 )
 from cvkernels.reference.nms_rotated import box_iou_rotated, nms_rotated
 from cvkernels.reference.roi_align import roi_align
+from cvkernels.reference.roi_align_rotated import roi_align_rotated
 from cvkernels.reference.roi_pool import roi_pool
 from cvkernels.reference.soft_nms import soft_nms, soft_nms_padded
 from cvkernels.reference.weighted_nms import (
@@ -47,6 +48,7 @@ __all__ = [
     "nms_rotated",
     "precision",
     "roi_align",
+    "roi_align_rotated",
     "roi_pool",
     "soft_nms",
     "soft_nms_padded",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cvkernels import _checks
+
 
 def in_format_of(input: Tensor, output: Tensor) -> Tensor:
     """``output`` in the memory format of ``input``: channels_last, or contiguous."""
@@ -51,3 +53,47 @@ def nearest_pixel(coordinate: Tensor) -> Tensor:
     whole = magnitude.floor()
     rounded = torch.where(magnitude - whole >= 0.5, whole + 1, whole).copysign(coordinate)
     return rounded.nan_to_num().clamp(-(2.0**31), 2.0**31).long()
+
+
+def grid_size(extent: Tensor, bins: int, sampling_ratio: int) -> Tensor:
+    """Samples per bin along one axis, [K] int64."""
+    if sampling_ratio > 0:
+        return torch.full_like(extent, sampling_ratio, dtype=torch.int64)
+    return (extent / bins).ceil().nan_to_num(nan=0.0).clamp(0, _checks.ROI_MAX_GRID).to(torch.int64)
+
+
+def sample_coordinates(start: Tensor, extent: Tensor, bins: int, grid: int) -> Tensor:
+    """Where the samples of one box lie along an axis: [..., bins, grid].
+
+    ``start`` is where the axis begins, for all bins or for each: [..., bins]. The order of
+    additions is the kernels', so that a sample on the very rim of the map is inside or outside
+    alike.
+    """
+    bin_size = extent / bins
+    p = torch.arange(bins, device=extent.device).to(extent.dtype)
+    i = torch.arange(grid, device=extent.device).to(extent.dtype)
+    return (start + p * bin_size)[..., None] + (i + 0.5) * bin_size / max(grid, 1)
+
+
+def bilinear(image: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Values of an image [C, H, W] at points of any shape: [C, ...]. Outside [-1, size] they are 0.
+
+    Differentiable in the image and in the points. In a point the derivative is the one to the right
+    (down), and 0 where the coordinate is clamped: below 0, and from the last pixel on.
+    """
+    height, width = image.shape[-2:]
+    if height == 0 or width == 0:
+        return image.new_zeros((image.shape[0], *y.shape)) + image.sum() * 0  # has a gradient
+    inside = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)  # NaN and Inf are not
+
+    def axis(at: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        at = torch.where(inside, at, 0.0).clamp(min=0)
+        low = at.detach().floor().to(torch.int64).clamp(max=size - 1)
+        high = (low + 1).clamp(max=size - 1)
+        return low, high, torch.where(low < high, at - low, 0.0)
+
+    y0, y1, ly = axis(y, height)
+    x0, x1, lx = axis(x, width)
+    upper = image[:, y0, x0] * (1 - lx) + image[:, y0, x1] * lx
+    lower = image[:, y1, x0] * (1 - lx) + image[:, y1, x1] * lx
+    return torch.where(inside, upper * (1 - ly) + lower * ly, 0.0)

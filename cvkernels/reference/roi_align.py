@@ -9,16 +9,9 @@ from torch import Tensor
 
 from cvkernels import _checks
 from cvkernels.reference._precision import compute_dtype
-from cvkernels.reference._roi import in_format_of
+from cvkernels.reference._roi import grid_size, in_format_of
 
 _CHUNK_ELEMENTS = 1 << 22  # sampled values held at once; bounds memory, changes no result
-
-
-def _grid_size(extent: Tensor, bins: int, sampling_ratio: int) -> Tensor:
-    """Samples per bin along one axis, [K] int64."""
-    if sampling_ratio > 0:
-        return torch.full_like(extent, sampling_ratio, dtype=torch.int64)
-    return (extent / bins).ceil().nan_to_num(nan=0.0).clamp(0, _checks.ROI_MAX_GRID).to(torch.int64)
 
 
 def _axis(
@@ -156,8 +149,8 @@ def roi_align(
     width, height = x2 - x1, y2 - y1
     if not aligned:  # NaN stays NaN
         width, height = (torch.where(size < 1, 1.0, size) for size in (width, height))
-    grid_y = _grid_size(height, bins[0], sampling_ratio)
-    grid_x = _grid_size(width, bins[1], sampling_ratio)
+    grid_y = grid_size(height, bins[0], sampling_ratio)
+    grid_x = grid_size(width, bins[1], sampling_ratio)
 
     outputs = []
     first = 0 if features.shape[2:].numel() > 0 else len(b)  # no pixel: every bin is 0

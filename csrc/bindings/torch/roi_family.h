@@ -14,18 +14,19 @@ namespace cvk::bindings {
 inline constexpr int64_t kRoiOperations = 8;
 
 inline void check_roi_boxes(const char* op, const Tensor& boxes, const char* with, const Tensor& other,
-                            int64_t columns = 5) {
+                            int64_t columns = 5, const char* name = "boxes") {
   if (boxes.dim() != 2 || boxes.size(1) != columns) {
-    reject(op, "boxes of shape (K, ", columns, "), got ", shape_text(boxes));
+    reject(op, name, " of shape (K, ", columns, "), got ", shape_text(boxes));
   }
-  check_float(op, "boxes", boxes);
-  check_same_device(op, "boxes", boxes, with, other);
+  check_float(op, name, boxes);
+  check_same_device(op, name, boxes, with, other);
 }
 
-inline void check_roi_tensors(const char* op, const Tensor& input, const Tensor& boxes, int64_t columns = 5) {
+inline void check_roi_tensors(const char* op, const Tensor& input, const Tensor& boxes, int64_t columns = 5,
+                              const char* name = "boxes") {
   if (input.dim() != 4) reject(op, "input of shape (N, C, H, W), got ", shape_text(input));
   check_float(op, "input", input);
-  check_roi_boxes(op, boxes, "input", input, columns);
+  check_roi_boxes(op, boxes, "input", input, columns, name);
 }
 
 // The first tensor of a backward pass, or one that goes with it.
@@ -120,8 +121,9 @@ inline Tensor dense(const Tensor& tensor, bool channels_last) {
                                                          : torch::headeronly::MemoryFormat::Contiguous);
 }
 
-[[noreturn]] inline void reject_image_index(const char* op, double value, int64_t row, int64_t batch) {
-  reject(op, "boxes[:, 0] in [0, ", batch, "), got ", number_text(value), " in row ", row);
+[[noreturn]] inline void reject_image_index(const char* op, double value, int64_t row, int64_t batch,
+                                            const char* name = "boxes") {
+  reject(op, name, "[:, 0] in [0, ", batch, "), got ", number_text(value), " in row ", row);
 }
 
 // The CPU plan of a pass (common/roi_plan.h) and the memory that it lives in. layout(isa) places the records, or says what is
@@ -130,7 +132,7 @@ class RoiPlanMemory {
  public:
   template <class A, class Layout, class Slice>
   RoiPlanMemory(const char* op, const Tensor& on, const RoiShape& shape, RoiPlan& plan, const A* boxes, int64_t columns,
-                Layout&& layout, Slice&& slice)
+                Layout&& layout, Slice&& slice, const char* name = "boxes")
       : indices_(3 * shape.boxes + shape.batch + 2) {
     constexpr int64_t kGrain = 512;  // a box takes well under a microsecond
     plan.order = indices_.get();
@@ -141,7 +143,7 @@ class RoiPlanMemory {
     if (bytes == kRoiTooManySamples) reject(op, "fewer than 2^30 samples of a box along an axis, got more");
     if (bytes < 0) {
       const int64_t row = -1 - bytes;
-      reject_image_index(op, boxes[row * columns], row, shape.batch);
+      reject_image_index(op, boxes[row * columns], row, shape.batch, name);
     }
     if (shape.channels == 0) return;  // only the image indices wanted checking
     arena_ = std::make_unique<HostScratch<char>>(bytes);

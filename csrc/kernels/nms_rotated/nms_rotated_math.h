@@ -12,9 +12,6 @@
 
 namespace cvk {
 
-// An angle beyond it has lost its digits (in float32 it steps by 1 / 8) and counts as infinite.
-inline constexpr double kRotatedMostAngle = 0x1p20;
-
 // A rectangle turned about its centre.
 template <class V>
 struct RotatedBox {
@@ -30,7 +27,7 @@ CVK_HD RotatedBox<A> rotated_box(const A* box, bool clockwise) {
   RotatedBox<A> result{box[0], box[1], A(1), A(0), box[2] * A(0.5), box[3] * A(0.5)};
   const A area = result.area();
   if (result.half_w > A(0) && result.half_h > A(0) && area > A(0) && is_finite(area) && is_finite(box[0]) &&
-      is_finite(box[1]) && angle >= -kRotatedMostAngle && angle <= kRotatedMostAngle) {
+      is_finite(box[1]) && angle >= -kMostAngle && angle <= kMostAngle) {
     double sine, cosine;
     sine_cosine(angle, &sine, &cosine);
     result.sine = static_cast<A>(sine);
@@ -40,12 +37,6 @@ CVK_HD RotatedBox<A> rotated_box(const A* box, bool clockwise) {
     result.half_w = result.half_h = std::numeric_limits<A>::quiet_NaN();
   }
   return result;
-}
-
-// |value|. Invariant: of both zeros +0, by which a slope may be divided.
-template <class V>
-CVK_HD V magnitude(V value) {
-  return value > V{} ? value : V{} - value;
 }
 
 // Axis-aligned bounds such that boxes whose bounds do not overlap do not meet, as computed below. Numerics: that test is wrong

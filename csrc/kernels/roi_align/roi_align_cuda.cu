@@ -36,24 +36,6 @@ CVK_DEVICE AxisSamples<A> tabulate(const RoiAxis<A>& axis, int bins, BilinearAxi
   return {axis, table};
 }
 
-template <int count, class T>
-CVK_DEVICE void bilinear_group(const Pixels<T>& pixels, const BilinearAxis<Acc<T>>& y, const BilinearAxis<Acc<T>>& x,
-                               Acc<T> (&sum)[count]) {
-  using A = Acc<T>;
-  A corner[4][count];
-  load_group(pixels.at(y.low, x.low), corner[0]);
-  load_group(pixels.at(y.low, x.high), corner[1]);
-  load_group(pixels.at(y.high, x.low), corner[2]);
-  load_group(pixels.at(y.high, x.high), corner[3]);
-  const A weight[4] = {y.low_weight * x.low_weight, y.low_weight * x.high_weight, y.high_weight * x.low_weight,
-                       y.high_weight * x.high_weight};
-#pragma unroll
-  for (int k = 0; k < 4; ++k) {
-#pragma unroll
-    for (int i = 0; i < count; ++i) sum[i] = mul_add(weight[k], corner[k][i], sum[i]);
-  }
-}
-
 // One bin, `count` channels: the mean.
 template <int count, class T>
 CVK_DEVICE void pool_mean(const Pixels<T>& pixels, const AxisSamples<Acc<T>>& ys, const AxisSamples<Acc<T>>& xs,
