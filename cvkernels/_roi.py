@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -117,3 +117,25 @@ def vmap_backward(op: Callable[..., Tensor], per_box: int, after: int = 0) -> Ca
         return result.unflatten(0, (info.batch_size, n)), 0
 
     return rule
+
+
+def vmap_boxes_backward(op: Callable[..., Tensor], per_box: int) -> Callable[..., Any]:
+    """As :func:`vmap_forward`, for the gradient of the boxes, which keeps their dtype."""
+    rule = vmap_forward(op, per_box)
+
+    def in_dtype(info: Any, in_dims: InDims, input: Tensor, boxes: Tensor, *arguments: Any) -> Any:
+        grad, dim = rule(info, in_dims, input, boxes, *arguments)
+        return grad.to(boxes.dtype), dim  # the boxes may have been widened
+
+    return in_dtype
+
+
+# ---- autograd
+
+
+def refuse_second_derivative_with_boxes(op: str) -> NoReturn:
+    """Says that a gradient in which the boxes take part is not differentiable."""
+    raise NotImplementedError(
+        f"{op}: expected at most one differentiation where boxes needs a gradient, got a second; "
+        "with boxes.detach() input is twice differentiable"
+    )

@@ -14,6 +14,7 @@ from cvkernels.nms import (
     nms_padded,
 )
 from cvkernels.nms_rotated import box_iou_rotated, nms_rotated
+from cvkernels.prroi_pool import PrRoIPool, prroi_pool
 from cvkernels.roi_align import RoIAlign, roi_align
 from cvkernels.roi_align_rotated import RoIAlignRotated, roi_align_rotated
 from cvkernels.roi_pool import RoIPool, roi_pool
@@ -21,6 +22,7 @@ from cvkernels.soft_nms import soft_nms, soft_nms_padded
 from cvkernels.weighted_nms import cluster_nms, softer_nms, weighted_nms, weighted_nms_padded
 
 __all__ = [
+    "PrRoIPool",
     "RoIAlign",
     "RoIAlignRotated",
     "RoIPool",
@@ -37,6 +39,7 @@ __all__ = [
     "nms_match",
     "nms_padded",
     "nms_rotated",
+    "prroi_pool",
     "roi_align",
     "roi_align_rotated",
     "roi_pool",

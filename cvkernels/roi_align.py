@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -261,10 +262,7 @@ def _no_double_backward(ctx: Any, *_: Any) -> NoReturn:
 
 
 def _no_boxes_double_backward(*_: Any) -> NoReturn:
-    raise NotImplementedError(
-        "roi_align: expected at most one differentiation where boxes needs a gradient, got a "
-        "second; with boxes.detach() input is twice differentiable"
-    )
+    _roi.refuse_second_derivative_with_boxes("roi_align")
 
 
 torch.library.register_autograd("cvkernels::roi_align", _backward, setup_context=_setup)
@@ -292,22 +290,22 @@ torch.library.register_vmap(
 )
 
 
-def _vmap_boxes_backward(
-    info: Any, in_dims: tuple[int | None, ...], input: Tensor, boxes: Tensor, *arguments: Any
-) -> tuple[Tensor, int]:
-    grad, dim = _roi.vmap_forward(_op_boxes_backward, 2)(info, in_dims, input, boxes, *arguments)
-    return grad.to(boxes.dtype), dim  # the boxes may have been widened
-
-
-torch.library.register_vmap("cvkernels::roi_align_boxes_backward", _vmap_boxes_backward)
+torch.library.register_vmap(
+    "cvkernels::roi_align_boxes_backward", _roi.vmap_boxes_backward(_op_boxes_backward, 2)
+)
 
 
 # ---- the family's operators that users look for here
 
+_ELSEWHERE = {  # name -> module
+    "PrRoIPool": "prroi_pool",
+    "RoIAlignRotated": "roi_align_rotated",
+    "prroi_pool": "prroi_pool",
+    "roi_align_rotated": "roi_align_rotated",
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name in ("RoIAlignRotated", "roi_align_rotated"):
-        from cvkernels import roi_align_rotated
-
-        return getattr(roi_align_rotated, name)
+    if name in _ELSEWHERE:  # imported late: those modules may import this one
+        return getattr(importlib.import_module(f"cvkernels.{_ELSEWHERE[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -70,6 +70,7 @@ Pool = Callable[[Tensor, Tensor], Tensor]
 
 # Every other function of the RoI family: name, what the channels must be a multiple of, a call.
 ROI_FAMILY: tuple[tuple[str, int, Pool], ...] = (
+    ("prroi_pool", 1, lambda x, boxes: ops.prroi_pool(x, boxes, (7, 7), 1 / 16)),
     (
         "roi_align_rotated",
         1,
@@ -93,10 +94,11 @@ def roi_family_cases(*, large: bool) -> Iterator[Case]:
         def run(device: str) -> list[Tensor]:
             x = features.to(device).contiguous(memory_format=layout).requires_grad_()
             wide = torch.float64 if dtype == torch.float64 else torch.float32
-            out = pool(x, rois.to(device, wide))
+            box = rois.to(device, wide, copy=True).requires_grad_()
+            out = pool(x, box)
             out.backward(torch.ones_like(out))
             assert x.grad is not None
-            return [out.detach(), x.grad]
+            return [out.detach(), x.grad, *([] if box.grad is None else [box.grad])]
 
         return f"{name} {dtype} {'channels_last' if last else 'contiguous'}", dtype, run
 

@@ -29,6 +29,23 @@
 
 namespace cvk {
 
+// The Boxes of a mean with separable taps.
+template <class A>
+struct RoiMeans {
+  static constexpr bool kMaximum = false;
+
+  template <Isa isa, class E, class Out>
+  static CVK_HD void pool(const View<E>& view, const RoiShape& shape, char* record, int channels, Out* out, int32_t*,
+                          int64_t stride) {
+    pool_box<isa, A>(view, shape, record, channels, out, stride);
+  }
+  template <Isa isa, class G>
+  static CVK_HD void spread(const G* grad, int64_t stride, const RoiShape& shape, char* record, int channels,
+                            int y_begin, int y_end, A* pixels, int pitch) {
+    spread_box<isa>(grad, stride, shape, record, channels, y_begin, y_end, pixels, pitch);
+  }
+};
+
 // Scratch elements per pixel or bin.
 CVK_HD int roi_pitch(const RoiShape& shape) {
   return static_cast<int>(min_of<int64_t>(kRoiChannelTile, shape.channels));
@@ -84,6 +101,7 @@ class RoiBinScratch {
   CVK_HD explicit RoiBinScratch(const RoiShape& shape)
       : values_(2 * shape.bins() * roi_pitch(shape) * sizeof(A)),
         indices_(Boxes::kMaximum ? shape.bins() * roi_pitch(shape) * sizeof(int32_t) : 0) {}
+  CVK_HD ~RoiBinScratch() {}  // inline: see the note on symbols in csrc/README.md
   CVK_HD A* values() const { return values_.template as<A>(); }
   CVK_HD int32_t* indices() const { return indices_.template as<int32_t>(); }
 

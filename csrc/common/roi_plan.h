@@ -180,6 +180,38 @@ CVK_HD int plan_axis(const RoiAxis<A>& axis, int bins, int* begin, Entry* taps, 
   return used;
 }
 
+// Entries of one axis of another kind (common/roi_taps.h).
+template <class Axis, class Entry>
+CVK_HD int plan_axis(const Axis& axis, int bins, int* begin, Entry* taps, int& first, int& last) {
+  int used = 0;
+  first = axis.extent;
+  last = -1;
+  for (int bin = 0; bin < bins; ++bin) {
+    begin[bin] = used;
+    const PixelRange range = roi_pixel_range(axis, bin);
+    for (int pixel = range.first; pixel < range.last; ++pixel) {
+      roi_pixel_tap(axis, bin, pixel, taps[used]);
+      if (!tap_matters(taps[used])) continue;
+      ++used;
+      if (pixel < first) first = pixel;
+      if (pixel > last) last = pixel;
+    }
+  }
+  begin[bins] = used;
+  return used;
+}
+
+// Upper bound of its entries.
+template <class Axis>
+CVK_HD int64_t count_pixels(const Axis& axis, int bins) {
+  int64_t total = 0;
+  for (int bin = 0; bin < bins; ++bin) {
+    const PixelRange range = roi_pixel_range(axis, bin);
+    total += range.last - range.first;
+  }
+  return total;
+}
+
 // Entries of one axis for the maximum: the samples that are inside.
 template <class A>
 CVK_HD int plan_axis(const RoiAxis<A>& axis, int bins, int* begin, Sample<A>* entries, int& first, int& last) {
@@ -201,13 +233,19 @@ CVK_HD int plan_axis(const RoiAxis<A>& axis, int bins, int* begin, Sample<A>* en
   return used;
 }
 
+template <class A, class Entry, class Axis>
+CVK_HD RecordHeader& plan_axes(const RoiShape& shape, const Axis& y, const Axis& x, char* arena) {
+  Record<A, Entry> record = record_at<A, Entry>(arena, shape.pooled_height, shape.pooled_width);
+  RecordHeader& header = *record.header;
+  const int used = plan_axis(y, shape.pooled_height, record.y_begin, record.y, header.y_first, header.y_last);
+  plan_axis(x, shape.pooled_width, record.x_begin, record.y + used, header.x_first, header.x_last);
+  return header;
+}
+
 template <class A, class Entry>
 CVK_HD void plan_box(const RoiShape& shape, const A* box, char* arena) {
   const BoxAxes<A> axes = box_axes(shape, box);
-  Record<A, Entry> record = record_at<A, Entry>(arena, shape.pooled_height, shape.pooled_width);
-  RecordHeader& header = *record.header;
-  const int used = plan_axis(axes.y, shape.pooled_height, record.y_begin, record.y, header.y_first, header.y_last);
-  plan_axis(axes.x, shape.pooled_width, record.x_begin, record.y + used, header.x_first, header.x_last);
+  RecordHeader& header = plan_axes<A, Entry>(shape, axes.y, axes.x, arena);
   header.grid_y = axes.y.samples;
   header.grid_x = axes.x.samples;
 }

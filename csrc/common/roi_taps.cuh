@@ -1,7 +1,5 @@
 // The taps (common/roi_taps.h) of the box that a block works on, in shared memory: worked out once per box and not once per
-// channel. A kind of axis has a `bin` (extent of a bin) and an `extent`, and says by
-//   roi_pixel_range(axis, bin)         which pixels bin `bin` may read,
-//   roi_pixel_tap(axis, bin, p, tap)   what it takes from pixel p.
+// channel.
 #pragma once
 
 #include <cstdint>

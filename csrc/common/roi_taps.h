@@ -1,5 +1,10 @@
 // Taps of separable RoI pooling: what a bin takes from one pixel along one axis. A bin's mean is
 // sum_y sum_x y.weight * x.weight * input[y.pixel, x.pixel] over its taps of both axes.
+//
+// A kind of axis has a `bin` (the extent of one), an `extent` (of the map), and `stretched` (roi_boxes.h), and says by
+//   roi_make_axis(shape, box, along_y, axis)   what it is of a box row,
+//   roi_pixel_range(axis, bin)                 which pixels a bin may read,
+//   roi_pixel_tap(axis, bin, pixel, tap)       what the bin takes from one of them, as a Tap or a SlopedTap.
 #pragma once
 
 #include "common/bilinear.h"
@@ -61,6 +66,14 @@ CVK_HD bool tap_matters(const Tap<A>& tap) {
 template <class A>
 CVK_HD bool tap_matters(const SlopedTap<A>& tap) {
   return tap.weight != A(0) || tap.start_slope != A(0) || tap.bin_slope != A(0);
+}
+
+// Derivative of a bin's mean along one axis with respect to a pixel.
+template <class Axis>
+CVK_HD auto roi_pixel_weight(const Axis& axis, int bin, int pixel) {
+  Tap<decltype(axis.bin)> tap;
+  roi_pixel_tap(axis, bin, pixel, tap);
+  return tap.weight;
 }
 
 }  // namespace cvk

@@ -32,6 +32,7 @@ from cvkernels._checks.nms import (
 from cvkernels._checks.roi import (
     ROI_MAX_GRID,
     deform_roi_pool,
+    prroi_pool,
     roi_align,
     roi_align_mode,
     roi_align_rotated,
@@ -60,6 +61,7 @@ __all__ = [
     "nms_padded",
     "nms_rotated",
     "pair",
+    "prroi_pool",
     "roi_align",
     "roi_align_mode",
     "roi_align_rotated",

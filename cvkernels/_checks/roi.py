@@ -141,6 +141,14 @@ def roi_align(
     roi_sampling_ratio(op, sampling_ratio)
 
 
+def prroi_pool(
+    input: Tensor, boxes: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int
+) -> None:
+    """Checks the arguments of the dispatcher operator prroi_pool."""
+    roi_tensors("prroi_pool", input, boxes)
+    roi_sizes("prroi_pool", spatial_scale, pooled_height, pooled_width)
+
+
 def roi_pool(
     input: Tensor, boxes: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int
 ) -> None:

@@ -21,6 +21,7 @@ from cvkernels.reference.nms import (
     nms_padded,
 )
 from cvkernels.reference.nms_rotated import box_iou_rotated, nms_rotated
+from cvkernels.reference.prroi_pool import prroi_pool
 from cvkernels.reference.roi_align import roi_align
 from cvkernels.reference.roi_align_rotated import roi_align_rotated
 from cvkernels.reference.roi_pool import roi_pool
@@ -47,6 +48,7 @@ __all__ = [
     "nms_padded",
     "nms_rotated",
     "precision",
+    "prroi_pool",
     "roi_align",
     "roi_align_rotated",
     "roi_pool",

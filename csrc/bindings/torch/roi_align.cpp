@@ -110,65 +110,25 @@ Tensor backward_checked(const Tensor& grad, const Tensor* argmax, const Tensor& 
   return grad_input;
 }
 
-template <class T>
-void boxes_backward(RoiBoxesParams<T>& params, const Tensor& on) {
-  const RoiShape& shape = params.shape;
-  if constexpr (kOnCpu) {
-    const RoiPlanMemory memory(
-        kOp, on, shape, params.plan, params.boxes, 5,
-        [&](auto isa) { return roi_align_boxes_layout_cpu<isa.value>(params); },
-        [&](auto isa, int64_t first, int64_t last) { roi_align_boxes_plan_cpu<isa.value>(params, first, last); });
-    const HostScratch<Acc<T>> sums(shape.boxes * params.parts * kRoiSums);
-    params.sums = sums.get();
-    const auto no_launch = [](CudaStream) { return CudaStatus{0}; };
-    if (shape.channels > 0) {
-      const int64_t items = once([&](auto isa) { return roi_align_boxes_items_cpu<isa.value>(params); });
-      run(
-          kOp, on, work_of(items, 2 * kRoiOperations * shape.boxes * shape.channels * shape.bins()),
-          [&](auto isa, int64_t first, int64_t last) { roi_align_boxes_backward_cpu<isa.value>(params, first, last); },
-          no_launch);
-    }
-    run(
-        kOp, on, work_of(shape.boxes, shape.boxes * params.parts * kRoiSums),
-        [&](auto isa, int64_t first, int64_t last) { roi_align_boxes_finish_cpu<isa.value>(params, first, last); },
-        no_launch);
-  } else {
-    const Tensor sums = allocate({roi_align_boxes_sums_cuda(params)}, ScalarType::Byte, on);
-    const Tensor copy = allocate({roi_align_boxes_copy_cuda(params)}, ScalarType::Byte, on);
-    run(
-        kOp, on, {}, [](auto, int64_t, int64_t) {},
-        [&](CudaStream stream) {
-          return roi_align_boxes_backward_cuda(params, mutable_data<void>(sums), mutable_data<void>(copy), stream);
-        });
-  }
-}
-
 Tensor roi_align_boxes_backward(const Tensor& input, const Tensor& boxes, const Tensor& grad,
                                 const std::optional<Tensor>& argmax, double spatial_scale, int64_t pooled_height,
                                 int64_t pooled_width, int64_t sampling_ratio, bool aligned) {
   check_roi_tensors(kOp, input, boxes);
   const RoiShape shape =
       roi_shape(kOp, input, boxes, spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned);
-  check_roi_pooled(kOp, "grad", grad, shape.boxes, shape.channels, pooled_height, pooled_width);
-  check_same_dtype(kOp, "grad", grad, "input", input);
-  check_same_device(kOp, "grad", grad, "input", input);
+  check_roi_grad(kOp, grad, input, shape);
   if (argmax) check_roi_argmax(kOp, *argmax, grad);
-  const Tensor features = dense(input, shape.channels_last), gradient = dense(grad, shape.channels_last);
-  const Tensor indices = argmax ? dense(*argmax, shape.channels_last) : gradient;
-  return with_float(kOp, "input", input, [&](auto type) {
-    using T = typename decltype(type)::T;
-    const Tensor coordinates = converted(boxes, kScalarType<Acc<T>>);
-    const Tensor grad_boxes = allocate({shape.boxes, 5}, kScalarType<Acc<T>>, input);
-    RoiBoxesParams<T> params{};
-    params.shape = shape;
-    params.input = data<T>(features);
-    params.boxes = data<Acc<T>>(coordinates);
-    params.grad_output = data<T>(gradient);
-    params.saved_argmax = argmax ? data<int32_t>(indices) : nullptr;
-    params.grad_boxes = mutable_data<Acc<T>>(grad_boxes);
-    if (shape.boxes > 0) boxes_backward(params, input);
-    return converted(grad_boxes, boxes.scalar_type());
-  });
+  const Tensor indices = argmax ? dense(*argmax, shape.channels_last) : grad;
+  return roi_boxes_backward(
+      kOp, shape, input, boxes, grad, argmax ? data<int32_t>(indices) : nullptr,
+      [](auto isa, auto& params) { return roi_align_boxes_layout_cpu<isa.value>(params); },
+      [](auto isa, auto& params, auto... slice) { roi_align_boxes_plan_cpu<isa.value>(params, slice...); },
+      [](auto isa, auto& params) { return roi_align_boxes_items_cpu<isa.value>(params); },
+      [](auto isa, auto& params, auto... slice) { roi_align_boxes_backward_cpu<isa.value>(params, slice...); },
+      [](auto isa, auto& params, auto... slice) { roi_align_boxes_finish_cpu<isa.value>(params, slice...); },
+      [](auto& params) { return roi_align_boxes_sums_cuda(params); },
+      [](auto& params) { return roi_align_boxes_copy_cuda(params); },
+      [](auto& params, auto... rest) { return roi_align_boxes_backward_cuda(params, rest...); });
 }
 
 Tensor roi_align(const Tensor& input, const Tensor& boxes, double spatial_scale, int64_t pooled_height,

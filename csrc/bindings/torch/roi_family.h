@@ -5,6 +5,7 @@
 
 #include "bindings/torch/dispatch.h"
 #include "bindings/torch/run.h"
+#include "common/roi_boxes.h"
 #include "common/roi_geometry.h"
 #include "common/roi_plan.h"
 
@@ -155,5 +156,61 @@ class RoiPlanMemory {
   HostScratch<int64_t> indices_;
   std::unique_ptr<HostScratch<char>> arena_;
 };
+
+// The gradient of a pass that is given its input, too.
+inline void check_roi_grad(const char* op, const Tensor& grad, const Tensor& input, const RoiShape& shape) {
+  check_roi_pooled(op, "grad", grad, shape.boxes, shape.channels, shape.pooled_height, shape.pooled_width);
+  check_same_dtype(op, "grad", grad, "input", input);
+  check_same_device(op, "grad", grad, "input", input);
+}
+
+// The gradient with respect to boxes (common/roi_boxes.h), in their dtype, of arguments that have been checked. The passes are
+// called with (isa, params) or, for a slice, (isa, params, first, last); on CUDA with (params) for bytes of scratch and last with
+// (params, sums, copy, stream).
+template <class Layout, class Plan, class Items, class Backward, class Finish, class Sums, class Copy, class Launch>
+Tensor roi_boxes_backward(const char* op, const RoiShape& shape, const Tensor& input, const Tensor& boxes,
+                          const Tensor& grad, const int32_t* argmax, Layout&& layout, Plan&& plan, Items&& items,
+                          Backward&& backward, Finish&& finish, Sums&& sums_bytes, Copy&& copy_bytes, Launch&& launch) {
+  const Tensor features = dense(input, shape.channels_last), gradient = dense(grad, shape.channels_last);
+  return with_float(op, "input", input, [&](auto type) {
+    using T = typename decltype(type)::T;
+    const Tensor coordinates = converted(boxes, kScalarType<Acc<T>>);
+    const Tensor grad_boxes = allocate({shape.boxes, 5}, kScalarType<Acc<T>>, input);
+    RoiBoxesParams<T> params{};
+    params.shape = shape;
+    params.input = data<T>(features);
+    params.boxes = data<Acc<T>>(coordinates);
+    params.grad_output = data<T>(gradient);
+    params.saved_argmax = argmax;
+    params.grad_boxes = mutable_data<Acc<T>>(grad_boxes);
+    if (shape.boxes == 0) return converted(grad_boxes, boxes.scalar_type());
+    if constexpr (kOnCpu) {
+      const auto no_launch = [](CudaStream) { return CudaStatus{0}; };
+      const RoiPlanMemory memory(
+          op, input, shape, params.plan, params.boxes, 5, [&](auto isa) { return layout(isa, params); },
+          [&](auto isa, int64_t first, int64_t last) { plan(isa, params, first, last); });
+      const HostScratch<Acc<T>> sums(shape.boxes * params.parts * kRoiSums);
+      params.sums = sums.get();
+      if (shape.channels > 0) {
+        const int64_t count = once([&](auto isa) { return items(isa, params); });
+        run(
+            op, input, work_of(count, 2 * kRoiOperations * shape.boxes * shape.channels * shape.bins()),
+            [&](auto isa, int64_t first, int64_t last) { backward(isa, params, first, last); }, no_launch);
+      }
+      run(
+          op, input, work_of(shape.boxes, shape.boxes * params.parts * kRoiSums),
+          [&](auto isa, int64_t first, int64_t last) { finish(isa, params, first, last); }, no_launch);
+    } else {
+      const Tensor sums = allocate({sums_bytes(params)}, ScalarType::Byte, input);
+      const Tensor copy = allocate({copy_bytes(params)}, ScalarType::Byte, input);
+      run(
+          op, input, {}, [](auto, int64_t, int64_t) {},
+          [&](CudaStream stream) {
+            return launch(params, mutable_data<void>(sums), mutable_data<void>(copy), stream);
+          });
+    }
+    return converted(grad_boxes, boxes.scalar_type());
+  });
+}
 
 }  // namespace cvk::bindings

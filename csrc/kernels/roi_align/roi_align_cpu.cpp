@@ -134,22 +134,6 @@ CVK_HD void spread_box_max(const G* grad, const int32_t* argmax, int64_t bin_str
 // ---- what a box does with its pixels (common/roi_passes.h)
 
 template <class A>
-struct Means {
-  static constexpr bool kMaximum = false;
-
-  template <Isa isa, class E, class Out>
-  static CVK_HD void pool(const View<E>& view, const RoiShape& shape, char* record, int channels, Out* out, int32_t*,
-                          int64_t stride) {
-    pool_box<isa, A>(view, shape, record, channels, out, stride);
-  }
-  template <Isa isa, class G>
-  static CVK_HD void spread(const G* grad, int64_t stride, const RoiShape& shape, char* record, int channels,
-                            int y_begin, int y_end, A* pixels, int pitch) {
-    spread_box<isa>(grad, stride, shape, record, channels, y_begin, y_end, pixels, pitch);
-  }
-};
-
-template <class A>
 struct Maxima {
   static constexpr bool kMaximum = true;
 
@@ -200,7 +184,7 @@ void roi_align_forward_cpu(const RoiAlignParams<T>& params, int64_t first, int64
   if (params.maximum()) {
     roi_forward<isa, Maxima<Acc<T>>, T>(params, first, last);
   } else {
-    roi_forward<isa, Means<Acc<T>>, T>(params, first, last);
+    roi_forward<isa, RoiMeans<Acc<T>>, T>(params, first, last);
   }
 }
 
@@ -214,7 +198,7 @@ void roi_align_backward_cpu(const RoiAlignParams<T>& params, int64_t first, int6
   if (params.maximum()) {
     roi_backward<isa, Maxima<Acc<T>>, T>(params, first, last);
   } else {
-    roi_backward<isa, Means<Acc<T>>, T>(params, first, last);
+    roi_backward<isa, RoiMeans<Acc<T>>, T>(params, first, last);
   }
 }
 

@@ -20,8 +20,7 @@ CVK_HD PixelRange roi_pixel_range(const RoiAxis<A>& axis, int bin) {
   return {min_of(first, axis.extent - 1), min_of(last, axis.extent)};
 }
 
-// What bin `bin` takes from one pixel along an axis, by summing over the bin's samples: the adjoint of the forward rule. An
-// Entry is a Tap or a SlopedTap.
+// What a bin takes from one pixel, by summing over its samples: the adjoint of the forward rule.
 template <class Entry, class A>
 CVK_HD void roi_pixel_tap(const RoiAxis<A>& axis, int bin, int pixel, Entry& tap) {
   // Samples beyond the rim read the rim pixel, so the outermost pixels look further out.
@@ -38,14 +37,6 @@ CVK_HD void roi_pixel_tap(const RoiAxis<A>& axis, int bin, int pixel, Entry& tap
     if (sample.high == pixel) add_to_tap(tap, sample.high_weight, slope, position);
   }
   scale_tap(tap, axis.share);
-}
-
-// Derivative of a bin's mean along one axis with respect to a pixel.
-template <class A>
-CVK_HD A roi_pixel_weight(const RoiAxis<A>& axis, int bin, int pixel) {
-  Tap<A> tap;
-  roi_pixel_tap(axis, bin, pixel, tap);
-  return tap.weight;
 }
 
 // Adds to `sums` what the gradient `grad` of one maximum does to the axes of its box: the value follows sample `index` of bin
