@@ -74,7 +74,7 @@ void roi_pool_plan_cpu(const RoiPoolParams<T>& params, int64_t first, int64_t la
 
 template <Isa isa, class T>
 int64_t roi_pool_forward_items_cpu(RoiPoolParams<T>& params) {
-  return roi_forward_items<isa, Acc<T>>(params.shape, params.plan);
+  return roi_forward_items<isa, T>(params);
 }
 
 template <Isa isa, class T>
@@ -88,7 +88,7 @@ void roi_pool_forward_cpu(const RoiPoolParams<T>& params, int64_t first, int64_t
 
 template <Isa isa, class T>
 int64_t roi_pool_backward_items_cpu(const RoiPoolParams<T>& params) {
-  return roi_backward_items<Acc<T>>(params.shape);
+  return roi_backward_items<T>(params);
 }
 
 template <Isa isa, class T>
