@@ -127,7 +127,7 @@ def check(number: int) -> str:
     )
     with reference.precision(torch.float64 if wide else torch.float32):
         expected = outcome(ref, args)
-    if EMULATED and isinstance(expected, ValueError) and "boxes[:, 0]" in str(expected):
+    if EMULATED and isinstance(expected, ValueError) and "[:, 0] in [0, " in str(expected):
         assert not isinstance(actual, Exception), repr(actual)
         return "zero rows"
     if isinstance(expected, Exception) or isinstance(actual, Exception):
