@@ -159,19 +159,88 @@ struct Simd {
 #endif
   }
 
-  // ---- the first `count` < kLanes elements; the rest reads as zero and is not written
+  // ---- some lanes. Bit i of `lanes` is lane i, as in lane_bits; an element of another lane is not touched in memory.
+  static constexpr uint32_t kAllLanes = (1u << kLanes) - 1u;
+  static CVK_HD uint32_t lane_range(int first, int last) {  // 0 <= first <= last <= kLanes
+    return ((1u << last) - 1u) & ~((1u << first) - 1u);
+  }
+  static CVK_HD IntVec lane_mask(uint32_t lanes) {
+    IntVec bit;
+    for (int i = 0; i < kLanes; ++i) bit[i] = IntElement{1} << i;
+    return (bit & static_cast<IntElement>(lanes)) != IntVec{};
+  }
+  // Chosen lanes come from p[lane], the others from `otherwise`.
+  template <class T>
+  static CVK_HD Vec load_lanes(Vec otherwise, const T* p, uint32_t lanes) {
+#if defined(__AVX512F__)
+    if constexpr (isa == Isa::kV4 && std::is_same_v<T, float>) {
+      return Vec(_mm512_mask_loadu_ps((__m512)otherwise, static_cast<__mmask16>(lanes), p));
+    } else if constexpr (isa == Isa::kV4 && std::is_same_v<T, double>) {
+      return Vec(_mm512_mask_loadu_pd((__m512d)otherwise, static_cast<__mmask8>(lanes), p));
+    } else if constexpr (isa == Isa::kV4) {
+      const __m256i bits = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(lanes), p);
+      T buffer[kLanes];
+      memcpy(buffer, &bits, sizeof(buffer));
+      return Vec(_mm512_mask_mov_ps((__m512)otherwise, static_cast<__mmask16>(lanes), (__m512)load(buffer)));
+    }
+#endif
+#if defined(__AVX2__)
+    if constexpr (isa == Isa::kV3 && std::is_same_v<T, A>) {
+      const IntVec mask = lane_mask(lanes);
+      if constexpr (sizeof(A) == 4) {
+        return mask ? Vec(_mm256_maskload_ps(p, (__m256i)mask)) : otherwise;
+      } else {
+        return mask ? Vec(_mm256_maskload_pd(p, (__m256i)mask)) : otherwise;
+      }
+    }
+#endif
+    for (int i = 0; i < kLanes; ++i) {
+      if ((lanes >> i & 1u) != 0) otherwise[i] = to_acc(p[i]);
+    }
+    return otherwise;
+  }
+  template <class T>
+  static CVK_HD void store_lanes(T* p, Vec v, uint32_t lanes) {
+#if defined(__AVX512F__)
+    if constexpr (isa == Isa::kV4 && std::is_same_v<T, float>) {
+      _mm512_mask_storeu_ps(p, static_cast<__mmask16>(lanes), (__m512)v);
+      return;
+    } else if constexpr (isa == Isa::kV4 && std::is_same_v<T, double>) {
+      _mm512_mask_storeu_pd(p, static_cast<__mmask8>(lanes), (__m512d)v);
+      return;
+    } else if constexpr (isa == Isa::kV4) {
+      T buffer[kLanes];
+      store(buffer, v);
+      __m256i bits;
+      memcpy(&bits, buffer, sizeof(bits));
+      _mm256_mask_storeu_epi16(p, static_cast<__mmask16>(lanes), bits);
+      return;
+    }
+#endif
+#if defined(__AVX2__)
+    if constexpr (isa == Isa::kV3 && std::is_same_v<T, A>) {
+      const __m256i mask = (__m256i)lane_mask(lanes);
+      if constexpr (sizeof(A) == 4) {
+        _mm256_maskstore_ps(p, mask, (__m256)v);
+      } else {
+        _mm256_maskstore_pd(p, mask, (__m256d)v);
+      }
+      return;
+    }
+#endif
+    for (int i = 0; i < kLanes; ++i) {
+      if ((lanes >> i & 1u) != 0) p[i] = from_acc<T>(v[i]);
+    }
+  }
+
+  // The first `count` <= kLanes elements; the rest reads as zero and is not written.
   template <class T>
   static CVK_HD Vec load_partial(const T* p, int count) {
-    T buffer[kLanes];
-    memset(buffer, 0, sizeof(buffer));
-    memcpy(buffer, p, static_cast<size_t>(count) * sizeof(T));
-    return load(buffer);
+    return load_lanes(Vec{}, p, lane_range(0, count));
   }
   template <class T>
   static CVK_HD void store_partial(T* p, Vec v, int count) {
-    T buffer[kLanes];
-    store(buffer, v);
-    memcpy(p, buffer, static_cast<size_t>(count) * sizeof(T));
+    store_lanes(p, v, lane_range(0, count));
   }
 
   // a * b + c per lane; the compiler fuses it because mul_add's rule is applied lane by lane.
@@ -317,15 +386,6 @@ struct Simd {
     }
   }
 };
-
-// to[i] = from[i] for i < count, converting the storage type.
-template <Isa isa, class From, class To>
-CVK_HD void convert_row(const From* from, To* to, int64_t count) {
-  using S = Simd<isa, Acc<From>>;
-  int64_t i = 0;
-  for (; i + S::kLanes <= count; i += S::kLanes) S::store(to + i, S::load(from + i));
-  for (; i < count; ++i) to[i] = from_acc<To>(to_acc(from[i]));
-}
 
 // Elements that a transposition asks for ahead of their use: 8 cache lines of each row.
 template <class T>
