@@ -216,20 +216,6 @@ def fpn(boxes: int, output: int, *, images: int = 1, seed: int = 0) -> RoiInput:
     return RoiInput(tuple(levels), (output, output), 2, False)
 
 
-def rfcn(boxes: int = 300, output_channels: int = 10) -> RoiInput:
-    """R-FCN on two 600 x 1000 images: score maps 1/16, 7 x 7 bins, boxes of 20..320 px.
-
-    Ten channels of each bin (490 in all) are light-head R-CNN's, 21 (1,029) R-FCN's on VOC. The far
-    rim is left out: torchvision's gradient of ps_roi_pool is no derivative of its result there.
-    """
-    g = _generator(0)
-    side = 20 + 300 * torch.rand(boxes, 2, generator=g)
-    corner = torch.rand(boxes, 2, generator=g) * (torch.tensor([976.0, 576.0]) - side)
-    image = torch.randint(2, (boxes, 1), generator=g).float()
-    rois = torch.cat([image, corner, corner + side], 1)
-    return RoiInput((RoiLevel((2, 49 * output_channels, 38, 63), rois, 1 / 16),), (7, 7), 2, True)
-
-
 def large() -> RoiInput:
     """Eight boxes over most of a stride-4 map, adaptive grid: few bins, thousands of samples."""
     g = _generator(0)
@@ -339,3 +325,101 @@ def _detect(
     boxes = torch.cat([torch.minimum(boxes[:, :2], boxes[:, 2:] - 1), boxes[:, 2:]], 1)
     logits = 6 * near - 4 + torch.randn(len(anchors), generator=g)
     return boxes, logits, nearest if labels is None else labels[nearest]
+
+
+# --- convolution ---
+
+
+@dataclass(frozen=True)
+class ConvShape:
+    """One convolution layer.
+
+    Attributes:
+        name: For reports.
+        input: (N, C, H, W).
+        filters: O.
+        kernel: (KH, KW).
+        stride, padding, dilation: Along both axes.
+        groups: C for a depthwise layer.
+    """
+
+    name: str
+    input: tuple[int, int, int, int]
+    filters: int
+    kernel: tuple[int, int]
+    stride: int = 1
+    padding: int = 0
+    dilation: int = 1
+    groups: int = 1
+
+    @property
+    def weight(self) -> tuple[int, int, int, int]:
+        """[O, C / groups, KH, KW]."""
+        return (self.filters, self.input[1] // self.groups, *self.kernel)
+
+    @property
+    def output(self) -> tuple[int, int, int, int]:
+        """[N, O, OH, OW]."""
+        height, width = (
+            (size + 2 * self.padding - self.dilation * (k - 1) - 1) // self.stride + 1
+            for size, k in zip(self.input[2:], self.kernel, strict=True)
+        )
+        return (self.input[0], self.filters, height, width)
+
+    @property
+    def products(self) -> int:
+        """Multiply-adds."""
+        return math.prod(self.output) // self.filters * math.prod(self.weight)
+
+
+def conv(
+    channels: int,
+    filters: int,
+    kernel: int,
+    height: int,
+    width: int | None = None,
+    *,
+    batch: int = 1,
+    stride: int = 1,
+    groups: int = 1,
+    dilation: int = 1,
+) -> ConvShape:
+    """A layer that keeps the size but for its stride; a multiple of `groups` filters."""
+    width = height if width is None else width
+    kind = "dw " if groups > 1 else ""
+    name = f"{kind}{channels}->{filters} {kernel}x{kernel} {height}x{width}"
+    name += (f" s{stride}" if stride > 1 else "") + (f" d{dilation}" if dilation > 1 else "")
+    name += f" N={batch}" if batch > 1 else ""
+    shape = (batch, channels, height, width)
+    padding = dilation * (kernel - 1) // 2
+    return ConvShape(name, shape, filters, (kernel, kernel), stride, padding, dilation, groups)
+
+
+def model_convs(model: str, batch: int) -> list[ConvShape]:
+    """Every distinct convolution of a torchvision model on 224 x 224 images."""
+    import torchvision
+
+    found: dict[ConvShape, None] = {}
+
+    def note(layer: torch.nn.Conv2d, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+        height, width = inputs[0].shape[2:]
+        shape = conv(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size[0],
+            height,
+            width,
+            batch=batch,
+            stride=layer.stride[0],
+            groups=layer.groups,
+        )
+        assert (shape.padding, shape.padding) == layer.padding and layer.dilation == (1, 1)
+        found[shape] = None
+
+    with torch.device("meta"):
+        network = getattr(torchvision.models, model)(weights=None).eval()
+        for layer in network.modules():
+            if isinstance(layer, torch.nn.Conv2d):
+                layer.register_forward_hook(note)
+        network(torch.empty(batch, 3, 224, 224))
+    return list(found)

@@ -10,6 +10,7 @@ its name.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -76,8 +77,6 @@ ROI_FAMILY: tuple[tuple[str, int, Pool], ...] = (
         1,
         lambda x, boxes: ops.roi_align_rotated(x, turned(boxes), (7, 7), 1 / 16, 2),
     ),
-    ("ps_roi_align", 49, lambda x, boxes: ops.ps_roi_align(x, boxes, (7, 7), 1 / 16, 2)),
-    ("ps_roi_pool", 49, lambda x, boxes: ops.ps_roi_pool(x, boxes, (7, 7), 1 / 16)),
     ("roi_pool", 1, lambda x, boxes: ops.roi_pool(x, boxes, (7, 7), 1 / 16)),
 )
 
@@ -263,6 +262,53 @@ def family_cases(*, large: bool) -> Iterator[Case]:
     )
 
 
+def conv_cases(*, large: bool) -> Iterator[Case]:
+    c, o, height, width = (256, 256, 50, 84) if large else (20, 36, 9, 11)
+
+    def normal(*shape: int) -> Tensor:
+        generator = torch.Generator().manual_seed(5)
+        value = torch.randn(shape, generator=generator, dtype=torch.float64)
+        return value.div(math.sqrt(math.prod(shape[1:])))
+
+    x, w, depthwise = normal(2, c, height, width), normal(o, c, 3, 3), normal(c, 1, 3, 3)
+    calls: dict[str, tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]] = {
+        "conv2d": (w, lambda x, w: ops.conv2d(x, w, None, 2, 1, activation="relu")),
+        "conv2d depthwise": (depthwise, lambda x, w: ops.conv2d(x, w, None, 1, 1, groups=c)),
+        "conv2d_im2col": (w, lambda x, w: ops.conv2d_im2col(x, w, None, 2, 1)),
+        "conv_transpose2d": (
+            normal(c, o, 3, 3),
+            lambda x, w: ops.conv_transpose2d(x, w, None, 2, 1, 1),
+        ),
+        "im2col": (w, lambda x, w: ops.im2col(x, 3, stride=2)),
+        "unfold": (w, lambda x, w: ops.unfold(x, 3, 2)),
+        "col2im": (w, lambda x, w: ops.col2im(ops.im2col(x, 3), (height, width), 3)),
+        "fold": (w, lambda x, w: ops.fold(ops.unfold(x, 2), (height, width), 2)),
+    }
+    for dtype in DTYPES:
+        for layout in (torch.contiguous_format, torch.channels_last):
+            for name, (weight, call) in calls.items():
+
+                def run(
+                    device: str,
+                    weight: Tensor = weight,
+                    call: Callable[[Tensor, Tensor], Tensor] = call,
+                    dtype: torch.dtype = dtype,
+                    layout: torch.memory_format = layout,
+                ) -> list[Tensor]:
+                    leaves = [
+                        t.to(device, dtype).contiguous(memory_format=layout).requires_grad_()
+                        for t in (x, weight)
+                    ]
+                    out = call(leaves[0], leaves[1])
+                    grads = torch.autograd.grad(
+                        out.float().square().sum(), leaves, allow_unused=True
+                    )
+                    return [out.detach(), *(g for g in grads if g is not None)]
+
+                word = "channels_last" if layout is torch.channels_last else "contiguous"
+                yield f"{name} {dtype} {word}", dtype, run
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--large", action="store_true", help="detector-sized inputs")
@@ -274,7 +320,13 @@ def main() -> int:
     arguments = parser.parse_args()
     cases = [
         case
-        for cases_of in (roi_align_cases, roi_family_cases, nms_cases, family_cases)
+        for cases_of in (
+            roi_align_cases,
+            roi_family_cases,
+            nms_cases,
+            family_cases,
+            conv_cases,
+        )
         for case in cases_of(large=arguments.large)
     ]
     missing = {name for name in ops.__all__ if name.islower()} - {

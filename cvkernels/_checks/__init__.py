@@ -10,6 +10,7 @@ wherever it is found: operator, argument, expected, actual.
 
 from __future__ import annotations
 
+from cvkernels._checks import conv
 from cvkernels._checks._base import FLOAT_DTYPES, INTEGER_DTYPES, pair
 from cvkernels._checks.nms import (
     box_iou_rotated,
@@ -33,8 +34,6 @@ from cvkernels._checks.roi import (
     ROI_MAX_GRID,
     deform_roi_pool,
     prroi_pool,
-    ps_roi_align,
-    ps_roi_pool,
     roi_align,
     roi_align_mode,
     roi_align_rotated,
@@ -52,6 +51,7 @@ __all__ = [
     "ROI_MAX_GRID",
     "box_iou_rotated",
     "cluster_nms",
+    "conv",
     "criterion",
     "deform_roi_pool",
     "iou_guided_nms",
@@ -64,8 +64,6 @@ __all__ = [
     "nms_rotated",
     "pair",
     "prroi_pool",
-    "ps_roi_align",
-    "ps_roi_pool",
     "roi_align",
     "roi_align_mode",
     "roi_align_rotated",

@@ -9,6 +9,9 @@ Gradients come from autograd over the same expressions.
 from __future__ import annotations
 
 from cvkernels.reference._precision import precision
+from cvkernels.reference.conv2d import conv2d
+from cvkernels.reference.conv_transpose2d import conv_transpose2d
+from cvkernels.reference.im2col import col2im, conv2d_im2col, fold, im2col, unfold
 from cvkernels.reference.matrix_nms import matrix_nms, matrix_nms_from_overlaps
 from cvkernels.reference.nms import (
     adaptive_nms,
@@ -22,8 +25,6 @@ from cvkernels.reference.nms import (
 )
 from cvkernels.reference.nms_rotated import box_iou_rotated, nms_rotated
 from cvkernels.reference.prroi_pool import prroi_pool
-from cvkernels.reference.ps_roi_align import ps_roi_align
-from cvkernels.reference.ps_roi_pool import ps_roi_pool
 from cvkernels.reference.roi_align import roi_align
 from cvkernels.reference.roi_align_rotated import roi_align_rotated
 from cvkernels.reference.roi_pool import roi_pool
@@ -40,8 +41,14 @@ __all__ = [
     "batched_nms",
     "box_iou_rotated",
     "cluster_nms",
+    "col2im",
+    "conv2d",
+    "conv2d_im2col",
+    "conv_transpose2d",
     "diou_nms",
     "diou_nms_padded",
+    "fold",
+    "im2col",
     "iou_guided_nms",
     "matrix_nms",
     "matrix_nms_from_overlaps",
@@ -51,14 +58,13 @@ __all__ = [
     "nms_rotated",
     "precision",
     "prroi_pool",
-    "ps_roi_align",
-    "ps_roi_pool",
     "roi_align",
     "roi_align_rotated",
     "roi_pool",
     "soft_nms",
     "soft_nms_padded",
     "softer_nms",
+    "unfold",
     "weighted_nms",
     "weighted_nms_padded",
 ]

@@ -1,0 +1,52 @@
+// The passes of a convolution on the CPU, each with the kernel that suits its shape: how many work items it has, and a slice of
+// them.
+#pragma once
+
+#include <cstdint>
+
+#include "gemm/depthwise_cpu.h"
+#include "gemm/tapped_cpu.h"
+#include "gemm/tapped_weight_cpu.h"
+
+namespace cvk {
+
+template <Isa isa, class T>
+CVK_HD int64_t product_items(const TappedProduct<T>& p, int threads, ConvCut& cut) {
+  if (is_depthwise(p.shape)) return p.shape.channels_last ? depthwise_row_items(p) : depthwise_plane_items(p);
+  cut = tapped_cut<isa>(p, threads);
+  return tapped_items(p, cut);
+}
+
+template <Isa isa, class T>
+CVK_HD void product_slice(const TappedProduct<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
+  if (!is_depthwise(p.shape)) {
+    tapped_product<isa>(p, cut, first, last);
+  } else if (p.shape.channels_last) {
+    depthwise_rows<isa>(p, first, last);
+  } else {
+    depthwise_planes<isa>(p, first, last);
+  }
+}
+
+template <Isa isa, class T>
+CVK_HD int64_t weight_gradient_items(const TappedWeightGradient<T>& p, ConvCut& cut) {
+  if (is_depthwise(p.shape)) {
+    cut.parts = depthwise_weight_parts(p.shape);
+    return depthwise_weight_items(p.shape, cut.parts);
+  }
+  cut = weight_cut<isa, T>(p.shape);
+  return weight_items(p.shape, cut);
+}
+
+template <Isa isa, class T>
+CVK_HD void weight_gradient_slice(const TappedWeightGradient<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
+  if (!is_depthwise(p.shape)) {
+    weight_gradient<isa>(p, cut, first, last);
+  } else if (p.shape.channels_last) {
+    depthwise_weight_rows<isa>(p, cut.parts, first, last);
+  } else {
+    depthwise_weight_planes<isa>(p, cut.parts, first, last);
+  }
+}
+
+}  // namespace cvk

@@ -1,0 +1,135 @@
+// The matrix engine on the CPU: out[m, n] = sum over k of left[m, k] * right[k, n], where neither operand need exist as a whole.
+//
+// Both operands are made block by block of the depth k, in scratch that stays in cache:
+//   left   rows, each with its depth contiguous: row i at i * kPitch
+//   right  panels of kColumns columns: row k of a panel at k * stride
+// Between them is a register tile of kRows x kColumns sums: values of the left operand are broadcast, rows of the right one are
+// vectors. Whether pixels are the rows (channels-last maps) or the columns (planes) is the caller's choice; see README.md.
+#pragma once
+
+#include <cstdint>
+
+#include "common/scratch.h"
+#include "common/simd.h"
+#include "gemm/gemm_tuning.h"
+
+namespace cvk {
+
+// Shape of the register tile. AVX-512 and NEON have 32 registers: 14 x 2 (12 x 2) sums, a row of the panel and a broadcast.
+template <Isa isa, class A>
+struct GemmTile {
+  static constexpr int kLanes = Simd<isa, A>::kLanes;
+#if defined(__aarch64__)
+  static constexpr int kRows = 12;
+#else
+  static constexpr int kRows = isa == Isa::kV4 ? 14 : 6;
+#endif
+  static constexpr int kColumns = 2 * kLanes;
+  static constexpr int kDepth = kGemmDepth * 4 / static_cast<int>(sizeof(A));
+  static constexpr int kPitch = kGemmPitch * 4 / static_cast<int>(sizeof(A));
+  static constexpr int kBlockRows = kGemmRowTiles * kRows;
+  static constexpr int kSize = kRows * kColumns;  // sums of a tile, one after another
+};
+
+// sums[i, j] = (or += where `add`) the sum over p < depth of left[i, p] * right[p, j], for `rows` rows and `vecs` vectors.
+template <Isa isa, class A, int rows, int vecs>
+__attribute__((noinline)) void gemm_tile(const A* left, const A* right, int64_t right_stride, int depth, A* sums,
+                                         bool add) {
+  using S = Simd<isa, A>;
+  using Tile = GemmTile<isa, A>;
+  typename S::Vec sum[rows][vecs];
+  for (int i = 0; i < rows; ++i) {
+    for (int j = 0; j < vecs; ++j) {
+      sum[i][j] = add ? S::load(sums + i * Tile::kColumns + j * S::kLanes) : typename S::Vec{};
+    }
+  }
+  for (int p = 0; p < depth; ++p) {
+    typename S::Vec column[vecs];
+    for (int j = 0; j < vecs; ++j) column[j] = S::load(right + p * right_stride + j * S::kLanes);
+    for (int i = 0; i < rows; ++i) {
+      const typename S::Vec value = S::broadcast(left[i * Tile::kPitch + p]);
+      for (int j = 0; j < vecs; ++j) sum[i][j] = S::mul_add(value, column[j], sum[i][j]);
+    }
+  }
+  for (int i = 0; i < rows; ++i) {
+    for (int j = 0; j < vecs; ++j) S::store(sums + i * Tile::kColumns + j * S::kLanes, sum[i][j]);
+  }
+}
+
+// The same for any number of rows up to a tile's; an odd one computes a row more, of whatever the left scratch holds.
+template <Isa isa, class A, int vecs, int rows = GemmTile<isa, A>::kRows>
+CVK_HD void gemm_tile_of(int count, const A* left, const A* right, int64_t right_stride, int depth, A* sums, bool add) {
+  if constexpr (rows > 2) {
+    if (count <= rows - 2) {
+      gemm_tile_of<isa, A, vecs, rows - 2>(count, left, right, right_stride, depth, sums, add);
+      return;
+    }
+  }
+  gemm_tile<isa, A, rows, vecs>(left, right, right_stride, depth, sums, add);
+}
+
+// `rows` x `columns` sums in tiles; tile (i, j) begins at sums + (i * tile_stride + j) * kSize. Panel j of the right operand
+// begins at right + j * panel_stride.
+template <Isa isa, class A>
+CVK_HD void gemm_block(int rows, int columns, int depth, const A* left, const A* right, int64_t right_stride,
+                       int64_t panel_stride, A* sums, int64_t tile_stride, bool add) {
+  using Tile = GemmTile<isa, A>;
+  for (int j = 0; j * Tile::kColumns < columns; ++j) {
+    const A* panel = right + j * panel_stride;
+    const bool wide = columns - j * Tile::kColumns > Tile::kLanes;
+    for (int i = 0; i * Tile::kRows < rows; ++i) {
+      const int count = min_of(Tile::kRows, rows - i * Tile::kRows);
+      const A* tile = left + int64_t{i} * Tile::kRows * Tile::kPitch;
+      A* out = sums + (i * tile_stride + j) * Tile::kSize;
+      if (wide) {
+        gemm_tile_of<isa, A, 2>(count, tile, panel, right_stride, depth, out, add);
+      } else {
+        gemm_tile_of<isa, A, 1>(count, tile, panel, right_stride, depth, out, add);
+      }
+    }
+  }
+}
+
+// ---- the depth of a convolution: channels times taps, cut into blocks that fit
+
+// Block b holds the channels [c, c + channels) and the taps [t, t + taps) of these; all taps unless there are more than a block
+// is deep. The order within a block is the gatherer's.
+struct DepthBlock {
+  int64_t c;
+  int channels, t, taps;
+  CVK_HD int depth() const { return channels * taps; }
+};
+
+template <Isa isa, class A>
+struct DepthBlocks {
+  using Tile = GemmTile<isa, A>;
+
+  CVK_HD DepthBlocks(int64_t channels, int taps) : channels_(channels), taps_(taps) {
+    int64_t most = Tile::kDepth / max_of(taps, 1);
+    if (most >= Tile::kLanes) most = most / Tile::kLanes * Tile::kLanes;
+    if (most < 1) most = 1;
+    channel_blocks_ = ceil_div<int64_t>(channels, most);
+    block_channels_ = channel_blocks_ > 1 ? ceil_div<int64_t>(channels, channel_blocks_) : channels;
+    if (channel_blocks_ > 1 && most >= Tile::kLanes) {
+      block_channels_ = min_of<int64_t>(most, round_up<int64_t>(block_channels_, Tile::kLanes));
+    }
+    tap_blocks_ = ceil_div(max_of(taps, 1), Tile::kDepth);
+    block_taps_ = ceil_div(taps, tap_blocks_);
+  }
+
+  CVK_HD int64_t count() const { return taps_ > 0 ? channel_blocks_ * tap_blocks_ : 0; }
+  CVK_HD DepthBlock operator[](int64_t b) const {
+    DepthBlock block;
+    block.c = b / tap_blocks_ * block_channels_;
+    block.channels = static_cast<int>(min_of(block_channels_, channels_ - block.c));
+    block.t = static_cast<int>(b % tap_blocks_) * block_taps_;
+    block.taps = min_of(block_taps_, taps_ - block.t);
+    return block;
+  }
+
+ private:
+  int64_t channels_, block_channels_, channel_blocks_;
+  int taps_, block_taps_, tap_blocks_;
+};
+
+}  // namespace cvk

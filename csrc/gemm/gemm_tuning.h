@@ -1,0 +1,58 @@
+// Blocking policy of the matrix engine. Each number with its reason; figures say on what they were measured.
+#pragma once
+
+#include <cstdint>
+
+namespace cvk {
+
+// ---- CPU
+
+// Depth of a block at most, in float32 (half as many in float64). A panel of the right operand (288 x 32 float32, 36 KiB) then
+// stays in a 48 KiB L1. 288 is 9 taps of 32 channels.
+constexpr int kGemmDepth = 288;
+
+// Elements from row to row of a left tile: the depth, and a vector more for what a copy writes past its end. 304 float32 are
+// 19 cache lines; an odd number spreads the rows over the sets of the L1.
+constexpr int kGemmPitch = 304;
+
+// Rows of a block of the left operand, in register tiles: what a panel in L1 is used for before the next one comes.
+constexpr int kGemmRowTiles = 8;
+
+// Columns of a work item at most: a depth block of the right operand, 288 x 256 float32, is 288 KiB of L2.
+constexpr int kGemmItemColumns = 256;
+
+// Bytes of packed weights that a thread keeps from one work item to the next; larger ones are packed again for each item, of
+// up to kGemmItemBlocks blocks of rows, so that packing stays below a twentieth of the time.
+constexpr int64_t kGemmResidentBytes = int64_t{5} << 19;
+constexpr int kGemmItemBlocks = 4;
+
+// Panels of pixels of a work item over planes.
+constexpr int kGemmItemPanels = 8;
+
+// Weight gradient: work items wanted, so that many threads find work. Where filters and depth give fewer, the pixels are cut
+// into parts of at least kWeightPartBlocks depths, whose sums are added in order.
+constexpr int kWeightItems = 32;
+constexpr int kWeightPartBlocks = 4;
+
+// Depthwise: channels of a work item over channels-last maps; 64 float32 of 25 taps are 6 KiB of weights.
+constexpr int kDepthwiseChannels = 64;
+
+// Depthwise over planes: elements of the padded copy of a strip; with as many sums 32 KiB in float32.
+constexpr int kDepthwiseStrip = 4096;
+
+// Depthwise weight gradient: rows of a part at least.
+constexpr int kDepthwisePartRows = 32;
+
+// ---- CUDA (chosen from the H200's description, not yet measured)
+
+// A block's tile of sums, the depth staged at a time, and a thread's share: 64 x 64 by 16 in float32 are 8.5 KiB of shared
+// memory, and 16 sums for 8 values read from it.
+constexpr int kGemmTile = 64;
+constexpr int kGemmStage = 16;
+constexpr int kGemmThreadTile = 4;
+constexpr int kGemmThreads = kGemmTile * kGemmTile / (kGemmThreadTile * kGemmThreadTile);
+
+// Depthwise: threads of a block, one result each; of the weight gradient, which a block reduces.
+constexpr int kDepthwiseThreads = 256;
+
+}  // namespace cvk

@@ -1,0 +1,51 @@
+// Making blocks of an operand that lies in memory as a matrix: copies of rows, and panels by transposition.
+#pragma once
+
+#include <cstdint>
+
+#include "common/simd.h"
+#include "gemm/gemm_cpu.h"
+
+namespace cvk {
+
+// to[0, count) = from, converted. Writes up to a vector less one element past the end of `to`.
+template <Isa isa, class A, class T>
+CVK_HD void copy_row(const T* from, int count, A* to) {
+  using S = Simd<isa, A>;
+  int i = 0;
+  for (; i + S::kLanes <= count; i += S::kLanes) S::store(to + i, S::load(from + i));
+  if (i < count) S::store(to + i, S::load_partial(from + i, count - i));
+}
+
+// Zeros, with the same licence.
+template <Isa isa, class A>
+CVK_HD void clear_row(int count, A* to) {
+  using S = Simd<isa, A>;
+  for (int i = 0; i < count; i += S::kLanes) S::store(to + i, typename S::Vec{});
+}
+
+// to[place(i) * to_stride + j] = from[j * from_stride + i] for i < length and j < columns, zeros for columns <= j < kColumns:
+// rows of `from` become columns of a panel. An element with place(i) < 0 is left out.
+template <Isa isa, class A, class T, class Place>
+CVK_HD void transpose_into_panel(const T* from, int64_t from_stride, int columns, int length, int64_t to_stride,
+                                 const Place& place, A* to) {
+  using S = Simd<isa, A>;
+  constexpr int kLanes = S::kLanes;
+  for (int j = 0; j < GemmTile<isa, A>::kColumns; j += kLanes) {
+    for (int i = 0; i < length; i += kLanes) {
+      const int count = min_of(kLanes, length - i);
+      typename S::Vec block[kLanes];
+      for (int row = 0; row < kLanes; ++row) {
+        const T* p = from + (j + row) * from_stride + i;
+        block[row] = j + row >= columns ? typename S::Vec{} : count == kLanes ? S::load(p) : S::load_partial(p, count);
+      }
+      S::transpose(block);
+      for (int row = 0; row < count; ++row) {
+        const int64_t at = place(i + row);
+        if (at >= 0) S::store(to + at * to_stride + j, block[row]);
+      }
+    }
+  }
+}
+
+}  // namespace cvk

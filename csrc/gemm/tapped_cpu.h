@@ -1,0 +1,313 @@
+// Tapped products (tapped.h) on the CPU.
+//
+// Channels-last maps: pixels are the rows of the product, weights are packed into panels. Planes: pixels are the columns,
+// weights the rows. Either way both maps are read and written as they lie.
+#pragma once
+
+#include <cstdint>
+
+#include "gemm/gather_cpu.h"
+#include "gemm/tapped.h"
+
+namespace cvk {
+
+// ---- the operand that holds weights
+
+// Panels of a block, the depth in taps then channels. `weights` points to the group's first column of these.
+template <Isa isa, class A, class T>
+CVK_HD void pack_weight_panels(const TappedProduct<T>& p, const TapGrid& grid, const T* weights,
+                               const DepthBlock& block, int columns, A* to) {
+  using Tile = GemmTile<isa, A>;
+  const auto w = p.strides();
+  const T* from = weights + block.c * w.channel;
+  const int depth = block.depth();
+  for (int j = 0; j < columns; j += Tile::kColumns, from += Tile::kColumns * w.column, to += Tile::kColumns * depth) {
+    const int count = min_of(Tile::kColumns, columns - j);
+    if (w.column == 1) {
+      for (int t = 0; t < block.taps; ++t) {
+        const T* tap = from + kernel_of(grid, p.shape.kernel_width, block.t + t) * w.tap;
+        for (int c = 0; c < block.channels; ++c) {
+          A* row = to + (t * block.channels + c) * Tile::kColumns;
+          if (count < Tile::kColumns) clear_row<isa>(Tile::kColumns, row);
+          copy_row<isa>(tap + c * w.channel, count, row);
+        }
+      }
+    } else if (w.channel == 1) {
+      for (int t = 0; t < block.taps; ++t) {
+        const T* tap = from + kernel_of(grid, p.shape.kernel_width, block.t + t) * w.tap;
+        transpose_into_panel<isa>(
+            tap, w.column, count, block.channels, Tile::kColumns, [](int c) { return c; },
+            to + t * block.channels * Tile::kColumns);
+      }
+    } else if (w.channel == p.shape.kernel_size() && block.taps == p.shape.kernel_size() && !p.transposed) {
+      const int taps = block.taps, channels = block.channels;
+      transpose_into_panel<isa>(
+          from, w.column, count, depth, Tile::kColumns, [=](int i) { return i % taps * channels + i / taps; }, to);
+    } else {
+      for (int c = 0; c < block.channels; ++c) {
+        transpose_into_panel<isa>(
+            from + c * w.channel, w.column, count, p.shape.kernel_size(), Tile::kColumns,
+            [&](int kernel) {
+              const int tap = tap_of(grid, p.shape.kernel_width, kernel) - block.t;
+              return tap < 0 || tap >= block.taps ? -1 : tap * block.channels + c;
+            },
+            to);
+      }
+    }
+  }
+}
+
+// Rows of a block, the depth in channels then taps.
+template <Isa isa, class A, class T>
+CVK_HD void pack_weight_rows(const TappedProduct<T>& p, const TapGrid& grid, const T* weights, const DepthBlock& block,
+                             int rows, A* to) {
+  using Tile = GemmTile<isa, A>;
+  const auto w = p.strides();
+  const T* from = weights + block.c * w.channel;
+  if (!p.transposed) {  // contiguous as it is
+    for (int j = 0; j < rows; ++j) copy_row<isa>(from + j * w.column + block.t, block.depth(), to + j * Tile::kPitch);
+    return;
+  }
+  for (int c = 0; c < block.channels; ++c, from += w.channel) {
+    for (int t = 0; t < block.taps; ++t) {
+      const T* tap = from + kernel_of(grid, p.shape.kernel_width, block.t + t);
+      A* column = to + c * block.taps + t;
+      for (int j = 0; j < rows; ++j) column[j * Tile::kPitch] = to_acc(tap[j * w.column]);
+    }
+  }
+}
+
+// Keeps the packed blocks of one group and block of columns, all of them where they fit, else the last.
+template <class A>
+class PackedBlocks {
+ public:
+  CVK_HD PackedBlocks() {}
+  CVK_HD ~PackedBlocks() {}
+
+  // Blocks of `size` elements each. A new `key` forgets those of the last.
+  CVK_HD void begin(int64_t key, int64_t count, int64_t size) {
+    const int64_t bytes = size * static_cast<int64_t>(sizeof(A));
+    resident_ = count * bytes <= kGemmResidentBytes;
+    const int64_t wanted = (resident_ ? count : 1) * bytes;
+    if (key == key_ && size == size_) return;
+    key_ = key;
+    size_ = size;
+    done_ = 0;
+    if (wanted > capacity_) {
+      memory_.reset(wanted);
+      capacity_ = wanted;
+    }
+  }
+  // pack(to) writes block b; blocks are asked for in order.
+  template <class Pack>
+  CVK_HD const A* get(int64_t b, Pack&& pack) {
+    A* block = memory_.template as<A>() + (resident_ ? b * size_ : 0);
+    if (!resident_ || b >= done_) {
+      pack(block);
+      done_ = b + 1;
+    }
+    return block;
+  }
+
+ private:
+  Scratch memory_;
+  int64_t capacity_ = 0, key_ = -1, size_ = 0, done_ = 0;
+  bool resident_ = false;
+};
+
+// ---- cutting
+
+template <Isa isa, class T>
+CVK_HD ConvCut tapped_cut(const TappedProduct<T>& p, int threads) {
+  using A = Acc<T>;
+  using Tile = GemmTile<isa, A>;
+  const int64_t columns = p.group_columns(), phases = p.phases();
+  const int64_t pixels = p.shape.batch * p.grid(0).pixels();  // the first phase has the most
+  ConvCut cut{};
+  cut.column_blocks = ceil_div<int64_t>(columns, kGemmItemColumns);
+  const auto block_of = [&](int64_t all, int64_t blocks, int unit) {
+    return static_cast<int>(round_up<int64_t>(ceil_div<int64_t>(all, blocks), unit));
+  };
+  const int64_t bytes =
+      ceil_div<int64_t>(columns, cut.column_blocks) * p.group_channels() * p.shape.kernel_size() * sizeof(A);
+  const int unit = p.shape.channels_last ? Tile::kRows : Tile::kColumns;
+  int64_t most = p.shape.channels_last ? Tile::kBlockRows : kGemmItemPanels * Tile::kColumns;
+  if (bytes > kGemmResidentBytes) most *= p.shape.channels_last ? kGemmItemBlocks : 1;
+  cut.pixel_blocks = max_of<int64_t>(1, ceil_div(pixels, most));
+  // Few items: as many for each thread, in shorter blocks of pixels, then of columns.
+  const int64_t others = phases * p.shape.groups * cut.column_blocks;
+  if (others * cut.pixel_blocks < int64_t{8} * threads) {
+    const int64_t wanted = round_up<int64_t>(others * cut.pixel_blocks, threads);
+    cut.pixel_blocks = min_of(max_of<int64_t>(1, ceil_div(pixels, int64_t{4} * unit)), ceil_div(wanted, others));
+    if (cut.pixel_blocks < 1) cut.pixel_blocks = 1;
+    const int64_t items = others * cut.pixel_blocks;
+    if (items < threads) {
+      const int column_unit = p.shape.channels_last ? Tile::kColumns : Tile::kRows;
+      cut.column_blocks =
+          min_of(ceil_div<int64_t>(columns, column_unit), cut.column_blocks * ceil_div<int64_t>(threads, items));
+    }
+  }
+  cut.block_pixels = block_of(pixels, cut.pixel_blocks, unit);
+  cut.pixel_blocks = max_of<int64_t>(1, ceil_div<int64_t>(pixels, cut.block_pixels));
+  cut.block_columns = block_of(columns, cut.column_blocks, p.shape.channels_last ? Tile::kColumns : Tile::kRows);
+  cut.column_blocks = max_of<int64_t>(1, ceil_div<int64_t>(columns, cut.block_columns));
+  return cut;
+}
+
+template <class T>
+CVK_HD int64_t tapped_items(const TappedProduct<T>& p, const ConvCut& cut) {
+  return p.phases() * p.shape.groups * cut.column_blocks * cut.pixel_blocks;
+}
+
+// ---- what becomes of the sums
+
+// Rows of sums are pixels, columns channels.
+template <Isa isa, class A, class T>
+CVK_HD void store_rows(const TappedProduct<T>& p, const TapGrid& grid, int64_t first_pixel, int rows,
+                       int64_t first_column, int columns, const A* sums, int64_t tile_stride) {
+  using S = Simd<isa, A>;
+  using Tile = GemmTile<isa, A>;
+  GridWalk walk(grid, first_pixel);
+  const int64_t pixels = p.target_plane();
+  for (int i = 0; i < rows; ++i, walk.advance(1)) {
+    T* out = p.target +
+             ((*walk).image * pixels + target_pixel(grid, p.target_width(), (*walk).y, (*walk).x)) * p.columns() +
+             first_column;
+    const A* row = sums + i / Tile::kRows * tile_stride * Tile::kSize + i % Tile::kRows * Tile::kColumns;
+    for (int j = 0; j < columns; j += Tile::kColumns, row += Tile::kSize) {
+      for (int v = 0; v < Tile::kColumns && j + v < columns; v += S::kLanes) {
+        const int count = min_of(S::kLanes, columns - j - v);
+        typename S::Vec value = S::load(row + v);
+        if (p.bias != nullptr) {
+          const T* bias = p.bias + first_column + j + v;
+          value = value + (count == S::kLanes ? S::load(bias) : S::load_partial(bias, count));
+        }
+        value = activate(p.activation, value);
+        if (count == S::kLanes) {
+          S::store(out + j + v, value);
+        } else {
+          S::store_partial(out + j + v, value, count);
+        }
+      }
+    }
+  }
+}
+
+// Columns of sums are pixels, rows channels.
+template <Isa isa, class A, class T>
+CVK_HD void store_planes(const TappedProduct<T>& p, const TapGrid& grid, int64_t first_pixel, int count,
+                         int64_t first_column, int columns, const A* sums, int64_t tile_stride) {
+  using S = Simd<isa, A>;
+  using Tile = GemmTile<isa, A>;
+  const int64_t plane = p.target_plane();
+  const bool dense = grid.x.target_step == 1 && grid.y.target_step == 1;  // rows of pixels follow one another
+  GridWalk walk(grid, first_pixel);
+  for (int i = 0; i < count; i += S::kLanes) {
+    // Runs of pixels whose places in the target follow one another.
+    int64_t places[S::kLanes];
+    int lanes[S::kLanes], runs = 0;
+    const int end = min_of(S::kLanes, count - i);
+    for (int lane = 0; lane < end;) {
+      const int run = min_of(dense ? walk.left_in_row() : 1, end - lane);
+      const int64_t place =
+          (*walk).image * p.columns() * plane + target_pixel(grid, p.target_width(), (*walk).y, (*walk).x);
+      if (runs == 0 || place != places[runs - 1] + (lane - lanes[runs - 1])) {
+        places[runs] = place;
+        lanes[runs++] = lane;
+      }
+      walk.advance(run);
+      lane += run;
+    }
+    const A* tile = sums + i / Tile::kColumns * Tile::kSize + i % Tile::kColumns;
+    for (int j = 0; j < columns; ++j) {
+      typename S::Vec value =
+          S::load(tile + j / Tile::kRows * tile_stride * Tile::kSize + j % Tile::kRows * Tile::kColumns);
+      if (p.bias != nullptr) value = value + S::broadcast(to_acc(p.bias[first_column + j]));
+      value = activate(p.activation, value);
+      T* out = p.target + (first_column + j) * plane;
+      if (runs == end) {  // each on its own
+        for (int lane = 0; lane < end; ++lane) out[places[lane]] = from_acc<T>(value[lane]);
+        continue;
+      }
+      for (int run = 0; run < runs; ++run) {
+        const int last = run + 1 < runs ? lanes[run + 1] : end;
+        T* to = out + places[run] - lanes[run];
+        if (last - lanes[run] == S::kLanes) {
+          S::store(to, value);
+        } else {
+          S::store_lanes(to, value, S::lane_range(lanes[run], last));
+        }
+      }
+    }
+  }
+}
+
+// ---- the loop over work items
+
+template <Isa isa, class T>
+CVK_HD void tapped_product(const TappedProduct<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
+  using A = Acc<T>;
+  using Tile = GemmTile<isa, A>;
+  const int64_t channels = p.group_channels(), columns = p.group_columns();
+  const bool rows_are_pixels = p.shape.channels_last;
+  // Tiles of a work item.
+  const int row_tiles = ceil_div(rows_are_pixels ? cut.block_pixels : cut.block_columns, Tile::kRows);
+  const int panels = ceil_div(rows_are_pixels ? cut.block_columns : cut.block_pixels, Tile::kColumns);
+  Scratch sums_memory(int64_t{row_tiles} * panels * Tile::kSize * sizeof(A));
+  Scratch pixel_memory(int64_t{rows_are_pixels ? Tile::kBlockRows * Tile::kPitch : Tile::kDepth * Tile::kColumns} *
+                       sizeof(A));
+  A* sums = sums_memory.template as<A>();
+  A* pixels = pixel_memory.template as<A>();
+  PackedBlocks<A> packed;
+  const auto strides = p.strides();
+  for (int64_t item = first; item < last; ++item) {
+    const int64_t phase = item / cut.pixel_blocks / cut.column_blocks / p.shape.groups;
+    const int64_t group = item / cut.pixel_blocks / cut.column_blocks % p.shape.groups;
+    const int64_t first_column = item / cut.pixel_blocks % cut.column_blocks * cut.block_columns;
+    const TapGrid grid = p.grid(phase);
+    const int64_t all_pixels = p.shape.batch * grid.pixels();
+    const int64_t first_pixel = item % cut.pixel_blocks * cut.block_pixels;
+    if (first_pixel >= all_pixels) continue;  // a later phase may have fewer
+    const int count = static_cast<int>(min_of<int64_t>(cut.block_pixels, all_pixels - first_pixel));
+    const int width = static_cast<int>(min_of<int64_t>(cut.block_columns, columns - first_column));
+    const T* weights = p.weights + group * strides.group + first_column * strides.column;
+    const DepthBlocks<isa, A> blocks(channels, grid.taps());
+    if (blocks.count() == 0) {
+      for (int64_t i = 0; i < int64_t{row_tiles} * panels * Tile::kSize; ++i) sums[i] = A(0);
+    }
+    packed.begin(item / cut.pixel_blocks, blocks.count(),
+                 rows_are_pixels ? int64_t{panels} * Tile::kColumns * Tile::kDepth
+                                 : int64_t{row_tiles} * Tile::kRows * Tile::kPitch);
+    if (rows_are_pixels) {
+      RowGatherer<isa, A, T> gatherer(p.source + group * channels, p.channels(), channels, cut.block_pixels);
+      gatherer.place(grid, first_pixel, count);
+      for (int64_t b = 0; b < blocks.count(); ++b) {
+        const DepthBlock block = blocks[b];
+        const A* panel = packed.get(b, [&](A* to) { pack_weight_panels<isa>(p, grid, weights, block, width, to); });
+        for (int i = 0; i < count; i += Tile::kBlockRows) {
+          const int rows = min_of(Tile::kBlockRows, count - i);
+          gatherer.gather(block, i, rows, pixels);
+          gemm_block<isa>(rows, width, block.depth(), pixels, panel, Tile::kColumns, block.depth() * Tile::kColumns,
+                          sums + int64_t{i} / Tile::kRows * panels * Tile::kSize, panels, b > 0);
+        }
+      }
+      store_rows<isa>(p, grid, first_pixel, count, group * columns + first_column, width, sums, panels);
+    } else {
+      PlaneGatherer<isa, A, T> gatherer(p.source + group * channels * p.source_plane(), p.channels(), cut.block_pixels);
+      gatherer.place(grid, first_pixel, count);
+      for (int64_t b = 0; b < blocks.count(); ++b) {
+        const DepthBlock block = blocks[b];
+        const A* rows = packed.get(b, [&](A* to) { pack_weight_rows<isa>(p, grid, weights, block, width, to); });
+        for (int i = 0; i < count; i += Tile::kColumns) {
+          const int vecs = ceil_div(min_of(Tile::kColumns, count - i), Tile::kLanes);
+          gatherer.gather(block, i / Tile::kLanes, vecs, Tile::kColumns, pixels);
+          gemm_block<isa>(width, vecs * Tile::kLanes, block.depth(), rows, pixels, Tile::kColumns, 0,
+                          sums + i / Tile::kColumns * Tile::kSize, panels, b > 0);
+        }
+      }
+      store_planes<isa>(p, grid, first_pixel, count, group * columns + first_column, width, sums, panels);
+    }
+  }
+}
+
+}  // namespace cvk

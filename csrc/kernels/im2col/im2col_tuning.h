@@ -1,0 +1,9 @@
+// Launch policy of im2col.
+#pragma once
+
+namespace cvk {
+
+// ---- CUDA (chosen, not yet measured): threads of a block, one element of the result each.
+constexpr int kIm2colThreads = 256;
+
+}  // namespace cvk

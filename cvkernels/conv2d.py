@@ -1,0 +1,412 @@
+"""2-D convolution: implicit im2col on the matrix engine, in one pass with bias and activation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cvkernels import _conv, _load
+from cvkernels._checks import conv as _checks
+
+__all__ = ["Conv2d", "SeparableConv2d", "conv2d"]
+
+_load.load()
+_op: Callable[..., Tensor] = torch.ops.cvkernels.conv2d.default
+_op_input: Callable[..., Tensor] = torch.ops.cvkernels.conv2d_backward_input.default
+_op_weight: Callable[..., Tensor] = torch.ops.cvkernels.conv2d_backward_weight.default
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    activation: str | None = None,
+) -> Tensor:
+    """Convolves maps with filters; the bias and an activation are part of the same pass.
+
+    The positional arguments and the results are those of :func:`torch.nn.functional.conv2d`. The
+    column matrix of im2col never exists: a block of it at a time is gathered into cache.
+
+    Args:
+        input: maps, shape [N, C, H, W] or [C, H, W], float16, bfloat16, float32 or float64;
+            contiguous and channels_last are read in place, other strides are copied.
+        weight: filters, shape [O, C / groups, KH, KW], the dtype of ``input``; contiguous or
+            channels_last.
+        bias: shape [O], the dtype of ``input``, or None.
+        stride: pixels from output to output, an integer or (vertical, horizontal).
+        padding: zeros around the input, an integer or (vertical, horizontal); ``"valid"`` for
+            none, ``"same"`` for as many as keep the size (stride 1; the odd one goes below and to
+            the right).
+        dilation: pixels from tap to tap of the kernel, an integer or (vertical, horizontal).
+        groups: C and O are cut into so many groups that do not see each other; C for a depthwise
+            convolution.
+        activation: ``"relu"``, ``"silu"``, ``"gelu"``, ``"gelu_tanh"`` or None; applied before the
+            one rounding to the dtype of the result.
+
+    Returns:
+        Tensor of shape [N, O, OH, OW] (or [O, OH, OW]), channels_last if ``input`` or ``weight``
+        is so, contiguous else. Half formats accumulate in float32 and round once. Under autocast
+        ``input``, ``weight`` and ``bias`` are cast to autocast's dtype first, as torch does.
+
+    Raises:
+        ValueError: an argument of the wrong shape, dtype or device or out of its range, or a kernel
+            larger than the padded input.
+        TypeError: an argument of the wrong type.
+
+    Gradient:
+        With respect to ``input``, ``weight`` and ``bias``, of any order. Where one is wanted,
+        ``"silu"`` and the ``"gelu"`` forms are applied by torch after the convolution, which keeps
+        what their derivative needs.
+
+    Determinism:
+        Forward and backward are bitwise repeatable on every device, for any number of threads.
+
+    Source:
+        Chellapilla et al., High performance convolutional neural networks for document processing,
+        2006 (im2col); semantics of torch.nn.functional.conv2d.
+
+    Example:
+        >>> import torch
+        >>> from cvkernels.conv2d import conv2d
+        >>> input = torch.arange(16.0).reshape(1, 1, 4, 4)
+        >>> box = torch.ones(1, 1, 3, 3)
+        >>> conv2d(input, box)
+        tensor([[[[45., 54.],
+                  [81., 90.]]]])
+        >>> dilated = conv2d(input, box, padding=2, dilation=2)  # 3 x 3 taps, two pixels apart
+        >>> dilated.shape
+        torch.Size([1, 1, 4, 4])
+        >>> image = torch.ones(1, 6, 5, 5)
+        >>> grouped = conv2d(image, torch.ones(4, 3, 1, 1), groups=2, activation="relu")
+        >>> grouped[0, :, 0, 0]
+        tensor([3., 3., 3., 3.])
+    """
+    word = "none" if activation is None else activation
+    try:
+        # The common cases, without checks that cost microseconds.
+        y, x = (stride, stride) if type(stride) is int else _checks.pair("conv2d", "stride", stride)
+        dy, dx = (
+            (dilation, dilation)
+            if type(dilation) is int
+            else _checks.pair("conv2d", "dilation", dilation)
+        )
+        pad = (
+            (padding, padding, padding, padding)
+            if type(padding) is int
+            else _checks.conv_padding("conv2d", padding, (y, x), (dy, dx), weight.shape[2:])
+        )
+        if input.dim() == 3:
+            return _run(input[None], weight, bias, (y, x), pad, (dy, dx), groups, word)[0]
+        return _run(input, weight, bias, (y, x), pad, (dy, dx), groups, word)
+    except Exception:
+        # The dispatcher refuses some arguments before our checks see them; say those in our words.
+        _checks.conv2d_call(
+            "conv2d", input, weight, bias, stride, padding, dilation, groups, activation
+        )
+        raise
+
+
+def _run(input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
+    *geometry, activation = arguments
+    if activation not in ("none", "relu") and torch.is_grad_enabled():
+        tensors = (input, weight) if bias is None else (input, weight, bias)
+        if activation in _ACTIVATIONS and any(tensor.requires_grad for tensor in tensors):
+            return _ACTIVATIONS[activation](_op(input, weight, bias, *geometry, "none"))
+    return _op(input, weight, bias, *arguments)
+
+
+class Conv2d(nn.Conv2d):
+    """:class:`torch.nn.Conv2d` on :func:`conv2d`: its constructor and state, plus ``activation``.
+
+    Padding modes other than ``"zeros"`` pad the input first, as torch's module does.
+
+    Args:
+        *args: those of :class:`torch.nn.Conv2d`.
+        activation: as in :func:`conv2d`.
+        **kwargs: those of :class:`torch.nn.Conv2d`.
+
+    Shape:
+        [N, C, H, W] or [C, H, W] -> [N, O, OH, OW] or [O, OH, OW].
+    """
+
+    def __init__(self, *args: Any, activation: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _checks.activation("conv2d", activation)
+        self.activation = activation
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        padding: Any = self.padding
+        if self.padding_mode != "zeros":
+            around = self._reversed_padding_repeated_twice
+            input, padding = F.pad(input, around, mode=self.padding_mode), 0
+        return conv2d(
+            input,
+            weight,
+            bias,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
+            activation=self.activation,
+        )
+
+    def extra_repr(self) -> str:
+        text = str(super().extra_repr())  # type: ignore[no-untyped-call]
+        return text if self.activation is None else f"{text}, activation={self.activation!r}"
+
+
+class SeparableConv2d(nn.Module):
+    """A depthwise convolution followed by one of 1 x 1: a filter for each channel, then their mix.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: of the depthwise part, an integer or (vertical, horizontal).
+        stride: of the depthwise part.
+        padding: of the depthwise part; an integer, a pair, ``"valid"`` or ``"same"``.
+        dilation: of the depthwise part.
+        bias: whether both parts have one.
+        depthwise_activation: after the depthwise part, as in :func:`conv2d`.
+        activation: after the 1 x 1 part, as in :func:`conv2d`.
+
+    Shape:
+        [N, C, H, W] -> [N, O, OH, OW].
+
+    Example:
+        >>> import torch
+        >>> from cvkernels.conv2d import SeparableConv2d
+        >>> block = SeparableConv2d(8, 16, 3, padding=1, activation="relu")
+        >>> block(torch.zeros(1, 8, 5, 5)).shape
+        torch.Size([1, 16, 5, 5])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        bias: bool = True,
+        *,
+        depthwise_activation: str | None = None,
+        activation: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.depthwise = Conv2d(
+            in_channels,
+            in_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            in_channels,
+            bias,
+            activation=depthwise_activation,
+        )
+        self.pointwise = Conv2d(in_channels, out_channels, 1, bias=bias, activation=activation)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.pointwise(self.depthwise(input))  # type: ignore[no-any-return]
+
+
+# ---- fake kernels
+
+
+@torch.library.register_fake("cvkernels::conv2d")
+def _(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+) -> Tensor:
+    size = _checks.conv2d(
+        "conv2d", input, weight, bias, stride, padding, dilation, groups, activation
+    )
+    last = _conv.channels_last(input, weight)
+    return _conv.empty(input, (input.shape[0], weight.shape[0], *size), last)
+
+
+@torch.library.register_fake("cvkernels::conv2d_backward_input")
+def _(
+    grad: Tensor,
+    weight: Tensor,
+    height: int,
+    width: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    channels_last: bool,
+) -> Tensor:
+    _checks.conv2d_backward_input(grad, weight, height, width, stride, padding, dilation, groups)
+    size = (grad.shape[0], weight.shape[1] * groups, height, width)
+    return _conv.empty(grad, size, channels_last)
+
+
+@torch.library.register_fake("cvkernels::conv2d_backward_weight")
+def _(
+    grad: Tensor,
+    input: Tensor,
+    kernel_height: int,
+    kernel_width: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    channels_last: bool,
+    weight_channels_last: bool,
+) -> Tensor:
+    kernel = (kernel_height, kernel_width)
+    _checks.conv2d_backward_weight(grad, input, kernel, stride, padding, dilation, groups)
+    size = (grad.shape[1], input.shape[1] // groups, *kernel)
+    return _conv.empty(grad, size, weight_channels_last)
+
+
+# ---- autograd: three operators, each linear in both of its tensors, are each other's derivatives
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, weight, bias, *geometry, activation = inputs
+    ctx.geometry, ctx.activation = geometry, activation
+    ctx.size, ctx.kernel = input.shape[2:], weight.shape[2:]
+    ctx.channels_last = _conv.channels_last(input, weight)
+    ctx.weight_channels_last = _conv.channels_last(weight)
+    ctx.save_for_backward(input, weight, bias, output if activation == "relu" else None)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    input, weight, bias, output = ctx.saved_tensors
+    if ctx.activation == "relu":
+        grad = torch.where(output > 0, grad, 0)
+    elif ctx.activation != "none":  # reached only by calls of the operator itself
+        with torch.enable_grad():
+            before = _op(input, weight, bias, *ctx.geometry, "none")
+            leaf = before.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(_ACTIVATIONS[ctx.activation](leaf).sum(), leaf)
+        grad = grad * slope
+    grad_input = grad_weight = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        grad_input = _op_input(grad, weight, *ctx.size, *ctx.geometry, ctx.channels_last)
+    if ctx.needs_input_grad[1]:
+        layout = ctx.channels_last, ctx.weight_channels_last
+        grad_weight = _op_weight(grad, input, *ctx.kernel, *ctx.geometry, *layout)
+    if ctx.needs_input_grad[2]:
+        grad_bias = _conv.bias_gradient(_op_weight, grad, ctx.channels_last)
+    return grad_input, grad_weight, grad_bias, None, None, None, None, None
+
+
+def _setup_input(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad, weight, _, _, *ctx.geometry, ctx.channels_last = inputs
+    ctx.kernel, ctx.weight_channels_last = weight.shape[2:], _conv.channels_last(weight)
+    ctx.save_for_backward(grad, weight)
+
+
+def _backward_input(ctx: Any, more: Tensor) -> tuple[Tensor | None, ...]:
+    grad, weight = ctx.saved_tensors
+    grad_grad = grad_weight = None
+    if ctx.needs_input_grad[0]:
+        grad_grad = _op(more, weight, None, *ctx.geometry, "none")
+    if ctx.needs_input_grad[1]:
+        layout = ctx.channels_last, ctx.weight_channels_last
+        grad_weight = _op_weight(grad, more, *ctx.kernel, *ctx.geometry, *layout)
+    return (grad_grad, grad_weight, *([None] * 7))
+
+
+def _setup_weight(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad, input, _, _, *ctx.geometry, ctx.channels_last, _ = inputs
+    ctx.size = input.shape[2:]
+    ctx.save_for_backward(grad, input)
+
+
+def _backward_weight(ctx: Any, more: Tensor) -> tuple[Tensor | None, ...]:
+    grad, input = ctx.saved_tensors
+    grad_grad = grad_input = None
+    if ctx.needs_input_grad[0]:
+        grad_grad = _op(input, more, None, *ctx.geometry, "none")
+    if ctx.needs_input_grad[1]:
+        grad_input = _op_input(grad, more, *ctx.size, *ctx.geometry, ctx.channels_last)
+    return (grad_grad, grad_input, *([None] * 8))
+
+
+torch.library.register_autograd("cvkernels::conv2d", _backward, setup_context=_setup)
+torch.library.register_autograd(
+    "cvkernels::conv2d_backward_input", _backward_input, setup_context=_setup_input
+)
+torch.library.register_autograd(
+    "cvkernels::conv2d_backward_weight", _backward_weight, setup_context=_setup_weight
+)
+_conv.register_autocast("conv2d", _op, 3)
+
+
+# ---- vmap: calls that share the weights are more images, others are more groups
+
+
+@torch.library.register_vmap("cvkernels::conv2d")
+def _(
+    info: Any,
+    in_dims: _conv.InDims,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+) -> tuple[Tensor, int]:
+    axis = 0 if in_dims[1] is None and in_dims[2] is None else 1
+    input = _conv.folded(info, in_dims[0], input, axis)
+    if axis == 1:
+        weight = _conv.folded(info, in_dims[1], weight, 0)
+        if bias is not None:
+            bias = _conv.folded(info, in_dims[2], bias, 0)
+        groups = groups * info.batch_size
+    output = _op(input, weight, bias, stride, padding, dilation, groups, activation)
+    return _conv.unfolded(info, output, axis)
+
+
+@torch.library.register_vmap("cvkernels::conv2d_backward_input")
+def _(
+    info: Any, in_dims: _conv.InDims, grad: Tensor, weight: Tensor, *arguments: Any
+) -> tuple[Tensor, int]:
+    *geometry, groups, channels_last = arguments
+    axis = 0 if in_dims[1] is None else 1
+    grad = _conv.folded(info, in_dims[0], grad, axis)
+    if axis == 1:
+        weight = _conv.folded(info, in_dims[1], weight, 0)
+        groups = groups * info.batch_size
+    return _conv.unfolded(info, _op_input(grad, weight, *geometry, groups, channels_last), axis)
+
+
+@torch.library.register_vmap("cvkernels::conv2d_backward_weight")
+def _(
+    info: Any, in_dims: _conv.InDims, grad: Tensor, input: Tensor, *arguments: Any
+) -> tuple[Tensor, int]:
+    *geometry, groups, channels_last, weight_channels_last = arguments
+    grad = _conv.folded(info, in_dims[0], grad, 1)
+    input = _conv.folded(info, in_dims[1], input, 1)
+    groups = groups * info.batch_size
+    layout = channels_last, weight_channels_last
+    return _conv.unfolded(info, _op_weight(grad, input, *geometry, groups, *layout), 0)

@@ -1,0 +1,217 @@
+// What the tests of the convolutions share: problems in small exact numbers, the definition in plain loops, and the maps and
+// weights of a problem in a dtype and layout. Sums of products of eighths are exact in float32, so all paths give equal bits.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <limits>
+#include <ostream>
+#include <string>
+#include <vector>
+
+#include "common/activation.h"
+#include "common/conv_shape.h"
+#include "common/dtype.h"
+#include "common/isa.h"
+
+namespace cvk {
+
+class Random {
+ public:
+  explicit Random(uint64_t seed) : state_(seed * 2 + 1) {}
+  int whole(int low, int high) {  // low <= result < high
+    state_ = state_ * 6364136223846793005ULL + 1442695040888963407ULL;
+    return low + static_cast<int>((state_ >> 33) % static_cast<uint64_t>(high - low));
+  }
+  std::vector<double> eighths(int64_t count) {
+    std::vector<double> values(count);
+    for (double& value : values) value = whole(-16, 17) / 8.0;
+    return values;
+  }
+
+ private:
+  uint64_t state_;
+};
+
+inline std::ostream& operator<<(std::ostream& out, const ConvShape& s) {
+  return out << s.batch << "x" << s.channels << "x" << s.height << "x" << s.width << " -> " << s.filters << "x"
+             << s.out_height << "x" << s.out_width << " kernel " << s.kernel_height << "x" << s.kernel_width
+             << " stride " << s.stride_y << "," << s.stride_x << " pad " << s.pad_top << "," << s.pad_left
+             << " dilation " << s.dilation_y << "," << s.dilation_x << " groups " << s.groups
+             << (s.channels_last ? " last" : "") << (s.weight_channels_last ? " weights last" : "");
+}
+
+// Padding on the bottom and right is that on the top and left, plus `more`.
+inline ConvShape conv_shape(int64_t batch, int64_t channels, int height, int width, int64_t filters, int kernel_height,
+                            int kernel_width, int stride = 1, int pad = 0, int dilation = 1, int groups = 1,
+                            int more = 0) {
+  ConvShape s;
+  s.batch = batch;
+  s.channels = channels;
+  s.filters = filters;
+  s.groups = groups;
+  s.height = height;
+  s.width = width;
+  s.kernel_height = kernel_height;
+  s.kernel_width = kernel_width;
+  s.stride_y = s.stride_x = stride;
+  s.pad_top = s.pad_left = pad;
+  s.dilation_y = s.dilation_x = dilation;
+  s.out_height = (height + 2 * pad + more - dilation * (kernel_height - 1) - 1) / stride + 1;
+  s.out_width = (width + 2 * pad + more - dilation * (kernel_width - 1) - 1) / stride + 1;
+  return s;
+}
+
+// Shapes on both sides of every edge that the kernels have: tiles, panels, depths, channel blocks, phases, gaps.
+inline std::vector<ConvShape> conv_shapes() {
+  std::vector<ConvShape> shapes = {
+      conv_shape(1, 1, 1, 1, 1, 1, 1),
+      conv_shape(2, 3, 5, 6, 4, 3, 3, 1, 1),
+      conv_shape(1, 17, 9, 10, 33, 3, 3, 1, 1),
+      conv_shape(1, 5, 14, 15, 16, 1, 1),
+      conv_shape(3, 40, 1, 1, 65, 1, 1),
+      conv_shape(1, 3, 20, 19, 7, 7, 7, 2, 3),
+      conv_shape(1, 70, 6, 5, 3, 3, 3, 1, 1),
+      conv_shape(1, 2, 20, 21, 3, 18, 17, 1, 2),
+      conv_shape(1, 2, 12, 13, 3, 2, 2, 5),
+      conv_shape(2, 4, 9, 8, 6, 2, 3, 3, 2, 2, 2, 1),
+      conv_shape(1, 300, 3, 3, 5, 1, 1),
+      conv_shape(1, 3, 30, 31, 270, 1, 1),
+      conv_shape(2, 8, 7, 9, 12, 3, 3, 2, 1, 1, 4),
+      conv_shape(1, 4, 9, 9, 2, 3, 2, 4, 3, 6),
+      conv_shape(0, 3, 4, 5, 2, 3, 3),
+      conv_shape(1, 0, 4, 5, 2, 3, 3),
+      conv_shape(1, 2, 3, 3, 2, 2, 2, 1, 4),
+      conv_shape(2, 6, 9, 20, 6, 3, 3, 1, 1, 1, 6),  // depthwise from here on
+      conv_shape(1, 70, 8, 7, 70, 5, 5, 2, 2, 1, 70),
+      conv_shape(1, 3, 18, 40, 3, 4, 2, 3, 1, 2, 3),
+      conv_shape(1, 2, 60, 90, 2, 3, 3, 1, 1, 1, 2),
+  };
+  shapes[3].stride_x = 2;
+  shapes[3].out_width = 8;
+  return shapes;
+}
+
+// Offset of [n, c, i] of a tensor [n, channels, inner] or, channels last, [n, inner, channels].
+inline int64_t conv_at(int64_t n, int64_t c, int64_t i, int64_t channels, int64_t inner, bool last) {
+  return last ? (n * inner + i) * channels + c : (n * channels + c) * inner + i;
+}
+
+struct ConvProblem {
+  ConvShape shape;
+  std::vector<double> input, weight, grad;        // contiguous
+  std::vector<double> bias, input_bias;           // of the filters, of the channels
+  std::vector<double> output, back, grad_weight;  // by the definition, from zero; no bias
+
+  ConvProblem(const ConvShape& s, uint64_t seed) : shape(s) {
+    Random random(seed);
+    input = random.eighths(s.batch * s.channels * s.pixels());
+    weight = random.eighths(s.weights());
+    grad = random.eighths(s.batch * s.filters * s.out_pixels());
+    bias = random.eighths(s.filters);
+    input_bias = random.eighths(s.channels);
+    output.resize(grad.size());
+    back.resize(input.size());
+    grad_weight.resize(weight.size());
+    for_each_product([&](int64_t out, int64_t w, int64_t in) {
+      output[out] += weight[w] * input[in];
+      back[in] += weight[w] * grad[out];
+      grad_weight[w] += grad[out] * input[in];
+    });
+  }
+
+ private:
+  template <class F>
+  void for_each_product(F&& f) const {
+    const ConvShape& s = shape;
+    for (int64_t n = 0; n < s.batch; ++n) {
+      for (int64_t o = 0; o < s.filters; ++o) {
+        for (int64_t c = 0; c < s.group_channels(); ++c) {
+          const int64_t channel = o / s.group_filters() * s.group_channels() + c;
+          for (int i = 0; i < s.kernel_height; ++i) {
+            for (int j = 0; j < s.kernel_width; ++j) {
+              for (int y = 0; y < s.out_height; ++y) {
+                for (int x = 0; x < s.out_width; ++x) {
+                  const int v = y * s.stride_y - s.pad_top + i * s.dilation_y;
+                  const int u = x * s.stride_x - s.pad_left + j * s.dilation_x;
+                  if (v < 0 || v >= s.height || u < 0 || u >= s.width) continue;
+                  f(((n * s.filters + o) * s.out_height + y) * s.out_width + x,
+                    ((o * s.group_channels() + c) * s.kernel_height + i) * s.kernel_width + j,
+                    ((n * s.channels + channel) * s.height + v) * s.width + u);
+                }
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+};
+
+// A contiguous [n, channels, inner] tensor in a dtype and layout. Exact size, so that ASan sees a step too far.
+template <class T>
+std::vector<T> conv_tensor(const std::vector<double>& values, int64_t n, int64_t channels, int64_t inner, bool last) {
+  std::vector<T> result(values.size());
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t p = 0; p < inner; ++p) {
+        result[conv_at(i, c, p, channels, inner, last)] =
+            from_acc<T>(static_cast<Acc<T>>(values[(i * channels + c) * inner + p]));
+      }
+    }
+  }
+  return result;
+}
+template <class T>
+std::vector<T> conv_nans(size_t count) {
+  return std::vector<T>(count, from_acc<T>(std::numeric_limits<Acc<T>>::quiet_NaN()));
+}
+
+template <class T>
+void expect_equal(const std::vector<T>& actual, const std::vector<T>& expected, const std::string& what) {
+  ASSERT_EQ(actual.size(), expected.size()) << what;
+  for (size_t i = 0; i < actual.size(); ++i) {
+    ASSERT_EQ(to_acc(actual[i]), to_acc(expected[i])) << what << ", element " << i;
+  }
+}
+
+// All layouts of a shape that the kernels know.
+template <class F>
+void for_each_layout(ConvShape shape, F&& f) {
+  for (const int layout : {0, 1, 2}) {
+    shape.channels_last = layout > 0;
+    shape.weight_channels_last = layout > 1;
+    f(shape);
+  }
+}
+
+// How a pass is cut into slices: at once, or item by item from the last to the first.
+template <class F>
+void in_slices(int64_t items, bool at_once, F&& f) {
+  if (at_once) {
+    if (items > 0) f(int64_t{0}, items);
+    return;
+  }
+  for (int64_t i = items; i-- > 0;) f(i, i + 1);
+}
+
+template <class T>
+std::string dtype_name() {
+  return std::is_same_v<T, float>    ? "float"
+         : std::is_same_v<T, double> ? "double"
+         : std::is_same_v<T, half_t> ? "half"
+                                     : "bfloat16";
+}
+
+// Calls f(isa) for the instruction sets that this machine has.
+template <class F>
+void for_each_isa(F&& f) {
+  f(IsaTag<Isa::kBaseline>{});
+#if defined(__x86_64__)
+  if (cpu_isa() >= Isa::kV3) f(IsaTag<Isa::kV3>{});
+  if (cpu_isa() >= Isa::kV4) f(IsaTag<Isa::kV4>{});
+#endif
+}
+
+}  // namespace cvk

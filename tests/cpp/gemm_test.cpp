@@ -1,0 +1,167 @@
+// The matrix engine: products of every size around its tiles against a naive product on every instruction set, and its parts
+// (packing, gathering, cutting the depth, the geometry of phases) on the baseline.
+#include "gemm/convolution_cpu.h"
+
+#include <cmath>
+
+#include "kernels/conv2d/conv2d.h"
+#include "tests/cpp/convolution.h"
+
+namespace {
+
+using namespace cvk;
+
+template <class T>
+class GemmTest : public testing::Test {};
+using Types = testing::Types<float, double, half_t, bfloat16_t>;
+TYPED_TEST_SUITE(GemmTest, Types);
+
+// A product is a 1 x 1 convolution: rows are pixels, columns filters, the depth channels.
+TYPED_TEST(GemmTest, EqualsTheNaiveProduct) {
+  using T = TypeParam;
+  const int sizes[] = {1, 2, 3, 5, 6, 7, 13, 14, 15, 16, 17, 31, 32, 33, 63, 112, 113, 129};
+  const int depths[] = {1, 2, 15, 144, 145, 288, 289, 700};
+  int turn = 0;
+  for (const int m : sizes) {
+    for (const int n : {1, 7, 8, 9, 16, 17, 31, 32, 33, 65, 257}) {
+      const int depth = depths[turn++ % 8];
+      const ConvShape any = conv_shape(1, depth, 1, m, n, 1, 1);
+      Random random(turn);
+      const std::vector<double> left = random.eighths(m * depth), right = random.eighths(n * depth);
+      std::vector<double> product(static_cast<size_t>(m) * n);
+      for (int i = 0; i < m; ++i) {
+        for (int j = 0; j < n; ++j) {
+          for (int k = 0; k < depth; ++k) product[j * m + i] += left[k * m + i] * right[j * depth + k];
+        }
+      }
+      for (const bool last : {false, true}) {
+        ConvShape s = any;
+        s.channels_last = last;
+        const auto a = conv_tensor<T>(left, 1, depth, m, last), b = conv_tensor<T>(right, n, depth, 1, false);
+        const auto expected = conv_tensor<T>(product, 1, n, m, last);
+        for_each_isa([&](auto isa) {
+          auto result = conv_nans<T>(expected.size());
+          Conv2dParams<T> params{};
+          params.shape = s;
+          params.input = a.data();
+          params.weight = b.data();
+          params.output = result.data();
+          in_slices(conv2d_forward_items_cpu<isa.value>(params, 3), false,
+                    [&](int64_t first, int64_t end) { conv2d_forward_cpu<isa.value>(params, first, end); });
+          expect_equal(result, expected,
+                       std::to_string(m) + " x " + std::to_string(n) + " x " + std::to_string(depth) + " " +
+                           isa_name(isa.value));
+        });
+      }
+    }
+  }
+}
+
+constexpr Isa kIsa = Isa::kBaseline;
+using Tile = GemmTile<kIsa, float>;
+
+TEST(Gemm, BlockOfTiles) {
+  const int rows = 2 * Tile::kRows + 3, columns = 3 * Tile::kColumns - Tile::kLanes - 1, depth = 37;
+  Random random(1);
+  std::vector<float> left((rows + 1) * Tile::kPitch), right(depth * 4 * Tile::kColumns);
+  for (float& value : left) value = static_cast<float>(random.whole(-9, 10));
+  for (float& value : right) value = static_cast<float>(random.whole(-9, 10));
+  std::vector<float> sums(3 * 3 * Tile::kSize, 7.0f);
+  for (const bool add : {false, true}) {
+    gemm_block<kIsa>(rows, columns, depth, left.data(), right.data(), 4 * Tile::kColumns, Tile::kColumns, sums.data(),
+                     3, add);
+  }
+  for (int i = 0; i < rows; ++i) {
+    for (int j = 0; j < columns; ++j) {
+      float expected = 0;
+      for (int p = 0; p < depth; ++p) expected += left[i * Tile::kPitch + p] * right[p * 4 * Tile::kColumns + j];
+      const float* tile = &sums[(i / Tile::kRows * 3 + j / Tile::kColumns) * Tile::kSize];
+      EXPECT_EQ(tile[i % Tile::kRows * Tile::kColumns + j % Tile::kColumns], 2 * expected) << i << ", " << j;
+    }
+  }
+}
+
+TEST(Gemm, DepthBlocksCoverTheDepthOnce) {
+  for (const int taps : {1, 2, 9, 25, 49, 143, 144, 287, 288, 289, 1000}) {
+    for (const int64_t channels : {0, 1, 3, 15, 16, 17, 31, 32, 33, 64, 100, 289, 577}) {
+      const DepthBlocks<kIsa, float> blocks(channels, taps);
+      std::vector<int> seen(channels * taps);
+      for (int64_t b = 0; b < blocks.count(); ++b) {
+        const DepthBlock block = blocks[b];
+        ASSERT_GT(block.depth(), 0) << channels << " channels, " << taps << " taps";
+        ASSERT_LE(block.depth(), Tile::kDepth);
+        for (int c = 0; c < block.channels; ++c) {
+          for (int t = 0; t < block.taps; ++t) ++seen[(block.c + c) * taps + block.t + t];
+        }
+      }
+      for (const int count : seen) ASSERT_EQ(count, 1) << channels << " channels, " << taps << " taps";
+    }
+  }
+  EXPECT_EQ((DepthBlocks<kIsa, float>(8, 0).count()), 0);
+}
+
+// The phases of the transposed form partition its products.
+TEST(Gemm, PhasesCoverEveryProductOnce) {
+  for (int stride = 1; stride <= 6; ++stride) {
+    for (int dilation = 1; dilation <= 6; ++dilation) {
+      for (int kernel = 1; kernel <= 5; ++kernel) {
+        for (int pad = 0; pad <= 4; ++pad) {
+          const int target = 13, source = (target + 2 * pad - dilation * (kernel - 1) - 1) / stride + 1;
+          if (target + 2 * pad < dilation * (kernel - 1) + 1) continue;
+          std::vector<int> seen(target * kernel), wanted(target * kernel);
+          for (int y = 0; y < target; ++y) {
+            for (int k = 0; k < kernel; ++k)
+              wanted[y * kernel + k] = transposed_source(y, k, stride, pad, dilation, source) >= 0;
+          }
+          for (int phase = 0; phase < phase_count(target, stride); ++phase) {
+            const TapAxis axis = transposed_axis(phase, source, target, kernel, stride, pad, dilation);
+            for (int i = 0; i < axis.grid; ++i) {
+              const int y = axis.target_first + i * axis.target_step;
+              ASSERT_LT(y, target);
+              for (int t = 0; t < axis.taps; ++t) {
+                const int at = i * axis.source_step + axis.first_offset + t * axis.offset_step;
+                if (at < 0 || at >= source) continue;
+                ASSERT_EQ(at, transposed_source(y, axis.kernel(t), stride, pad, dilation, source));
+                ASSERT_EQ(tap_of(axis, axis.kernel(t)), t);
+                ++seen[y * kernel + axis.kernel(t)];
+              }
+            }
+          }
+          ASSERT_EQ(seen, wanted) << stride << " " << dilation << " " << kernel << " " << pad;
+        }
+      }
+    }
+  }
+}
+
+TEST(Gemm, TransposeIntoPanel) {
+  const int columns = Tile::kColumns - 3, length = 2 * Tile::kLanes + 1;
+  std::vector<float> from(columns * length), to(length * Tile::kColumns, -1.0f);
+  for (size_t i = 0; i < from.size(); ++i) from[i] = static_cast<float>(i);
+  transpose_into_panel<kIsa>(
+      from.data(), length, columns, length, Tile::kColumns, [&](int i) { return i == 4 ? -1 : length - 1 - i; },
+      to.data());
+  for (int i = 0; i < length; ++i) {
+    for (int j = 0; j < Tile::kColumns; ++j) {
+      const float expected = i == 4 ? -1.0f : j < columns ? from[j * length + i] : 0.0f;
+      EXPECT_EQ(to[(length - 1 - i) * Tile::kColumns + j], expected) << i << ", " << j;
+    }
+  }
+}
+
+// Activations against the C library, in scalars; vectors are compared with these in conv2d_test.
+TEST(Gemm, Activations) {
+  for (double x = -9; x <= 9; x += 0.0625) {
+    const double cubic = std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x);
+    const double expected[] = {x, x > 0 ? x : 0, x / (1 + std::exp(-x)), x * std::erfc(-x * std::sqrt(0.5)) / 2,
+                               x * (1 + std::tanh(cubic)) / 2};
+    for (int i = 0; i < 5; ++i) {
+      const double bound = std::fabs(expected[i]) + 2e-2;
+      EXPECT_NEAR(activate(static_cast<Activation>(i), x), expected[i], 2e-14 * bound) << i << " " << x;
+      EXPECT_NEAR(activate(static_cast<Activation>(i), static_cast<float>(x)), expected[i], 2e-6 * bound)
+          << i << " " << x;
+    }
+  }
+}
+
+}  // namespace
