@@ -216,6 +216,20 @@ def fpn(boxes: int, output: int, *, images: int = 1, seed: int = 0) -> RoiInput:
     return RoiInput(tuple(levels), (output, output), 2, False)
 
 
+def rfcn(boxes: int = 300, output_channels: int = 10) -> RoiInput:
+    """R-FCN on two 600 x 1000 images: score maps 1/16, 7 x 7 bins, boxes of 20..320 px.
+
+    Ten channels of each bin (490 in all) are light-head R-CNN's, 21 (1,029) R-FCN's on VOC. The far
+    rim is left out: torchvision's gradient of ps_roi_pool is no derivative of its result there.
+    """
+    g = _generator(0)
+    side = 20 + 300 * torch.rand(boxes, 2, generator=g)
+    corner = torch.rand(boxes, 2, generator=g) * (torch.tensor([976.0, 576.0]) - side)
+    image = torch.randint(2, (boxes, 1), generator=g).float()
+    rois = torch.cat([image, corner, corner + side], 1)
+    return RoiInput((RoiLevel((2, 49 * output_channels, 38, 63), rois, 1 / 16),), (7, 7), 2, True)
+
+
 def large() -> RoiInput:
     """Eight boxes over most of a stride-4 map, adaptive grid: few bins, thousands of samples."""
     g = _generator(0)

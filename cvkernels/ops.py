@@ -18,6 +18,8 @@ from cvkernels.nms import (
 )
 from cvkernels.nms_rotated import box_iou_rotated, nms_rotated
 from cvkernels.prroi_pool import PrRoIPool, prroi_pool
+from cvkernels.ps_roi_align import PSRoIAlign, ps_roi_align
+from cvkernels.ps_roi_pool import PSRoIPool, ps_roi_pool
 from cvkernels.roi_align import RoIAlign, roi_align
 from cvkernels.roi_align_rotated import RoIAlignRotated, roi_align_rotated
 from cvkernels.roi_pool import RoIPool, roi_pool
@@ -27,6 +29,8 @@ from cvkernels.weighted_nms import cluster_nms, softer_nms, weighted_nms, weight
 __all__ = [
     "Conv2d",
     "ConvTranspose2d",
+    "PSRoIAlign",
+    "PSRoIPool",
     "PrRoIPool",
     "RoIAlign",
     "RoIAlignRotated",
@@ -52,6 +56,8 @@ __all__ = [
     "nms_padded",
     "nms_rotated",
     "prroi_pool",
+    "ps_roi_align",
+    "ps_roi_pool",
     "roi_align",
     "roi_align_rotated",
     "roi_pool",

@@ -77,6 +77,8 @@ ROI_FAMILY: tuple[tuple[str, int, Pool], ...] = (
         1,
         lambda x, boxes: ops.roi_align_rotated(x, turned(boxes), (7, 7), 1 / 16, 2),
     ),
+    ("ps_roi_align", 49, lambda x, boxes: ops.ps_roi_align(x, boxes, (7, 7), 1 / 16, 2)),
+    ("ps_roi_pool", 49, lambda x, boxes: ops.ps_roi_pool(x, boxes, (7, 7), 1 / 16)),
     ("roi_pool", 1, lambda x, boxes: ops.roi_pool(x, boxes, (7, 7), 1 / 16)),
 )
 

@@ -3,7 +3,7 @@
 #
 #   invariants        source invariants, and instruction sets kept apart in the CPU libraries
 #   lint              ruff and mypy
-#   ptxas             no register spills, where nvcc built the CUDA kernels
+#   ptxas             no register spills, where nvcc built the CUDA kernels; tests/test_sass.py reads their machine code
 #   cpu               pytest on the CPU kernels
 #   emulated seed S   the same suite on the CUDA kernels, executed on the CPU, in several thread orders
 #   c++               GoogleTest programs under ASan and UBSan

@@ -121,10 +121,13 @@ def check(number: int) -> str:
     if op in ROI and not is_feasible(args):
         check_alone(op, args, actual)
         return "refused" if isinstance(actual, Exception) else "computed, bounded"
-    wide = op not in ROI or any(m.dtype == torch.float64 for m in maps_of(args))
+    # An integral over next to nothing is as good as its limits.
+    wide = (
+        op not in ROI or op == "prroi_pool" or any(m.dtype == torch.float64 for m in maps_of(args))
+    )
     with reference.precision(torch.float64 if wide else torch.float32):
         expected = outcome(ref, args)
-    if EMULATED and isinstance(expected, ValueError) and "boxes[:, 0]" in str(expected):
+    if EMULATED and isinstance(expected, ValueError) and "[:, 0] in [0, " in str(expected):
         assert not isinstance(actual, Exception), repr(actual)
         return "zero rows"
     if isinstance(expected, Exception) or isinstance(actual, Exception):
@@ -135,7 +138,13 @@ def check(number: int) -> str:
     if op in ROI:
         maps = maps_of(args)
         assert actual.dtype == maps[0].dtype
-        assert_close(actual, expected, actual.dtype)
+        # Beside the largest feature: where samples cancel, what is left is rounding.
+        largest = [
+            m.detach().abs().flatten().max()[None].to(actual.dtype) for m in maps if m.numel()
+        ]
+        assert actual.shape == expected.shape
+        a, e = (torch.cat([r.detach().flatten(), *largest]) for r in (actual, expected))
+        assert_close(a, e, actual.dtype)
         wanted = [m for m in maps if m.requires_grad]
         if wanted and actual.dtype == torch.float64:
             found = torch.autograd.grad(actual.sum(), wanted)
@@ -145,6 +154,10 @@ def check(number: int) -> str:
         for a, e in zip(as_tuple(actual), as_tuple(expected), strict=True):
             assert a.dtype == e.dtype
             if e.is_floating_point():
+                if op in ROTATED:  # corners of a box of side 1e9 are no better than its digits
+                    far = [t.detach().double().nan_to_num(0, 0, 0) for t in tensors if t.numel()]
+                    far = [f.abs().max()[None].to(e.dtype) for f in far if f.abs().max() > 1e3]
+                    a, e = (torch.cat([r.flatten(), *far]) for r in (a, e))
                 assert_close(a, e, e.dtype)
             else:
                 assert_same(a, e)

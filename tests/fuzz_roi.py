@@ -95,7 +95,7 @@ def roi_case(rng: random.Random, op: str) -> Args:
         if name in parameters and name != "output_size" and rng.random() < 0.7:
             args[name] = rng.choice(good)
     for _ in range(rng.choice([0, 1, 1, 1, 2, 3])):
-        if spoil(rng, args, maps_name, boxes_name, n):
+        if spoil(rng, op, args, maps_name, boxes_name, n):
             break
     # Rounded to some dtype at the end, so that the values stay the same for the reference.
     narrow(rng, args, (maps_name, "offset"), rng.choice(FLOATS))
@@ -117,7 +117,7 @@ def narrow(rng: random.Random, args: Args, names: tuple[str, ...], dtype: torch.
             args[name] = to(value)
 
 
-def spoil(rng: random.Random, args: Args, maps: str, boxes_name: str, images: int) -> bool:
+def spoil(rng: random.Random, op: str, args: Args, maps: str, boxes_name: str, images: int) -> bool:
     """Changes one argument, perhaps for the worse; True where no second change should follow."""
     boxes = args[boxes_name]
     kind = rng.choice(
@@ -126,6 +126,8 @@ def spoil(rng: random.Random, args: Args, maps: str, boxes_name: str, images: in
     if kind == "scalar":
         name = rng.choice([name for name in BAD if name in args])
         args[name] = rng.choice(BAD[name])
+        if op == "prroi_pool" and args[name] == 1e-38:
+            args[name] = 1e-3  # an area that underflows is nobody's business
     elif kind == "empty" and maps == "input" and isinstance(args["input"], Tensor):
         shape = list(args["input"].shape)
         if len(shape) == 4:

@@ -8,7 +8,7 @@ boundary.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from harness import assert_close
 from torch import Tensor
 
 from cvkernels import reference
+from cvkernels.prroi_pool import prroi_pool
 from cvkernels.roi_align import roi_align
 
 BOUNDARY = 2**31
@@ -106,17 +107,28 @@ def test_gradient_across_the_boundary(channels_last: bool) -> None:
     assert sum(int(plane.count_nonzero()) for plane in grad[0]) == inside  # and nowhere else
 
 
-def test_gradient_of_boxes_across_the_boundary() -> None:
+@pytest.mark.parametrize(
+    ("op", "twin", "rest"),
+    [
+        (roi_align, reference.roi_align, (BINS, 1.0, 2, True)),
+        (prroi_pool, reference.prroi_pool, (BINS,)),
+    ],
+    ids=["roi_align", "prroi_pool"],
+)
+def test_gradient_of_boxes_across_the_boundary(
+    op: Callable[..., Tensor], twin: Callable[..., Tensor], rest: tuple[object, ...]
+) -> None:
     x = corner_map(channels_last=False)
     shift = torch.tensor([0.0, 1, 1, 1, 1]) * (SIDE - WINDOW)
     boxes = torch.cat([LOCAL, LOCAL + shift]).requires_grad_()
-    out = roi_align(x, boxes, BINS, 1.0, 2, True)
+    out = op(x, boxes, *rest)
     upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
     (actual,) = torch.autograd.grad(out, boxes, upstream)
     for i, window in enumerate((x[..., :WINDOW, :WINDOW], x[..., -WINDOW:, -WINDOW:])):
         leaf, rows = LOCAL.clone().requires_grad_(), slice(i * len(LOCAL), (i + 1) * len(LOCAL))
-        pooled = reference.roi_align(window.double().contiguous(), leaf, BINS, 1.0, 2, True)
+        pooled = twin(window.double().contiguous(), leaf, *rest)
         (wanted,) = torch.autograd.grad(pooled, leaf, upstream[rows].double())
+        assert_close(out[rows], pooled, torch.bfloat16)
         assert_close(actual[rows], wanted, torch.float32)
 
 

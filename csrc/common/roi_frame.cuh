@@ -148,21 +148,27 @@ cudaError_t roi_copy_input(const RoiShape& shape, void* scratch, const T*& input
   return status;
 }
 
-// launch_as(count<kGroup>, flag<kPlanarInput>, flag<kPlanarOutput>) as the input lies after roi_copy_input. `wide`: groups of 16
-// bytes may be used where pixels lie channels-last.
+// launch_as(count<kGroup>, flag<kPlanarInput>, flag<kPlanarOutput>) for maps that are channels-last or planes, the planes turned
+// (`copied`) or not. `wide`: groups of 16 bytes may be used where pixels lie channels-last.
 template <class T, class Launch>
-cudaError_t roi_with_layout(const RoiShape& shape, bool wide, Launch&& launch_as) {
+cudaError_t roi_with_layout(bool channels_last, bool copied, bool wide, Launch&& launch_as) {
   using Wide = std::integral_constant<int, kWide<T>>;
   using One = std::integral_constant<int, 1>;
-  if (shape.channels_last) {
+  if (channels_last) {
     return wide ? launch_as(Wide{}, std::false_type{}, std::false_type{})
                 : launch_as(One{}, std::false_type{}, std::false_type{});
   }
-  if (roi_copies_input(shape)) {
+  if (copied) {
     return wide ? launch_as(Wide{}, std::false_type{}, std::true_type{})
                 : launch_as(One{}, std::false_type{}, std::true_type{});
   }
   return launch_as(One{}, std::true_type{}, std::true_type{});
+}
+
+// The same as the input lies after roi_copy_input.
+template <class T, class Launch>
+cudaError_t roi_with_layout(const RoiShape& shape, bool wide, Launch&& launch_as) {
+  return roi_with_layout<T>(shape.channels_last, roi_copies_input(shape), wide, launch_as);
 }
 
 }  // namespace cvk

@@ -1,4 +1,4 @@
-// Plans of RoI pooling on the CPU: the boxes of a call grouped by image, and what each bin of a box reads, worked out once per
+// Plans of RoI pooling on the CPU: the boxes of a call by image and place, and what each bin of a box reads, worked out once per
 // box.
 #pragma once
 
@@ -8,47 +8,97 @@
 #include "common/bilinear.h"
 #include "common/host_device.h"
 #include "common/numeric.h"
+#include "common/radix_sort.h"
 #include "common/roi_geometry.h"
+#include "common/roi_levels.h"
 #include "common/roi_taps.h"
+#include "common/roi_tuning.h"
 
 namespace cvk {
 
-// The boxes of a call digested. roi_layout fills the first four, the operator's plan the arena, roi_forward_items the last.
+// The boxes of a call digested. roi_layout fills the first four, the operator's plan the arena, roi_forward_items the last. Images
+// of several levels (roi_levels.h) are numbered through: level * N + batch index.
 struct RoiPlan {
-  int64_t* order;         // [K] boxes grouped by image, ascending within an image
-  int64_t* image_begin;   // [N + 1] where an image's boxes begin in `order`
-  int64_t* record_begin;  // [K + 1] offset in bytes of a box's record in `arena`
-  int64_t* image_of;      // [K] batch index
-  char* arena;            // records
-  bool copy_images;       // forward of NCHW: scratch copies of whole images, or of the boxes' rectangles
+  int64_t* order;           // [K] boxes by image, in an image neighbours one after another
+  int64_t* image_begin;     // [L * N + 1] where an image's boxes begin in `order`
+  int64_t* record_begin;    // [K + 1] offset in bytes of a box's record in `arena`
+  int64_t* image_of;        // [K] image; of a box without a level, one of level 0
+  char* arena;              // records
+  bool copy_images;         // forward of NCHW: scratch copies of whole images, or of the boxes' rectangles
+  Keyed<uint32_t>* places;  // [2 K] scratch of roi_layout; null: boxes stay as they come
 
   CVK_HD char* record(int64_t k) const { return arena + record_begin[k]; }
 };
 
-// Groups the boxes by image and places the records. bytes_of(k) is the size of box k's record, or negative where its entries
-// are too many to be indexed. Returns the arena's bytes, or -1 - k for a bad batch index in row k, or kRoiTooManySamples.
+// Bits spread out, a zero between each and the next.
+CVK_HD uint32_t roi_spread_bits(uint32_t v) {
+  v = (v | (v << 8)) & 0x00ff00ffu;
+  v = (v | (v << 4)) & 0x0f0f0f0fu;
+  v = (v | (v << 2)) & 0x33333333u;
+  return (v | (v << 1)) & 0x55555555u;
+}
+
+// A number for where a box lies, near for boxes that lie near each other: Z-order of cells of the map. Boxes of 5 columns have
+// corners, others begin with their centre.
+template <class A>
+CVK_HD uint32_t roi_place(const A* box, int columns, double spatial_scale) {
+  const auto cell = [&](A middle) {
+    const A place = middle * (static_cast<A>(spatial_scale) / static_cast<A>(kRoiPlaceCell));
+    if (!(place > A(0))) return 0u;  // NaN too
+    return place < A(65535) ? static_cast<uint32_t>(place) : 65535u;
+  };
+  const bool corners = columns == 5;
+  return roi_spread_bits(cell(corners ? A(0.5) * (box[2] + box[4]) : box[2])) << 1 |
+         roi_spread_bits(cell(corners ? A(0.5) * (box[1] + box[3]) : box[1]));
+}
+
+// Groups and orders the boxes and places the records. bytes_of(k, level) is the size of box k's record, or negative where its
+// entries are too many to be indexed. Returns the arena's bytes, or -1 - k for a bad batch index in row k, kRoiBadLevel - k for a
+// bad level that was given, or kRoiTooManySamples.
 constexpr int64_t kRoiTooManySamples = INT64_MIN;
-template <class A, class BytesOf>
-CVK_HD int64_t roi_layout(const RoiShape& shape, const A* boxes, int columns, RoiPlan& plan, BytesOf&& bytes_of) {
-  for (int64_t n = 0; n <= shape.batch; ++n) plan.image_begin[n] = 0;
+constexpr int64_t kRoiBadLevel = INT64_MIN / 2;
+template <class A, class Levels, class BytesOf>
+CVK_HD int64_t roi_layout(const RoiShape& shape, const Levels& levels, const A* boxes, int columns, RoiPlan& plan,
+                          BytesOf&& bytes_of) {
+  const int64_t images = levels.count * shape.batch;
+  for (int64_t n = 0; n <= images; ++n) plan.image_begin[n] = 0;
+  const bool sorts = plan.places != nullptr && shape.boxes <= int64_t{UINT32_MAX};
   int64_t bytes = 0;
   for (int64_t k = 0; k < shape.boxes; ++k) {
-    const int64_t n = roi_batch_index(boxes[k * columns], shape.batch);
-    if (n < 0) return -1 - k;
+    const A* box = boxes + k * columns;
+    const int64_t image = roi_batch_index(box[0], shape.batch);
+    if (image < 0) return -1 - k;
+    const int level = roi_level(levels, box, k), own_level = max_of(level, 0);
+    if (level < 0 && roi_levels_given(levels)) return kRoiBadLevel - k;
+    const int64_t n = own_level * shape.batch + image;
     plan.image_of[k] = n;
     ++plan.image_begin[n + 1];
-    const int64_t own = bytes_of(k);
+    if (sorts) {
+      plan.places[k] = {roi_place(box, columns, roi_level_scale(levels, own_level)), static_cast<uint32_t>(k)};
+    }
+    const int64_t own = bytes_of(k, level);
     if (own < 0) return kRoiTooManySamples;
     plan.record_begin[k] = bytes;
     bytes += own;
   }
   plan.record_begin[shape.boxes] = bytes;
-  for (int64_t n = 0; n < shape.batch; ++n) plan.image_begin[n + 1] += plan.image_begin[n];
-  // A stable counting sort; image_begin[n] runs ahead while it places and is set back afterwards.
-  for (int64_t k = 0; k < shape.boxes; ++k) plan.order[plan.image_begin[plan.image_of[k]]++] = k;
-  for (int64_t n = shape.batch; n > 0; --n) plan.image_begin[n] = plan.image_begin[n - 1];
+  for (int64_t n = 0; n < images; ++n) plan.image_begin[n + 1] += plan.image_begin[n];
+  // A stable counting sort of what is in order of places; image_begin[n] runs ahead while it deals and is set back afterwards.
+  const Keyed<uint32_t>* places = sorts ? radix_sort(plan.places, plan.places + shape.boxes, shape.boxes) : nullptr;
+  for (int64_t i = 0; i < shape.boxes; ++i) {
+    const int64_t k = sorts ? places[i].value : i;
+    plan.order[plan.image_begin[plan.image_of[k]]++] = k;
+  }
+  for (int64_t n = images; n > 0; --n) plan.image_begin[n] = plan.image_begin[n - 1];
   plan.image_begin[0] = 0;
   return bytes;
+}
+
+// The same for a single map; bytes_of(k).
+template <class A, class BytesOf>
+CVK_HD int64_t roi_layout(const RoiShape& shape, const A* boxes, int columns, RoiPlan& plan, BytesOf&& bytes_of) {
+  return roi_layout(shape, RoiOneLevel{shape.spatial_scale}, boxes, columns, plan,
+                    [&](int64_t k, int) -> int64_t { return bytes_of(k); });
 }
 
 // ---- records of separable pooling
@@ -249,6 +299,16 @@ CVK_HD void plan_box(const RoiShape& shape, const A* box, char* arena) {
   header.grid_y = axes.y.samples;
   header.grid_x = axes.x.samples;
 }
+
+// A row that reads nothing: what a box without a level is planned as.
+template <class A>
+struct RoiNoBox {
+  A row[5];
+  CVK_HD RoiNoBox() {
+    const A nan = bit_cast<A>(static_cast<std::conditional_t<sizeof(A) == 4, uint32_t, uint64_t>>(-1));
+    for (A& value : row) value = nan;
+  }
+};
 
 // Bytes of plan_box's record, or -1 where a box has too many entries along an axis to be indexed by int.
 template <class A, class Entry>

@@ -270,7 +270,7 @@ CVK_HD void spread_box(const G* grad, int64_t grad_stride, const RoiShape& shape
 // ---- the gradient with respect to a box (method: roi_boxes.h)
 
 // Partial sums of the scalar product of a pixel and a gradient over their channels.
-template <Isa isa, class A, class E>
+template <Isa isa, class E, class A>
 CVK_HD typename Simd<isa, A>::Vec products(const E* pixel, const A* grad, int channels) {
   using S = Simd<isa, A>;
   constexpr int kLanes = S::kLanes;
@@ -293,16 +293,98 @@ CVK_HD typename Simd<isa, A>::Vec products(const E* pixel, const A* grad, int ch
   return even;
 }
 
-// The four sums of one box over the channels [0, channels) of the view and of grad[bin * grad_stride + channel]. `widened`
-// holds a bin's gradient where G is narrower than A: a tap then widens its pixel alone.
-template <Isa isa, class A, class E, class G>
-CVK_HD void differentiate_box(const View<E>& view, const RoiShape& shape, char* arena, const G* grads,
-                              int64_t grad_stride, int channels, A* widened, A (&sums)[kRoiSums]) {
+// A bin's gradient over kVecs vectors of channels, in registers; 0 stands for any number of channels, left in memory.
+template <Isa isa, int kVecs, class A>
+struct BinGradient {
+  using S = Simd<isa, A>;
+  typename S::Vec grad[kVecs];
+
+  CVK_HD BinGradient(const A* from, int /*channels*/) {
+    for (int v = 0; v < kVecs; ++v) grad[v] = S::load(from + v * S::kLanes);
+  }
+  template <class E>
+  CVK_HD typename S::Vec times(const E* pixel) const {
+    typename S::Vec sum = grad[0] * S::load(pixel);
+    for (int v = 1; v < kVecs; ++v) sum = S::mul_add(grad[v], S::load(pixel + v * S::kLanes), sum);
+    return sum;
+  }
+};
+
+template <Isa isa, class A>
+struct BinGradient<isa, 0, A> {
+  const A* grad;
+  int channels;
+
+  CVK_HD BinGradient(const A* from, int channels) : grad(from), channels(channels) {}
+  template <class E>
+  CVK_HD typename Simd<isa, A>::Vec times(const E* pixel) const {
+    return products<isa>(pixel, grad, channels);
+  }
+};
+
+// Partial sums of a box, a vector each.
+template <Isa isa, class A>
+using BoxSums = typename Simd<isa, A>::Vec[kRoiSums];
+
+// Adds one bin. The x taps are kTaps, or with kTaps 0 any number. Perf: what a column of taps gives is added up over y first, so
+// that its slopes count once per bin.
+template <Isa isa, int kTaps, class E, class A, class Gradient>
+CVK_HD void differentiate_bin(const View<E>& view, const SlopedTap<A>* y, int y_count, const SlopedTap<A>* x,
+                              int x_count, const Gradient& gradient, BoxSums<isa, A>& sums) {
   using S = Simd<isa, A>;
   using Vec = typename S::Vec;
-  const auto record = finished_record_at<A, SlopedTap<A>>(arena, shape.pooled_height, shape.pooled_width);
-  Vec y_start{}, y_bin{}, x_start{}, x_bin{};
+  if constexpr (kTaps == 0) {
+    int n = 0;
+    for (; n + 4 <= x_count; n += 4) differentiate_bin<isa, 4>(view, y, y_count, x + n, 4, gradient, sums);
+    switch (x_count - n) {
+      case 3:
+        differentiate_bin<isa, 3>(view, y, y_count, x + n, 3, gradient, sums);
+        break;
+      case 2:
+        differentiate_bin<isa, 2>(view, y, y_count, x + n, 2, gradient, sums);
+        break;
+      case 1:
+        differentiate_bin<isa, 1>(view, y, y_count, x + n, 1, gradient, sums);
+        break;
+      default:
+        break;
+    }
+  } else {
+    Vec columns[kTaps];
+    int64_t offset[kTaps];
+    for (int n = 0; n < kTaps; ++n) {
+      columns[n] = Vec{};
+      offset[n] = (x[n].pixel - view.x_first) * view.pixel_stride;
+    }
+    for (int m = 0; m < y_count; ++m) {
+      const E* row = view.pixel(y[m].pixel, view.x_first);
+      const Vec weight = S::broadcast(y[m].weight);
+      Vec along_x{};
+#pragma GCC unroll 4
+      for (int n = 0; n < kTaps; ++n) {
+        const Vec product = gradient.times(row + offset[n]);
+        along_x = S::mul_add(S::broadcast(x[n].weight), product, along_x);
+        columns[n] = S::mul_add(weight, product, columns[n]);
+      }
+      sums[kYStart] = S::mul_add(S::broadcast(y[m].start_slope), along_x, sums[kYStart]);
+      sums[kYBin] = S::mul_add(S::broadcast(y[m].bin_slope), along_x, sums[kYBin]);
+    }
+    for (int n = 0; n < kTaps; ++n) {
+      sums[kXStart] = S::mul_add(S::broadcast(x[n].start_slope), columns[n], sums[kXStart]);
+      sums[kXBin] = S::mul_add(S::broadcast(x[n].bin_slope), columns[n], sums[kXBin]);
+    }
+  }
+}
+
+template <Isa isa, int kVecs, class E, class A, class G>
+__attribute__((noinline)) void differentiate_bins(const View<E>& view, const RoiShape& shape,
+                                                  const Record<A, SlopedTap<A>>& record, const G* grads,
+                                                  int64_t grad_stride, int channels, A* widened,
+                                                  BoxSums<isa, A>& total) {
+  using S = Simd<isa, A>;
+  BoxSums<isa, A> sums = {};
   for (int i = 0; i < shape.pooled_height; ++i) {
+    const int y0 = record.y_begin[i], y_count = record.y_begin[i + 1] - y0;
     for (int j = 0; j < shape.pooled_width; ++j, grads += grad_stride) {
       const A* grad;
       if constexpr (std::is_same_v<G, A>) {
@@ -313,27 +395,30 @@ CVK_HD void differentiate_box(const View<E>& view, const RoiShape& shape, char* 
         for (; c < channels; ++c) widened[c] = to_acc(grads[c]);
         grad = widened;
       }
-      for (int m = record.y_begin[i]; m < record.y_begin[i + 1]; ++m) {
-        const SlopedTap<A>& y = record.y[m];
-        Vec weighted{}, by_start{}, by_bin{};
-        for (int n = record.x_begin[j]; n < record.x_begin[j + 1]; ++n) {
-          const SlopedTap<A>& x = record.x[n];
-          const Vec product = products<isa, A>(view.pixel(y.pixel, x.pixel), grad, channels);
-          weighted = S::mul_add(S::broadcast(x.weight), product, weighted);
-          by_start = S::mul_add(S::broadcast(x.start_slope), product, by_start);
-          by_bin = S::mul_add(S::broadcast(x.bin_slope), product, by_bin);
-        }
-        y_start = S::mul_add(S::broadcast(y.start_slope), weighted, y_start);
-        y_bin = S::mul_add(S::broadcast(y.bin_slope), weighted, y_bin);
-        x_start = S::mul_add(S::broadcast(y.weight), by_start, x_start);
-        x_bin = S::mul_add(S::broadcast(y.weight), by_bin, x_bin);
-      }
+      const BinGradient<isa, kVecs, A> gradient(grad, channels);
+      const int x0 = record.x_begin[j], x_count = record.x_begin[j + 1] - x0;
+      differentiate_bin<isa, 0>(view, record.y + y0, y_count, record.x + x0, x_count, gradient, sums);
     }
   }
-  sums[kYStart] = S::reduce_add(y_start);
-  sums[kYBin] = S::reduce_add(y_bin);
-  sums[kXStart] = S::reduce_add(x_start);
-  sums[kXBin] = S::reduce_add(x_bin);
+  for (int i = 0; i < kRoiSums; ++i) total[i] = sums[i];
+}
+
+// The four sums of one box over the channels [0, channels) of the view and of grads[bin * grad_stride + channel]. `widened`
+// holds a bin's gradient where G is narrower than A: a tap then widens its pixel alone.
+template <Isa isa, class A, class E, class G>
+CVK_HD void differentiate_box(const View<E>& view, const RoiShape& shape, char* arena, const G* grads,
+                              int64_t grad_stride, int channels, A* widened, A (&sums)[kRoiSums]) {
+  using S = Simd<isa, A>;
+  constexpr int kTile = kRoiChannelTile / S::kLanes;  // vectors of a tile
+  const auto record = finished_record_at<A, SlopedTap<A>>(arena, shape.pooled_height, shape.pooled_width);
+  BoxSums<isa, A> vectors;
+  if (kTile <= 8 && channels == kRoiChannelTile) {
+    differentiate_bins<isa, kTile <= 8 ? kTile : 0>(view, shape, record, grads, grad_stride, channels, widened,
+                                                    vectors);
+  } else {
+    differentiate_bins<isa, 0>(view, shape, record, grads, grad_stride, channels, widened, vectors);
+  }
+  for (int i = 0; i < kRoiSums; ++i) sums[i] = S::reduce_add(vectors[i]);
 }
 
 }  // namespace cvk

@@ -13,12 +13,29 @@ constexpr int kRoiChannelTile = 32;
 // Boxes per work item: enough work to amortise a transposed image tile's reuse, few enough to balance many threads.
 constexpr int kRoiBoxChunk = 64;
 
+// Cells of the map in which the order of work sees boxes, in pixels: a few lines of cache wide.
+constexpr int kRoiPlaceCell = 8;
+
+// Results of this many bytes bypass the caches: by then they push out what is still needed, and the time saved is more than what a
+// reader of the result waits for memory (25 MB: 2.3 instead of 3.2 ms, with the reading 3.2 instead of 4.0; 8 MB: equal; EPYC 9005).
+constexpr int64_t kRoiStreamBytes = int64_t{16} << 20;
+
 // Scratch of one thread at most, in bytes: the stride-4 map of an 800 x 1333 image (8.6 MB) fits. Larger maps are copied
 // box by box.
 constexpr int64_t kRoiScratchBytes = int64_t{12} << 20;
 
 // Rows of the gradient that one work item owns: the band's scratch should stay in L2.
 constexpr int64_t kRoiBandBytes = int64_t{640} << 10;
+
+// Position-sensitive pooling of planes, forward: planes of a work item, which should stay in L2; 16 float32 planes of 38 x 63 pixels
+// are 150 KiB.
+constexpr int kPsForwardPlanes = 16;
+
+// Backward: planes of a work item, whose sums should stay in L1; 4 such planes are 37 KiB.
+constexpr int kPsBackwardPlanes = 4;
+
+// Backward, channels-last: channels of a work item, a cache line of float32.
+constexpr int kPsChannelTile = 16;
 
 // ---- CUDA (chosen from the H200's description, not yet measured)
 
@@ -59,6 +76,13 @@ constexpr int kRoiBoxesBlocksPerSm = 2;
 // Taps of an axis that a block keeps in shared memory, over all bins; of a longer axis they are worked out at each use. Two
 // axes of sloped taps are 10 KiB in float32.
 constexpr int kRoiSharedTaps = 256;
+
+// Position-sensitive pooling: values of a box that a block computes, two for each thread, so that a light-head R-CNN's 490 are one
+// block that works out the taps once.
+constexpr int kPsBlockOutputs = 512;
+
+// Blocks that must fit on one SM: with 2 ptxas 13.0 spills nothing; without the bound it aims at 64 registers and spills.
+constexpr int kPsBlocksPerSm = 2;
 
 // NCHW is copied to channels-last first when boxes * bins * this reaches the map's pixels; below it the copy (two passes over
 // the map) costs more than reading the planes with strided lanes.

@@ -387,6 +387,15 @@ struct Simd {
   }
 };
 
+// to[i] = from[i] for i < count, converting the storage type.
+template <Isa isa, class From, class To>
+CVK_HD void convert_row(const From* from, To* to, int64_t count) {
+  using S = Simd<isa, Acc<From>>;
+  int64_t i = 0;
+  for (; i + S::kLanes <= count; i += S::kLanes) S::store(to + i, S::load(from + i));
+  for (; i < count; ++i) to[i] = from_acc<To>(to_acc(from[i]));
+}
+
 // Elements that a transposition asks for ahead of their use: 8 cache lines of each row.
 template <class T>
 inline constexpr int kTransposeAhead = 512 / static_cast<int>(sizeof(T));

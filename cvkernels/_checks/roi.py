@@ -104,6 +104,13 @@ def roi_sampling_ratio(op: str, sampling_ratio: int) -> None:
         fail(op, f"sampling_ratio of at most {ROI_MAX_GRID}", sampling_ratio)
 
 
+def ps_channels(op: str, input: Tensor, pooled_height: int, pooled_width: int) -> None:
+    """Checks that every bin of an output channel has a channel of its own."""
+    bins, channels = pooled_height * pooled_width, input.shape[1]
+    if channels % bins != 0:
+        fail(op, f"input of channels divisible by the bins ({bins})", channels)
+
+
 def roi_image_index(op: str, input: Tensor, boxes: Tensor, *, name: str = "boxes") -> Tensor:
     """Checks column 0 of ``boxes`` and returns it as int64, truncated toward zero.
 
@@ -157,6 +164,32 @@ def roi_pool(
     roi_tensors(op, input, boxes)
     roi_sizes(op, spatial_scale, pooled_height, pooled_width)
     roi_pixels(op, input)
+
+
+def ps_roi_align(
+    input: Tensor,
+    boxes: Tensor,
+    spatial_scale: float,
+    pooled_height: int,
+    pooled_width: int,
+    sampling_ratio: int,
+) -> None:
+    """Checks the arguments of the dispatcher operator ps_roi_align."""
+    op = "ps_roi_align"
+    roi_tensors(op, input, boxes)
+    roi_sizes(op, spatial_scale, pooled_height, pooled_width)
+    roi_sampling_ratio(op, sampling_ratio)
+    ps_channels(op, input, pooled_height, pooled_width)
+
+
+def ps_roi_pool(
+    input: Tensor, boxes: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int
+) -> None:
+    """Checks the arguments of the dispatcher operator ps_roi_pool."""
+    op = "ps_roi_pool"
+    roi_tensors(op, input, boxes)
+    roi_sizes(op, spatial_scale, pooled_height, pooled_width)
+    ps_channels(op, input, pooled_height, pooled_width)
 
 
 def roi_align_mode(mode: object) -> None:

@@ -25,6 +25,8 @@ from cvkernels.reference.nms import (
 )
 from cvkernels.reference.nms_rotated import box_iou_rotated, nms_rotated
 from cvkernels.reference.prroi_pool import prroi_pool
+from cvkernels.reference.ps_roi_align import ps_roi_align
+from cvkernels.reference.ps_roi_pool import ps_roi_pool
 from cvkernels.reference.roi_align import roi_align
 from cvkernels.reference.roi_align_rotated import roi_align_rotated
 from cvkernels.reference.roi_pool import roi_pool
@@ -58,6 +60,8 @@ __all__ = [
     "nms_rotated",
     "precision",
     "prroi_pool",
+    "ps_roi_align",
+    "ps_roi_pool",
     "roi_align",
     "roi_align_rotated",
     "roi_pool",

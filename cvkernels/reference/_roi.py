@@ -28,16 +28,20 @@ def pixel_bins(
     scale: float,
     bins: int,
     size: int,
+    *,
+    open_end: bool = False,
 ) -> list[list[tuple[int, int]]]:
     """The pixels [first, last) of each bin along one axis of each box, as RoI Pool rounds them.
 
-    In the arithmetic of ``input``, float32 or float64.
+    In the arithmetic of ``input``, float32 or float64. With ``open_end``, as position-sensitive RoI
+    Pool has it, the pixel at the far end is not part of the box, nor the last one of the map.
     """
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     low, high = low.to(dtype) * scale, high.to(dtype) * scale
     finite = low.isfinite() & high.isfinite()
     start, end = nearest_pixel(low), nearest_pixel(high)
-    count = (end - start + 1).clamp(min=1)
+    count = (end - start + (not open_end)).clamp(min=1)
+    size = max(size - open_end, 0)
     extent = (count.to(dtype) / bins)[:, None]
     bin = torch.arange(bins, dtype=dtype, device=low.device)
     first = ((bin * extent).floor().long() + start[:, None]).clamp(0, size)

@@ -385,6 +385,14 @@ def test_boxes_may_be_more_precise_than_features(dtype: torch.dtype) -> None:
     torch.testing.assert_close(actual.float(), expected, rtol=torch.finfo(dtype).eps, atol=0)
 
 
+def test_boxes_have_no_gradient_as_in_torchvision() -> None:
+    features = torch.rand(2, 3, 12, 12, requires_grad=True)
+    boxes = rois().requires_grad_()
+    with cvtv.patched():
+        tv.roi_align(features, boxes, 3).sum().backward()
+    assert features.grad is not None and boxes.grad is None
+
+
 def test_double_backward_is_still_refused_by_torchvision() -> None:
     features = torch.rand(2, 3, 12, 12, requires_grad=True)
     with cvtv.patched():

@@ -163,10 +163,10 @@ struct Buffers {
     result.boxes = boxes.data();
     if (backward) {
       result.grad_output = grad_output.data();
-      result.grad_input = grad_input.data();
+      result.set_map(nullptr, grad_input.data());
       result.saved_argmax = maximum ? argmax.data() : nullptr;
     } else {
-      result.input = input.data();
+      result.set_map(input.data(), nullptr);
       result.output = output.data();
       result.argmax = maximum ? argmax.data() : nullptr;
     }
@@ -206,6 +206,8 @@ void pass_on_cpu(Buffers<T>& buffers, bool maximum, bool backward, bool at_once,
   params.plan.image_of = image_of.data();
   params.plan.record_begin = record_begin.data();
   params.plan.image_begin = image_begin.data();
+  std::vector<Keyed<uint32_t>> places(2 * k);
+  params.plan.places = places.data();
   const int64_t bytes = roi_align_layout_cpu<isa>(params);
   if (bytes < 0) {
     if (bad_row != nullptr) *bad_row = -1 - bytes;

@@ -160,6 +160,8 @@ void pass_on_cpu(Buffers<Op, T>& buffers, bool backward, bool at_once, int64_t* 
   params.plan.image_of = image_of.data();
   params.plan.record_begin = record_begin.data();
   params.plan.image_begin = image_begin.data();
+  std::vector<Keyed<uint32_t>> places(2 * k);
+  params.plan.places = places.data();
   const int64_t bytes = Op::template layout<isa>(params);
   if (bytes < 0) {
     if (bad_row != nullptr) *bad_row = -1 - bytes;

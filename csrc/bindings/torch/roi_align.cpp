@@ -1,59 +1,11 @@
-#include "kernels/roi_align/roi_align.h"
-
 #include <optional>
 
-#include "bindings/torch/roi_family.h"
-#include "kernels/roi_align/roi_align_math.h"
+#include "bindings/torch/roi_align_run.h"
 
 namespace cvk::bindings {
 namespace {
 
 constexpr char kOp[] = "roi_align";
-
-template <class T>
-RoiPlanMemory plan(RoiAlignParams<T>& params, const Tensor& on) {
-  return RoiPlanMemory(
-      kOp, on, params.shape, params.plan, params.boxes, 5,
-      [&](auto isa) { return roi_align_layout_cpu<isa.value>(params); },
-      [&](auto isa, int64_t first, int64_t last) { roi_align_plan_cpu<isa.value>(params, first, last); });
-}
-
-template <class T>
-void forward(RoiAlignParams<T>& params, const Tensor& on) {
-  if constexpr (kOnCpu) {
-    const RoiPlanMemory memory = plan(params, on);  // checks the image indices, also where the output is empty
-    if (params.shape.boxes == 0 || params.shape.channels == 0) return;
-    const int64_t items = once([&](auto isa) { return roi_align_forward_items_cpu<isa.value>(params); });
-    run(
-        kOp, on, work_of(items, kRoiOperations * params.shape.boxes * params.shape.channels * params.shape.bins()),
-        [&](auto isa, int64_t first, int64_t last) { roi_align_forward_cpu<isa.value>(params, first, last); },
-        [](CudaStream) { return CudaStatus{0}; });
-  } else {
-    if (params.shape.boxes == 0 || params.shape.channels == 0) return;
-    const Tensor scratch = allocate({roi_align_forward_scratch_cuda(params)}, ScalarType::Byte, on);
-    run(
-        kOp, on, {}, [](auto, int64_t, int64_t) {},
-        [&](CudaStream stream) { return roi_align_forward_cuda(params, mutable_data<void>(scratch), stream); });
-  }
-}
-
-template <class T>
-void backward(RoiAlignParams<T>& params, const Tensor& on) {
-  if constexpr (kOnCpu) {
-    const RoiPlanMemory memory = plan(params, on);
-    const int64_t items = once([&](auto isa) { return roi_align_backward_items_cpu<isa.value>(params); });
-    const RoiShape& shape = params.shape;
-    run(
-        kOp, on,
-        work_of(items, shape.channels * (kRoiOperations * shape.boxes * shape.bins() + shape.batch * shape.pixels())),
-        [&](auto isa, int64_t first, int64_t last) { roi_align_backward_cpu<isa.value>(params, first, last); },
-        [](CudaStream) { return CudaStatus{0}; });
-  } else {
-    run(
-        kOp, on, {}, [](auto, int64_t, int64_t) {},
-        [&](CudaStream stream) { return roi_align_backward_cuda(params, stream); });
-  }
-}
 
 struct Forward {
   Tensor output, argmax;
@@ -73,11 +25,11 @@ Forward forward_checked(const Tensor& input, const Tensor& boxes, double spatial
     const Tensor coordinates = converted(boxes, kScalarType<Acc<T>>);
     RoiAlignParams<T> params{};
     params.shape = shape;
-    params.input = data<T>(features);
+    params.set_map(data<T>(features), nullptr);
     params.boxes = data<Acc<T>>(coordinates);
     params.output = mutable_data<T>(result.output);
     params.argmax = maximum ? mutable_data<int32_t>(result.argmax) : nullptr;
-    forward(params, input);
+    run_roi_align_forward(kOp, params, input);
   });
   return result;
 }
@@ -104,8 +56,8 @@ Tensor backward_checked(const Tensor& grad, const Tensor* argmax, const Tensor& 
     params.boxes = data<Acc<T>>(coordinates);
     params.grad_output = data<T>(gradient);
     params.saved_argmax = argmax != nullptr ? data<int32_t>(indices) : nullptr;
-    params.grad_input = mutable_data<T>(grad_input);
-    if (grad_input.numel() > 0) backward(params, grad);
+    params.set_map(nullptr, mutable_data<T>(grad_input));
+    if (grad_input.numel() > 0) run_roi_align_backward(kOp, params, grad);
   });
   return grad_input;
 }

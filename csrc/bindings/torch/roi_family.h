@@ -128,25 +128,31 @@ inline Tensor dense(const Tensor& tensor, bool channels_last) {
 }
 
 // The CPU plan of a pass (common/roi_plan.h) and the memory that it lives in. layout(isa) places the records, or says what is
-// wrong; plan(isa, first, last) writes those of the boxes [first, last).
+// wrong; plan(isa, first, last) writes those of the boxes [first, last). `given` are levels of the boxes, or null.
 class RoiPlanMemory {
  public:
   template <class A, class Layout, class Slice>
   RoiPlanMemory(const char* op, const Tensor& on, const RoiShape& shape, RoiPlan& plan, const A* boxes, int64_t columns,
-                Layout&& layout, Slice&& slice, const char* name = "boxes")
-      : indices_(3 * shape.boxes + shape.batch + 2) {
+                Layout&& layout, Slice&& slice, const char* name = "boxes", int levels = 1,
+                const int64_t* given = nullptr)
+      : indices_(3 * shape.boxes + levels * shape.batch + 2), places_(2 * shape.boxes) {
     constexpr int64_t kGrain = 512;  // a box takes well under a microsecond
+    plan.places = places_.get();
     plan.order = indices_.get();
     plan.image_of = plan.order + shape.boxes;
     plan.record_begin = plan.image_of + shape.boxes;
     plan.image_begin = plan.record_begin + shape.boxes + 1;
     const int64_t bytes = once(layout);
     if (bytes == kRoiTooManySamples) reject(op, "fewer than 2^30 samples of a box along an axis, got more");
+    if (bytes <= kRoiBadLevel) {
+      const int64_t row = kRoiBadLevel - bytes;
+      reject(op, "levels in [0, ", levels, "), got ", given[row], " in row ", row);
+    }
     if (bytes < 0) {
       const int64_t row = -1 - bytes;
       reject_image_index(op, boxes[row * columns], row, shape.batch, name);
     }
-    if (shape.channels == 0) return;  // only the image indices wanted checking
+    if (shape.channels == 0) return;  // only the indices wanted checking
     arena_ = std::make_unique<HostScratch<char>>(bytes);
     plan.arena = arena_->get();
     run(op, on, {shape.boxes, kGrain}, slice, [](CudaStream) { return CudaStatus{0}; });
@@ -154,6 +160,7 @@ class RoiPlanMemory {
 
  private:
   HostScratch<int64_t> indices_;
+  HostScratch<Keyed<uint32_t>> places_;
   std::unique_ptr<HostScratch<char>> arena_;
 };
 

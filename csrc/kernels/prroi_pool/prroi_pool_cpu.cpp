@@ -49,7 +49,7 @@ void prroi_pool_plan_cpu(const PrRoIPoolParams<T>& params, int64_t first, int64_
 
 template <Isa isa, class T>
 int64_t prroi_pool_forward_items_cpu(PrRoIPoolParams<T>& params) {
-  return roi_forward_items<isa, Acc<T>>(params.shape, params.plan);
+  return roi_forward_items<isa, T>(params);
 }
 
 template <Isa isa, class T>
@@ -59,7 +59,7 @@ void prroi_pool_forward_cpu(const PrRoIPoolParams<T>& params, int64_t first, int
 
 template <Isa isa, class T>
 int64_t prroi_pool_backward_items_cpu(const PrRoIPoolParams<T>& params) {
-  return roi_backward_items<Acc<T>>(params.shape);
+  return roi_backward_items<T>(params);
 }
 
 template <Isa isa, class T>
@@ -82,7 +82,7 @@ void prroi_pool_boxes_plan_cpu(const RoiBoxesParams<T>& params, int64_t first, i
 
 template <Isa isa, class T>
 int64_t prroi_pool_boxes_items_cpu(RoiBoxesParams<T>& params) {
-  return roi_forward_items<isa, Acc<T>>(params.shape, params.plan);
+  return roi_forward_items<isa, T>(params);
 }
 
 template <Isa isa, class T>

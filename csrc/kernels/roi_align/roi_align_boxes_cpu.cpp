@@ -60,7 +60,7 @@ void roi_align_boxes_plan_cpu(const RoiBoxesParams<T>& params, int64_t first, in
 template <Isa isa, class T>
 int64_t roi_align_boxes_items_cpu(RoiBoxesParams<T>& params) {
   if (params.saved_argmax != nullptr) return params.shape.boxes;
-  return roi_forward_items<isa, Acc<T>>(params.shape, params.plan);
+  return roi_forward_items<isa, T>(params);
 }
 
 template <Isa isa, class T>

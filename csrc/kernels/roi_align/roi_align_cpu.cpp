@@ -155,9 +155,10 @@ struct Maxima {
 template <Isa isa, class T>
 int64_t roi_align_layout_cpu(RoiAlignParams<T>& params) {
   using A = Acc<T>;
-  const RoiShape& shape = params.shape;
-  return roi_layout(shape, params.boxes, 5, params.plan, [&](int64_t k) -> int64_t {
-    const A* box = params.boxes + k * 5;
+  const RoiNoBox<A> none;
+  return roi_layout(params.shape, params.levels, params.boxes, 5, params.plan, [&](int64_t k, int level) -> int64_t {
+    const A* box = level < 0 ? none.row : params.boxes + k * 5;
+    const RoiShape shape = params.shape_of(max_of(level, 0));
     return params.maximum() ? plan_box_bytes<A, Sample<A>>(shape, box) : plan_box_bytes<A, Tap<A>>(shape, box);
   });
 }
@@ -165,18 +166,23 @@ int64_t roi_align_layout_cpu(RoiAlignParams<T>& params) {
 template <Isa isa, class T>
 void roi_align_plan_cpu(const RoiAlignParams<T>& params, int64_t first, int64_t last) {
   using A = Acc<T>;
+  const RoiNoBox<A> none;
   for (int64_t k = first; k < last; ++k) {
+    const A* box = params.boxes + k * 5;
+    const int level = roi_level(params.levels, box, k);
+    const RoiShape shape = params.shape_of(max_of(level, 0));
+    if (level < 0) box = none.row;
     if (params.maximum()) {
-      plan_box<A, Sample<A>>(params.shape, params.boxes + k * 5, params.plan.record(k));
+      plan_box<A, Sample<A>>(shape, box, params.plan.record(k));
     } else {
-      plan_box<A, Tap<A>>(params.shape, params.boxes + k * 5, params.plan.record(k));
+      plan_box<A, Tap<A>>(shape, box, params.plan.record(k));
     }
   }
 }
 
 template <Isa isa, class T>
 int64_t roi_align_forward_items_cpu(RoiAlignParams<T>& params) {
-  return roi_forward_items<isa, Acc<T>>(params.shape, params.plan);
+  return roi_forward_items<isa, T>(params);
 }
 
 template <Isa isa, class T>
@@ -190,7 +196,7 @@ void roi_align_forward_cpu(const RoiAlignParams<T>& params, int64_t first, int64
 
 template <Isa isa, class T>
 int64_t roi_align_backward_items_cpu(const RoiAlignParams<T>& params) {
-  return roi_backward_items<Acc<T>>(params.shape);
+  return roi_backward_items<T>(params);
 }
 
 template <Isa isa, class T>

@@ -129,12 +129,14 @@ __global__ void __launch_bounds__(kRoiBlockThreads, kRoiAlignBlocksPerSm)
     int indices[kPlanarOutput && kMaximum ? kRoiBlockBins<T> : 1][kRoiBlockChannels + 1];
   };
   auto& shared = static_shared<Shared>();
-  const RoiShape& shape = params.shape;
-  const RoiBlock block = roi_block(shape, blocks, blockIdx.x);
-  const int64_t image_index = roi_batch_index(params.boxes[block.k * 5], shape.batch);
+  const RoiBlock block = roi_block(params.shape, blocks, blockIdx.x);
+  const A* box = params.boxes + block.k * 5;
+  const int64_t image_index = roi_batch_index(box[0], params.shape.batch);
+  const int box_level = roi_level(params.levels, box, block.k), level = max_of(box_level, 0);
+  const RoiShape shape = params.shape_of(level);
   SharedAxes<RoiAxis<A>>& axes = shared.axes;
-  compute_axes(shape, params.boxes + block.k * 5, axes);
-  if (image_index < 0) {  // a bad image index reads nothing
+  compute_axes(shape, box, axes);
+  if (image_index < 0 || box_level < 0) {  // a box of no image or of no level reads nothing
     if (threadIdx.x == 0) axes.y.samples = 0;
     if (threadIdx.x == 32) axes.x.samples = 0;
   }
@@ -146,7 +148,8 @@ __global__ void __launch_bounds__(kRoiBlockThreads, kRoiAlignBlocksPerSm)
   for_each_group<kGroup, kPlanarInput>(block, [&](int group, int local_bin) {
     const int64_t bin = block.first_bin + local_bin;
     const int64_t channel = block.first_channel + group * kGroup;
-    const Pixels<T> pixels = roi_pixels<kPlanarInput>(shape, params.input, max_of<int64_t>(image_index, 0), channel);
+    const Pixels<T> pixels =
+        roi_pixels<kPlanarInput>(shape, params.levels.maps[level].input, max_of<int64_t>(image_index, 0), channel);
     const int bin_y = static_cast<int>(bin / shape.pooled_width), bin_x = static_cast<int>(bin % shape.pooled_width);
     A result[kGroup];
     int argmax[kGroup];
@@ -180,37 +183,79 @@ __global__ void __launch_bounds__(kRoiBlockThreads, kRoiAlignBlocksPerSm)
 
 // ---- backward
 
-// Block: a tile of pixels and channels (common/roi_gather.cuh), past which the boxes that reach it go in order.
+// How the tiles of all levels are numbered.
+struct LevelTiles {
+  int64_t first[kRoiMaxLevels + 1];
+};
+
+// Block: a tile of pixels and channels of one level (common/roi_gather.cuh), past which the boxes that reach it go in order.
 template <class T, bool kMaximum>
 __global__ void __launch_bounds__(kRoiTileThreads, kRoiAlignBlocksPerSm)
-    roi_align_backward_kernel(RoiAlignParams<T> params) {
+    roi_align_backward_kernel(RoiAlignParams<T> params, LevelTiles tiles) {
   using A = Acc<T>;
   struct Shared {
     GridShared<RoiAxis<A>, A, kMaximum> grid;
     RoiTileRows<A> rows;
+    RoiShape shape;  // of the level: no thread spends registers on it
   };
   auto& shared = static_shared<Shared>();
-  const RoiShape& shape = params.shape;
-  const RoiTile tile = roi_tile(shape, blockIdx.x);
+  int level = 0;
+  int64_t first_tile = 0;
+#pragma unroll
+  for (int i = 1; i < kRoiMaxLevels; ++i) {
+    if (i >= params.levels.count || blockIdx.x < tiles.first[i]) continue;
+    level = i;
+    first_tile = tiles.first[i];
+  }
+  if (threadIdx.x == 0) shared.shape = params.shape_of(level);
+  __syncthreads();
+  const RoiShape& shape = shared.shape;
+  const RoiTile tile = roi_tile(shape, blockIdx.x - first_tile);
   A sum[kRoiTileWidth] = {};
   gather_grid(
       shape, tile, params.boxes, params.grad_output, params.saved_argmax, shared.grid,
       [&](int64_t k) {
         const A* box = params.boxes + k * 5;
         const A scale = static_cast<A>(shape.spatial_scale);
-        return roi_batch_index(box[0], shape.batch) == tile.image &&
+        return roi_batch_index(box[0], shape.batch) == tile.image && roi_level(params.levels, box, k) == level &&
                span_reaches(roi_span(box[2], box[4], scale, shape.aligned), tile.y, tile.y + kRoiTileHeight) &&
                span_reaches(roi_span(box[1], box[3], scale, shape.aligned), tile.x, tile.x + kRoiTileWidth);
       },
       sum);
-  store_tile(shape, tile, sum, shared.rows, params.grad_input);
+  store_tile(shape, tile, sum, shared.rows, params.levels.maps[level].grad_input);
+}
+
+// ---- launchers
+
+// Whether planes are turned to channels-last first.
+template <class T>
+bool copies_maps(const RoiAlignParams<T>& params) {
+  const RoiShape& shape = params.shape;
+  return !shape.channels_last && shape.boxes * shape.bins() * kRoiCopyGain >= params.pixels();
+}
+
+// Turns the maps into `scratch` in one launch and lets the params point there.
+template <class T>
+cudaError_t copy_maps(RoiAlignParams<T>& params, T* scratch, CudaStream stream) {
+  PlaneMaps<T> maps{};
+  static_assert(PlaneMaps<T>::kMost >= kRoiMaxLevels, "all levels in one launch");
+  maps.count = params.levels.count;
+  for (int level = 0; level < maps.count; ++level) {
+    maps.from[level] = params.levels.maps[level].input;
+    maps.to[level] = scratch;
+    maps.pixels[level] = params.shape_of(level).pixels();
+    params.levels.maps[level].input = scratch;
+    scratch += params.shape.batch * params.shape.channels * maps.pixels[level];
+  }
+  return planes_to_channels_last(maps, params.shape.batch, params.shape.channels, stream);
 }
 
 }  // namespace
 
 template <class T>
 int64_t roi_align_forward_scratch_cuda(const RoiAlignParams<T>& params) {
-  return roi_copy_bytes<T>(params.shape);
+  if (!copies_maps(params)) return 0;
+  return params.shape.channels * params.pixels() * static_cast<int64_t>(sizeof(T));
 }
 
 template <class T>
@@ -219,31 +264,39 @@ CudaStatus roi_align_forward_cuda(const RoiAlignParams<T>& call, void* scratch, 
   const RoiShape& shape = params.shape;
   const RoiBlocks blocks = roi_blocks<T>(shape);
   const int64_t grid = shape.boxes * blocks.per_box();
+  const bool copied = copies_maps(params);
   cudaError_t status = grid_fits(grid);
-  if (status == cudaSuccess) status = roi_copy_input(shape, scratch, params.input, stream);
+  if (status == cudaSuccess && copied) status = copy_maps(params, static_cast<T*>(scratch), stream);
   if (status != cudaSuccess) return static_cast<CudaStatus>(status);
-  const bool wide = shape.channels % kWide<T> == 0 && is_wide_aligned(params.input) && is_wide_aligned(params.output);
+  bool wide = shape.channels % kWide<T> == 0 && is_wide_aligned(params.output);
+  for (int level = 0; level < params.levels.count; ++level) {
+    wide = wide && is_wide_aligned(params.levels.maps[level].input);
+  }
   const LaunchConfig config{dim3(static_cast<unsigned>(grid)), dim3(kRoiBlockThreads)};
-  status = roi_with_layout<T>(shape, wide, [&](auto group, auto planar_input, auto planar_output) {
-    constexpr int kGroup = decltype(group)::value;
-    constexpr bool kPlanarInput = decltype(planar_input)::value, kPlanarOutput = decltype(planar_output)::value;
-    return params.maximum() ? launch(roi_align_forward_kernel<T, kGroup, kPlanarInput, kPlanarOutput, true>, config,
-                                     stream, params, blocks)
-                            : launch(roi_align_forward_kernel<T, kGroup, kPlanarInput, kPlanarOutput, false>, config,
-                                     stream, params, blocks);
-  });
+  status =
+      roi_with_layout<T>(shape.channels_last, copied, wide, [&](auto group, auto planar_input, auto planar_output) {
+        constexpr int kGroup = decltype(group)::value;
+        constexpr bool kPlanarInput = decltype(planar_input)::value, kPlanarOutput = decltype(planar_output)::value;
+        return params.maximum() ? launch(roi_align_forward_kernel<T, kGroup, kPlanarInput, kPlanarOutput, true>, config,
+                                         stream, params, blocks)
+                                : launch(roi_align_forward_kernel<T, kGroup, kPlanarInput, kPlanarOutput, false>,
+                                         config, stream, params, blocks);
+      });
   return static_cast<CudaStatus>(status);
 }
 
 template <class T>
 CudaStatus roi_align_backward_cuda(const RoiAlignParams<T>& params, CudaStream stream) {
-  const RoiShape& shape = params.shape;
-  const int64_t blocks = roi_tiles(shape);
+  LevelTiles tiles{};
+  for (int level = 0; level < params.levels.count; ++level) {
+    tiles.first[level + 1] = tiles.first[level] + roi_tiles(params.shape_of(level));
+  }
+  const int64_t blocks = tiles.first[params.levels.count];
   cudaError_t status = grid_fits(blocks);
   if (status == cudaSuccess) {
     const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(kRoiTileThreads)};
-    status = params.maximum() ? launch(roi_align_backward_kernel<T, true>, config, stream, params)
-                              : launch(roi_align_backward_kernel<T, false>, config, stream, params);
+    status = params.maximum() ? launch(roi_align_backward_kernel<T, true>, config, stream, params, tiles)
+                              : launch(roi_align_backward_kernel<T, false>, config, stream, params, tiles);
   }
   return static_cast<CudaStatus>(status);
 }

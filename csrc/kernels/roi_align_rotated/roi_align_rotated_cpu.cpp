@@ -45,7 +45,7 @@ void roi_align_rotated_plan_cpu(const RoiAlignRotatedParams<T>& params, int64_t 
 
 template <Isa isa, class T>
 int64_t roi_align_rotated_forward_items_cpu(RoiAlignRotatedParams<T>& params) {
-  return roi_forward_items<isa, Acc<T>>(params.shape, params.plan);
+  return roi_forward_items<isa, T>(params);
 }
 
 template <Isa isa, class T>
@@ -55,7 +55,7 @@ void roi_align_rotated_forward_cpu(const RoiAlignRotatedParams<T>& params, int64
 
 template <Isa isa, class T>
 int64_t roi_align_rotated_backward_items_cpu(const RoiAlignRotatedParams<T>& params) {
-  return roi_backward_items<Acc<T>>(params.shape);
+  return roi_backward_items<T>(params);
 }
 
 template <Isa isa, class T>

@@ -3,26 +3,13 @@
 
 #include "common/roi_max.h"
 #include "common/roi_passes.h"
+#include "common/roi_ranges.h"
 #include "kernels/roi_pool/roi_pool_math.h"
 
 namespace cvk {
 namespace {
 
-// A record: the header, then the pixels of the PH rows of bins and of the PW columns.
-CVK_HD PixelRange* ranges_of(char* record) { return reinterpret_cast<PixelRange*>(record + sizeof(RecordHeader)); }
-
-template <class A>
-CVK_HD void plan_box(const RoiShape& shape, const A* box, char* record) {
-  RecordHeader& header = *reinterpret_cast<RecordHeader*>(record);
-  PixelRange* range = ranges_of(record);
-  CellAxis<A> y, x;
-  roi_make_axis(shape, box, true, y);
-  roi_make_axis(shape, box, false, x);
-  header = {y.first, y.last - 1, x.first, x.last - 1, 0, 0};
-  for (int i = 0; i < shape.pooled_height; ++i) *range++ = pixel_range(y, i);
-  for (int j = 0; j < shape.pooled_width; ++j) *range++ = pixel_range(x, j);
-}
-
+// A record holds the pixels of rows and columns of bins (common/roi_ranges.h).
 template <class A, bool kIndices>
 struct Boxes {
   static constexpr bool kMaximum = kIndices;
@@ -30,8 +17,7 @@ struct Boxes {
   template <Isa isa, class E, class Out>
   static CVK_HD void pool(const View<E>& view, const RoiShape& shape, char* record, int channels, Out* out,
                           int32_t* argmax, int64_t stride) {
-    const PixelRange* y = ranges_of(record);
-    const PixelRange* x = y + shape.pooled_height;
+    const PixelRange *y = y_ranges(record), *x = x_ranges(record, shape);
     for (int i = 0; i < shape.pooled_height; ++i) {
       for (int j = 0; j < shape.pooled_width; ++j, out += stride) {
         pool_max<isa, kIndices, A>(view, y[i], x[j], shape.width, channels, out, argmax);
@@ -61,20 +47,19 @@ struct Boxes {
 
 template <Isa isa, class T>
 int64_t roi_pool_layout_cpu(RoiPoolParams<T>& params) {
-  const RoiShape& shape = params.shape;
-  const int64_t ranges = int64_t{shape.pooled_height} + shape.pooled_width;
-  const int64_t bytes = round_up<int64_t>(sizeof(RecordHeader) + ranges * sizeof(PixelRange), kRecordAlign);
-  return roi_layout(shape, params.boxes, 5, params.plan, [&](int64_t) { return bytes; });
+  return roi_layout(params.shape, params.boxes, 5, params.plan, [&](int64_t) { return range_bytes(params.shape); });
 }
 
 template <Isa isa, class T>
 void roi_pool_plan_cpu(const RoiPoolParams<T>& params, int64_t first, int64_t last) {
-  for (int64_t k = first; k < last; ++k) plan_box(params.shape, params.boxes + k * 5, params.plan.record(k));
+  for (int64_t k = first; k < last; ++k) {
+    plan_ranges<CellAxis<Acc<T>>>(params.shape, params.boxes + k * 5, params.plan.record(k));
+  }
 }
 
 template <Isa isa, class T>
 int64_t roi_pool_forward_items_cpu(RoiPoolParams<T>& params) {
-  return roi_forward_items<isa, Acc<T>>(params.shape, params.plan);
+  return roi_forward_items<isa, T>(params);
 }
 
 template <Isa isa, class T>
@@ -88,7 +73,7 @@ void roi_pool_forward_cpu(const RoiPoolParams<T>& params, int64_t first, int64_t
 
 template <Isa isa, class T>
 int64_t roi_pool_backward_items_cpu(const RoiPoolParams<T>& params) {
-  return roi_backward_items<Acc<T>>(params.shape);
+  return roi_backward_items<T>(params);
 }
 
 template <Isa isa, class T>
