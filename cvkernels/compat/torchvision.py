@@ -10,15 +10,15 @@ Usage::
 
 What is replaced while the patch is in place (it is process-wide, not per thread):
 
-* The dispatcher operators ``torchvision::nms``, ``torchvision::roi_align`` and
-  ``torchvision::_roi_align_backward`` on every device for which cvkernels has a kernel (CPU, and
-  CUDA where the CUDA library is loaded). Forward and backward are always replaced together.
-  torchvision's autograd formula stays in charge, so double backward remains its business.
+* The dispatcher operators ``torchvision::nms``, ``roi_align``, ``roi_pool``, ``ps_roi_align`` and
+  ``ps_roi_pool`` on every device for which cvkernels has a kernel (CPU, and CUDA where the CUDA
+  library is loaded). Forward and backward are always replaced together. torchvision's autograd
+  formula stays in charge, so double backward remains its business.
 * Their autocast rule on those devices. torchvision copies the whole feature map to float32 and the
   result back; the kernels here read half precision and accumulate in float32, so no copy is made.
   The dtype of the result is the same either way: that of the feature map.
-* The shape functions of RoI Align (key ``Meta``), because features and boxes may now differ in
-  dtype. Sizes and strides stay torchvision's: the result is always NCHW-contiguous.
+* The shape functions of the RoI operators (key ``Meta``), because features and boxes may now differ
+  in dtype. Sizes and strides stay torchvision's: the result is always NCHW-contiguous.
 * The Python function ``torchvision.ops.batched_nms``: one call that compares class ids exactly, in
   place of a loop over classes or a shift of the coordinates. Modules bind that function by name
   (``from torchvision.ops import batched_nms``), so every module attribute in ``sys.modules`` that
@@ -30,10 +30,12 @@ What is replaced while the patch is in place (it is process-wide, not per thread
 
 What differs from torchvision, deliberately: half and bfloat16 work on CPU, boxes and scores may
 differ in dtype, an out-of-range batch index or a NaN box does not crash the process,
-``batched_nms`` is exact for negative coordinates and large class ids, and a box with a NaN score
-is never kept. Under autocast torchvision shifts the classes apart in half precision, which rounds
-the coordinates; here nothing is shifted, so other boxes may be kept than without the patch. Bad
-arguments raise ``RuntimeError``, as torchvision's operators do.
+``batched_nms`` is exact for negative coordinates and large class ids, a box with a NaN score is
+never kept, ``roi_pool`` sees NaN features as the greatest, ``ps_roi_align`` gives zero for a box
+without size (torchvision: NaN), and the gradient of ``ps_roi_pool`` is that of its result at the
+rim of the map too. Under autocast torchvision shifts the classes apart in half precision, which
+rounds the coordinates; here nothing is shifted, so other boxes may be kept than without the patch.
+Bad arguments raise ``RuntimeError``, as torchvision's operators do.
 
 ``torch.compile``: a graph holds calls of the dispatcher operators and so follows the patch; a
 graph that inlined ``batched_nms`` is recompiled when the function changes. A graph compiled under
@@ -62,6 +64,8 @@ import torch
 from torch import Tensor
 
 from cvkernels import _load
+from cvkernels.compat import _torchvision_kernels as _kernels
+from cvkernels.compat._torchvision_kernels import OPERATORS, Kernel
 
 __all__ = [
     "BATCHED_NMS",
@@ -74,29 +78,9 @@ __all__ = [
     "uninstall",
 ]
 
-#: The dispatcher operators that are replaced, with the schema that this module was written for.
-OPERATORS: dict[str, str] = {
-    "torchvision::nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "torchvision::roi_align": (
-        "(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, "
-        "SymInt pooled_width, int sampling_ratio, bool aligned) -> Tensor"
-    ),
-    "torchvision::_roi_align_backward": (
-        "(Tensor grad, Tensor rois, float spatial_scale, SymInt pooled_height, "
-        "SymInt pooled_width, SymInt batch_size, SymInt channels, SymInt height, SymInt width, "
-        "int sampling_ratio, bool aligned) -> Tensor"
-    ),
-}
-
 #: The name under which the Python function appears in reports.
 BATCHED_NMS = "torchvision.ops.batched_nms"
 
-_OURS = {
-    "torchvision::nms": "cvkernels::nms",
-    "torchvision::roi_align": "cvkernels::roi_align",
-    "torchvision::_roi_align_backward": "cvkernels::roi_align_backward",
-}
-Kernel = Callable[..., Tensor]
 OnCall = Callable[[str, tuple[Any, ...]], None]
 _Library: Any = torch.library.Library  # Its methods carry no types.
 
@@ -218,77 +202,6 @@ def _batched_nms_eager(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshol
 
 
 # -------------------------------------------------------------------------------------------------
-# The kernels registered under torchvision's names
-# -------------------------------------------------------------------------------------------------
-
-
-def _kernels(device_key: str) -> dict[str, Kernel]:
-    """Python kernels for ``device_key`` that go straight to our kernel, past the dispatcher.
-
-    They skip the dispatcher because torchvision's operator has just been through it: autograd,
-    autocast and tracing are done by then, and doing them again would cost microseconds a call.
-    """
-    keyset = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, device_key))
-    # redispatch gives up the interpreter lock while the kernel runs; call_boxed of a kernel object
-    # keeps it.
-    nms: Kernel = torch.ops.cvkernels.nms.default.redispatch
-    roi_align: Kernel = torch.ops.cvkernels.roi_align.default.redispatch
-    roi_align_backward: Kernel = torch.ops.cvkernels.roi_align_backward.default.redispatch
-
-    def nms_kernel(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-        try:
-            return nms(keyset, dets, scores, None, iou_threshold, -1, "iou", 1.0, None)
-        except ValueError as error:
-            raise RuntimeError(str(error)) from error
-
-    # The kernels keep the memory format of their input; torchvision promises contiguous results,
-    # and a graph compiled against that promise must hold whether or not the patch is in place.
-    def roi_align_kernel(*arguments: Any) -> Tensor:
-        try:
-            return roi_align(keyset, *arguments).contiguous()
-        except ValueError as error:
-            raise RuntimeError(str(error)) from error
-
-    def roi_align_backward_kernel(*arguments: Any) -> Tensor:
-        try:
-            return roi_align_backward(keyset, *arguments).contiguous()
-        except ValueError as error:
-            raise RuntimeError(str(error)) from error
-
-    return {
-        "torchvision::nms": nms_kernel,
-        "torchvision::roi_align": roi_align_kernel,
-        "torchvision::_roi_align_backward": roi_align_backward_kernel,
-    }
-
-
-# Shape functions. Arguments come by position; those that no shape depends on are underscored.
-def _meta_roi_align(
-    input: Tensor, rois: Tensor, _scale: float, height: int, width: int, *_rest: Any
-) -> Tensor:
-    torch._check(rois.dim() == 2, lambda: f"rois should be a 2d tensor, got {rois.dim()}D")
-    torch._check(rois.size(1) == 5, lambda: "rois must have shape as Tensor[K, 5]")
-    return input.new_empty((rois.size(0), input.size(1), height, width))
-
-
-def _meta_roi_align_backward(
-    grad: Tensor,
-    _rois: Tensor,
-    _scale: float,
-    _pooled_height: int,
-    _pooled_width: int,
-    *sizes_and_rest: Any,
-) -> Tensor:
-    return grad.new_empty(sizes_and_rest[:4])
-
-
-_META: dict[str, Kernel] = {
-    "torchvision::roi_align": _meta_roi_align,
-    "torchvision::_roi_align_backward": _meta_roi_align_backward,
-}
-
-
-# -------------------------------------------------------------------------------------------------
 # Counting and listening
 # -------------------------------------------------------------------------------------------------
 
@@ -304,7 +217,7 @@ def _record(name: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _counted(name: str, kernel: Kernel) -> Kernel:
-    def counting_kernel(*arguments: Any) -> Tensor:
+    def counting_kernel(*arguments: Any) -> Any:
         _record(name, arguments)
         return kernel(*arguments)
 
@@ -415,11 +328,11 @@ def _register(counting: bool) -> None:
                 skipped[device_key] = f"{' or '.join(libraries)} is not loaded"
                 continue
             devices.append(device_key.lower())
-            for name, kernel in _kernels(device_key).items():
+            for name, kernel in _kernels.of_device(device_key).items():
                 replace(name, _counted(name, kernel) if counting else kernel, device_key)
-            for name in ("torchvision::nms", "torchvision::roi_align"):
+            for name in _kernels.AUTOCAST:
                 replace(name, torch.library.fallthrough_kernel, f"Autocast{device_key}")
-        for name, kernel in _META.items():
+        for name, kernel in _kernels.META.items():
             replace(name, kernel, "Meta")
     except BaseException:
         library._destroy()
@@ -452,8 +365,7 @@ def _apply() -> None:
         _state.listeners = listeners
         return
     boxes = _import_torchvision()
-    for module in ("cvkernels.nms", "cvkernels.roi_align"):  # Load the kernels, register the fakes.
-        importlib.import_module(module)
+    importlib.import_module("cvkernels.ops")  # Load the kernels, register the fakes.
     _load.load()
     with warnings.catch_warnings():
         # Older torch warns, once a process, that a kernel is being overridden. That is the point.
