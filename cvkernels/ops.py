@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from cvkernels.conv2d import Conv2d, SeparableConv2d, conv2d
 from cvkernels.conv_transpose2d import ConvTranspose2d, conv_transpose2d
+from cvkernels.deform_roi_pool import (
+    DeformRoIPool,
+    DeformRoIPoolPack,
+    ModulatedDeformRoIPoolPack,
+    deform_roi_pool,
+)
 from cvkernels.im2col import col2im, conv2d_im2col, fold, im2col, unfold
 from cvkernels.matrix_nms import matrix_nms, matrix_nms_from_overlaps
 from cvkernels.nms import (
@@ -29,6 +35,9 @@ from cvkernels.weighted_nms import cluster_nms, softer_nms, weighted_nms, weight
 __all__ = [
     "Conv2d",
     "ConvTranspose2d",
+    "DeformRoIPool",
+    "DeformRoIPoolPack",
+    "ModulatedDeformRoIPoolPack",
     "PSRoIAlign",
     "PSRoIPool",
     "PrRoIPool",
@@ -44,6 +53,7 @@ __all__ = [
     "conv2d",
     "conv2d_im2col",
     "conv_transpose2d",
+    "deform_roi_pool",
     "diou_nms",
     "diou_nms_padded",
     "fold",

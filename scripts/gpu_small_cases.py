@@ -73,6 +73,11 @@ Pool = Callable[[Tensor, Tensor], Tensor]
 ROI_FAMILY: tuple[tuple[str, int, Pool], ...] = (
     ("prroi_pool", 1, lambda x, boxes: ops.prroi_pool(x, boxes, (7, 7), 1 / 16)),
     (
+        "deform_roi_pool",
+        1,
+        lambda x, boxes: ops.deform_roi_pool(x, boxes, offsets(boxes), (7, 7), 1 / 16, 2),
+    ),
+    (
         "roi_align_rotated",
         1,
         lambda x, boxes: ops.roi_align_rotated(x, turned(boxes), (7, 7), 1 / 16, 2),
@@ -109,6 +114,12 @@ def roi_family_cases(*, large: bool) -> Iterator[Case]:
         for dtype in DTYPES:
             for last in (False, True):
                 yield case(name, multiple, pool, dtype, last)
+
+
+def offsets(boxes: Tensor) -> Tensor:
+    """[K, 2, 7, 7], which require a gradient: their kernel runs too."""
+    values = torch.linspace(-1, 1, 98, device=boxes.device, dtype=boxes.dtype)
+    return values.reshape(1, 2, 7, 7).repeat(len(boxes), 1, 1, 1).requires_grad_()
 
 
 def turned(boxes: Tensor) -> Tensor:

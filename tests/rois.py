@@ -1,4 +1,4 @@
-"""Feature maps, boxes and common errors for the tests of the RoI family."""
+"""Maps, boxes and errors for the tests of RoI operators with samples, beside roi_family."""
 
 from __future__ import annotations
 
@@ -8,14 +8,20 @@ from typing import Any
 
 import torch
 from harness import Args, ErrorCase
+from roi_family import FLOATS, INF, NAN, features, random_boxes
 from torch import Tensor
 
-NAN, INF = float("nan"), float("inf")
-FLOATS = "float16, bfloat16, float32 or float64"
-
-
-def features(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+__all__ = [
+    "INF",
+    "NAN",
+    "family_errors",
+    "features",
+    "plane",
+    "random_boxes",
+    "random_rotated",
+    "rows",
+    "turned",
+]
 
 
 def rows(*boxes: tuple[float, ...], columns: int = 5) -> Tensor:
@@ -26,17 +32,6 @@ def plane(height: int, width: int) -> Tensor:
     """x[y, w] = 10 y + w: bilinear interpolation gives 10 y + x anywhere inside."""
     y = torch.arange(float(height), dtype=torch.float64)[:, None]
     return (10 * y + torch.arange(float(width), dtype=torch.float64)).reshape(1, 1, height, width)
-
-
-def random_boxes(
-    count: int, images: int, extent: tuple[float, float], seed: int = 1, spill: float = 0.2
-) -> Tensor:
-    """[count, 5] proper boxes in an (height, width) extent, some reaching over its edges."""
-    generator = torch.Generator().manual_seed(seed)
-    unit = torch.rand(count, 2, 2, generator=generator, dtype=torch.float64)
-    corners = (unit * (1 + 2 * spill) - spill) * torch.tensor([extent[1], extent[0]])
-    image = torch.randint(0, images, (count, 1), generator=generator).double()
-    return torch.cat([image, corners.amin(1), corners.amax(1)], 1)
 
 
 def random_rotated(

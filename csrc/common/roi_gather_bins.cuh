@@ -3,9 +3,11 @@
 //
 // Boxes is what the operator knows of its boxes; the block meets them one at a time:
 //   box_reaches(k)       whether box k can touch the tile; false for a bad image index. May be generous.
-//   load_box(k)          one thread calls it, between barriers: puts what the others need into shared memory
+//   load_box(k)          all threads call it, between barriers: puts what they need into shared memory
 //   bin_reaches(bin)     whether bin `bin` of the loaded box can touch the tile. May be generous.
-//   weight(bin, y, x)    the derivative of that bin with respect to pixel (y, x)
+//   kSeparable           whether the derivative of a bin with respect to a pixel is a product of one weight along each axis
+//   weight_along(bin, along_y, pixel)  that factor; where it is not,
+//   weight(bin, y, x)    the derivative itself
 #pragma once
 
 #include <cstdint>
@@ -20,7 +22,7 @@ namespace cvk {
 template <class A>
 struct GatherShared {
   A grad[kRoiGatherBins][kRoiTileChannels + 1];
-  A weight[kRoiGatherBins][kRoiTileHeight * kRoiTileWidth];
+  A weight[kRoiGatherBins][kRoiTileHeight * kRoiTileWidth];  // of each pixel, or of the rows and then the columns
   RoiTileRows<A> rows;
   RoiStretch boxes, bins;
 };
@@ -31,7 +33,7 @@ CVK_DEVICE void gather_bins(const RoiShape& shape, const RoiTile& tile, Boxes& b
                             const T* grad_output,  // [K, C, PH, PW] or channels-last
                             T* grad_input) {       // [N, C, H, W] or channels-last
   using A = Acc<T>;
-  constexpr int kColumns = kRoiTileWidth, kPixels = kRoiTileHeight * kRoiTileWidth;
+  constexpr int kRows = kRoiTileHeight, kColumns = kRoiTileWidth, kPixels = kRows * kColumns;
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   A sum[kColumns];
 #pragma unroll
@@ -42,7 +44,7 @@ CVK_DEVICE void gather_bins(const RoiShape& shape, const RoiTile& tile, Boxes& b
     for (int b = 0; b < found; ++b) {
       const int64_t k = shared.boxes.boxes[b];
       __syncthreads();  // the box before is done with
-      if (threadIdx.x == 0) boxes.load_box(k);
+      boxes.load_box(k);
       __syncthreads();
       for (int64_t first_bin = 0; first_bin < shape.bins(); first_bin += kRoiTileThreads) {
         const int bins =
@@ -56,10 +58,22 @@ CVK_DEVICE void gather_bins(const RoiShape& shape, const RoiTile& tile, Boxes& b
                                                    : (k * shape.channels + channel) * shape.bins() + bin;
             shared.grad[s][c] = c < tile.channels ? to_acc(grad_output[at]) : A(0);
           }
-          for (int i = static_cast<int>(threadIdx.x); i < staged * kPixels; i += kRoiTileThreads) {
-            const int pixel = i % kPixels, y = tile.y + pixel / kColumns, x = tile.x + pixel % kColumns;
-            shared.weight[i / kPixels][pixel] =
-                y < shape.height && x < shape.width ? boxes.weight(shared.bins.boxes[first + i / kPixels], y, x) : A(0);
+          if constexpr (Boxes::kSeparable) {
+            for (int i = static_cast<int>(threadIdx.x); i < staged * (kRows + kColumns); i += kRoiTileThreads) {
+              const int s = i / (kRows + kColumns), line = i % (kRows + kColumns);
+              const bool along_y = line < kRows;
+              const int pixel = along_y ? tile.y + line : tile.x + line - kRows;
+              shared.weight[s][line] = pixel < (along_y ? shape.height : shape.width)
+                                           ? boxes.weight_along(shared.bins.boxes[first + s], along_y, pixel)
+                                           : A(0);
+            }
+          } else {
+            for (int i = static_cast<int>(threadIdx.x); i < staged * kPixels; i += kRoiTileThreads) {
+              const int pixel = i % kPixels, y = tile.y + pixel / kColumns, x = tile.x + pixel % kColumns;
+              shared.weight[i / kPixels][pixel] = y < shape.height && x < shape.width
+                                                      ? boxes.weight(shared.bins.boxes[first + i / kPixels], y, x)
+                                                      : A(0);
+            }
           }
           __syncthreads();
           for (int s = 0; s < staged; ++s) {
@@ -67,7 +81,8 @@ CVK_DEVICE void gather_bins(const RoiShape& shape, const RoiTile& tile, Boxes& b
 #pragma unroll
             for (int column = 0; column < kColumns; ++column) {
               // Edge: a weight of zero passes nothing on, not even an infinite gradient.
-              const A weight = shared.weight[s][warp * kColumns + column];
+              const A weight = Boxes::kSeparable ? shared.weight[s][warp] * shared.weight[s][kRows + column]
+                                                 : shared.weight[s][warp * kColumns + column];
               if (weight != A(0)) sum[column] = mul_add(weight, grad, sum[column]);
             }
           }

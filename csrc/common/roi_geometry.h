@@ -46,7 +46,7 @@ struct RoiAxis {
 template <class A>
 struct RoiSpan {
   A start, length;
-  bool stretched;  // the length is not the box's own
+  bool stretched = false;  // the length is not the box's own
 };
 
 template <class A>

@@ -488,21 +488,22 @@ CVK_HD void roi_backward(const Params& params, int64_t first, int64_t last) {
   }
 }
 
-// ---- gradient with respect to the boxes (roi_boxes.h): cut as the forward pass; a part is a tile of channels, or all of them
-// in a channels-last input
+// ---- sums over channels of gradients times pixels, for gradients of boxes and offsets: cut as the forward pass; a part is a tile
+// of channels, or all of them in a channels-last input
 
-CVK_HD int64_t roi_boxes_parts(const RoiShape& shape) {
+CVK_HD int64_t roi_gradient_parts(const RoiShape& shape) {
   const int64_t tiles = ceil_div<int64_t>(shape.channels, kRoiChannelTile);
   return shape.channels_last ? min_of<int64_t>(tiles, 1) : tiles;
 }
 
-// The work items [first, last) as roi_forward_items cut them.
-template <Isa isa, class T>
-CVK_HD void roi_boxes_backward(const RoiBoxesParams<T>& params, int64_t first, int64_t last) {
+// f(k, part, begins, view, grad, stride, channels, widened) for the work items [first, last) as roi_forward_items cut them: the
+// pixels of box k in a part's channels, and grad[bin * stride + c]. `begins` is false where the call adds to the part that the
+// call before began. `widened` is what `widen` takes.
+template <Isa isa, class T, class Params, class F>
+CVK_HD void roi_visit_gradients(const Params& params, int64_t first, int64_t last, F&& f) {
   using A = Acc<T>;
   const RoiShape& shape = params.shape;
   const RoiPlan& plan = params.plan;
-  A sums[kRoiSums];
   if (shape.channels_last) {
     const int channels = static_cast<int>(shape.channels);
     const Scratch widened(std::is_same_v<T, A> ? 0 : channels * sizeof(A));
@@ -510,23 +511,35 @@ CVK_HD void roi_boxes_backward(const RoiBoxesParams<T>& params, int64_t first, i
       const int64_t k = plan.order[i];
       const auto view =
           whole_image(params.input + plan.image_of[k] * shape.pixels() * shape.channels, shape.channels, shape.width);
-      differentiate_box<isa, A>(view, shape, plan.record(k), params.grad_output + k * shape.bins() * shape.channels,
-                                shape.channels, channels, widened.template as<A>(), sums);
-      memcpy(params.sums + k * kRoiSums, sums, sizeof(sums));
+      f(k, int64_t{0}, true, view, params.grad_output + k * shape.bins() * shape.channels, shape.channels, channels,
+        widened.template as<A>());
     }
     return;
   }
   const int pitch = roi_pitch(shape);
   const Scratch bins(shape.bins() * pitch * sizeof(A));
-  A* const grad = bins.template as<A>();
+  const A* const grad = bins.template as<A>();
   roi_visit<isa, T>(params, first, last, [&](int64_t k, const RoiShape&, int64_t c, int channels, const auto& view) {
-    transpose_matrix<isa>(params.grad_output + (k * shape.channels + c) * shape.bins(), shape.bins(), grad, pitch,
-                          channels, shape.bins());
-    differentiate_box<isa, A>(view, shape, plan.record(k), grad, pitch, channels, static_cast<A*>(nullptr), sums);
-    A* const to = params.sums + (k * params.parts + c / kRoiChannelTile) * kRoiSums;
+    transpose_matrix<isa>(params.grad_output + (k * shape.channels + c) * shape.bins(), shape.bins(),
+                          bins.template as<A>(), pitch, channels, shape.bins());
     const bool begins = c % kRoiChannelTile == 0;  // planes come one channel at a time
-    for (int i = 0; i < kRoiSums; ++i) to[i] = begins ? sums[i] : to[i] + sums[i];
+    f(k, c / kRoiChannelTile, begins, view, grad, int64_t{pitch}, channels, static_cast<A*>(nullptr));
   });
+}
+
+// The gradient with respect to the boxes (roi_boxes.h).
+template <Isa isa, class T>
+CVK_HD void roi_boxes_backward(const RoiBoxesParams<T>& params, int64_t first, int64_t last) {
+  using A = Acc<T>;
+  roi_visit_gradients<isa, T>(params, first, last,
+                              [&](int64_t k, int64_t part, bool begins, const auto& view, const auto* grad,
+                                  int64_t stride, int channels, A* widened) {
+                                A sums[kRoiSums];
+                                differentiate_box<isa, A>(view, params.shape, params.plan.record(k), grad, stride,
+                                                          channels, widened, sums);
+                                A* const to = params.sums + (k * params.parts + part) * kRoiSums;
+                                for (int i = 0; i < kRoiSums; ++i) to[i] = begins ? sums[i] : to[i] + sums[i];
+                              });
 }
 
 }  // namespace cvk

@@ -196,7 +196,36 @@ CVK_HD BoxAxes<A> box_axes(const RoiShape& shape, const A* box) {
           roi_axis(box[1], box[3], scale, shape.aligned, shape.pooled_width, shape.sampling_ratio, shape.width)};
 }
 
-// Entries of one axis for the mean, a Tap or a SlopedTap each: samples merged into taps, divided by their number.
+// Entries of one bin along one axis for the mean, a Tap or a SlopedTap each: samples merged into taps, divided by their number.
+// Returns how many; extends [first, last] to their pixels.
+template <class A, class Entry>
+CVK_HD int plan_bin(const RoiAxis<A>& axis, int bin, Entry* taps, int& first, int& last) {
+  int used = 0;
+  const SampleRange range = inside_range(axis, bin);
+  for (int i = range.first; i < range.last; ++i) {
+    const A coordinate = roi_sample_coordinate(axis, bin, i);
+    const BilinearAxis<A> sample = bilinear_axis(coordinate, axis.extent);
+    if (!sample.inside) continue;
+    const A slope = bilinear_slope(coordinate, sample) * axis.share, position = roi_sample_position(axis, bin, i);
+    // A box with x2 < x1 (aligned) walks backwards; merging with any earlier tap of the bin covers both directions.
+    const int pixels[2] = {sample.low, sample.high};
+    const A weights[2] = {sample.low_weight * axis.share, sample.high_weight * axis.share};
+    const A slopes[2] = {-slope, slope};
+    for (int side = 0; side < 2; ++side) {
+      int at = used;
+      for (int back = used - 1; back >= 0 && back >= used - 2; --back) {
+        if (taps[back].pixel == pixels[side]) at = back;
+      }
+      if (at == used) taps[used++] = empty_tap<Entry>(pixels[side]);
+      add_to_tap(taps[at], weights[side], slopes[side], position);
+      if (pixels[side] < first) first = pixels[side];
+      if (pixels[side] > last) last = pixels[side];
+    }
+  }
+  return used;
+}
+
+// Entries of one axis for the mean.
 template <class A, class Entry>
 CVK_HD int plan_axis(const RoiAxis<A>& axis, int bins, int* begin, Entry* taps, int& first, int& last) {
   int used = 0;
@@ -204,27 +233,7 @@ CVK_HD int plan_axis(const RoiAxis<A>& axis, int bins, int* begin, Entry* taps, 
   last = -1;
   for (int bin = 0; bin < bins; ++bin) {
     begin[bin] = used;
-    const SampleRange range = inside_range(axis, bin);
-    for (int i = range.first; i < range.last; ++i) {
-      const A coordinate = roi_sample_coordinate(axis, bin, i);
-      const BilinearAxis<A> sample = bilinear_axis(coordinate, axis.extent);
-      if (!sample.inside) continue;
-      const A slope = bilinear_slope(coordinate, sample) * axis.share, position = roi_sample_position(axis, bin, i);
-      // A box with x2 < x1 (aligned) walks backwards; merging with any earlier tap of the bin covers both directions.
-      const int pixels[2] = {sample.low, sample.high};
-      const A weights[2] = {sample.low_weight * axis.share, sample.high_weight * axis.share};
-      const A slopes[2] = {-slope, slope};
-      for (int side = 0; side < 2; ++side) {
-        int at = used;
-        for (int back = used - 1; back >= begin[bin] && back >= used - 2; --back) {
-          if (taps[back].pixel == pixels[side]) at = back;
-        }
-        if (at == used) taps[used++] = empty_tap<Entry>(pixels[side]);
-        add_to_tap(taps[at], weights[side], slopes[side], position);
-        if (pixels[side] < first) first = pixels[side];
-        if (pixels[side] > last) last = pixels[side];
-      }
-    }
+    used += plan_bin(axis, bin, taps + used, first, last);
   }
   begin[bins] = used;
   return used;

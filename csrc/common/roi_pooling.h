@@ -293,6 +293,20 @@ CVK_HD typename Simd<isa, A>::Vec products(const E* pixel, const A* grad, int ch
   return even;
 }
 
+// A bin's gradient in the arithmetic type: as it is, or in `widened` where G is narrower, so that a tap widens its pixel alone.
+template <Isa isa, class A, class G>
+CVK_HD const A* widen(const G* grad, int channels, A* widened) {
+  using S = Simd<isa, A>;
+  if constexpr (std::is_same_v<G, A>) {
+    return grad;
+  } else {
+    int c = 0;
+    for (; c + S::kLanes <= channels; c += S::kLanes) S::store(widened + c, S::load(grad + c));
+    for (; c < channels; ++c) widened[c] = to_acc(grad[c]);
+    return widened;
+  }
+}
+
 // A bin's gradient over kVecs vectors of channels, in registers; 0 stands for any number of channels, left in memory.
 template <Isa isa, int kVecs, class A>
 struct BinGradient {
@@ -386,16 +400,7 @@ __attribute__((noinline)) void differentiate_bins(const View<E>& view, const Roi
   for (int i = 0; i < shape.pooled_height; ++i) {
     const int y0 = record.y_begin[i], y_count = record.y_begin[i + 1] - y0;
     for (int j = 0; j < shape.pooled_width; ++j, grads += grad_stride) {
-      const A* grad;
-      if constexpr (std::is_same_v<G, A>) {
-        grad = grads;
-      } else {
-        int c = 0;
-        for (; c + S::kLanes <= channels; c += S::kLanes) S::store(widened + c, S::load(grads + c));
-        for (; c < channels; ++c) widened[c] = to_acc(grads[c]);
-        grad = widened;
-      }
-      const BinGradient<isa, kVecs, A> gradient(grad, channels);
+      const BinGradient<isa, kVecs, A> gradient(widen<isa>(grads, channels, widened), channels);
       const int x0 = record.x_begin[j], x_count = record.x_begin[j + 1] - x0;
       differentiate_bin<isa, 0>(view, record.y + y0, y_count, record.x + x0, x_count, gradient, sums);
     }
@@ -404,7 +409,7 @@ __attribute__((noinline)) void differentiate_bins(const View<E>& view, const Roi
 }
 
 // The four sums of one box over the channels [0, channels) of the view and of grads[bin * grad_stride + channel]. `widened`
-// holds a bin's gradient where G is narrower than A: a tap then widens its pixel alone.
+// is what `widen` takes.
 template <Isa isa, class A, class E, class G>
 CVK_HD void differentiate_box(const View<E>& view, const RoiShape& shape, char* arena, const G* grads,
                               int64_t grad_stride, int channels, A* widened, A (&sums)[kRoiSums]) {

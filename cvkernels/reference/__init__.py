@@ -11,6 +11,7 @@ from __future__ import annotations
 from cvkernels.reference._precision import precision
 from cvkernels.reference.conv2d import conv2d
 from cvkernels.reference.conv_transpose2d import conv_transpose2d
+from cvkernels.reference.deform_roi_pool import deform_roi_pool
 from cvkernels.reference.im2col import col2im, conv2d_im2col, fold, im2col, unfold
 from cvkernels.reference.matrix_nms import matrix_nms, matrix_nms_from_overlaps
 from cvkernels.reference.nms import (
@@ -47,6 +48,7 @@ __all__ = [
     "conv2d",
     "conv2d_im2col",
     "conv_transpose2d",
+    "deform_roi_pool",
     "diou_nms",
     "diou_nms_padded",
     "fold",

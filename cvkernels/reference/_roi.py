@@ -87,11 +87,12 @@ def bilinear(image: Tensor, y: Tensor, x: Tensor) -> Tensor:
     """
     height, width = image.shape[-2:]
     if height == 0 or width == 0:
-        return image.new_zeros((image.shape[0], *y.shape)) + image.sum() * 0  # has a gradient
+        zero = sum((nothing(t) for t in (image, y, x)), image.new_zeros(()))  # has a gradient
+        return zero.expand(image.shape[0], *y.shape)
     inside = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)  # NaN and Inf are not
 
     def axis(at: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-        at = torch.where(inside, at, 0.0).clamp(min=0)
+        at = torch.where(inside & (at >= 0), at, 0.0)  # torch's clamp has another gradient at 0
         low = at.detach().floor().to(torch.int64).clamp(max=size - 1)
         high = (low + 1).clamp(max=size - 1)
         return low, high, torch.where(low < high, at - low, 0.0)

@@ -71,7 +71,7 @@ void prroi_pool_backward_cpu(const PrRoIPoolParams<T>& params, int64_t first, in
 
 template <Isa isa, class T>
 int64_t prroi_pool_boxes_layout_cpu(RoiBoxesParams<T>& params) {
-  params.parts = roi_boxes_parts(params.shape);
+  params.parts = roi_gradient_parts(params.shape);
   return layout<SlopedTap<Acc<T>>>(params);
 }
 

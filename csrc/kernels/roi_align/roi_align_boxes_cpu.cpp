@@ -41,7 +41,7 @@ template <Isa isa, class T>
 int64_t roi_align_boxes_layout_cpu(RoiBoxesParams<T>& params) {
   using A = Acc<T>;
   const RoiShape& shape = params.shape;
-  params.parts = params.saved_argmax != nullptr ? min_of<int64_t>(shape.channels, 1) : roi_boxes_parts(shape);
+  params.parts = params.saved_argmax != nullptr ? min_of<int64_t>(shape.channels, 1) : roi_gradient_parts(shape);
   return roi_layout(shape, params.boxes, 5, params.plan, [&](int64_t k) -> int64_t {
     if (params.saved_argmax != nullptr) return 0;
     return plan_box_bytes<A, SlopedTap<A>>(shape, params.boxes + k * 5);

@@ -93,6 +93,7 @@ __global__ void __launch_bounds__(kRoiBlockThreads, kRotatedBlocksPerSm)
 template <class T>
 struct RotatedGather {
   using A = Acc<T>;
+  static constexpr bool kSeparable = false;
   struct Shared {
     RotatedAxes<A> axes;
     RotatedBounds<A> bounds;  // of the samples that reach the tile
@@ -113,8 +114,8 @@ struct RotatedGather {
     return span_reaches(RoiSpan<A>{y - radius, radius + radius}, tile.y, tile.y + kRoiTileHeight) &&
            span_reaches(RoiSpan<A>{x - radius, radius + radius}, tile.x, tile.x + kRoiTileWidth);
   }
-  // One thread calls it.
   CVK_DEVICE void load_box(int64_t k) {
+    if (threadIdx.x != 0) return;
     const RoiShape& shape = params.shape;
     shared.axes = rotated_axes(shape, params.clockwise, params.boxes + k * 6);
     // Samples beyond the rim read the rim pixel, so the outermost tiles look further out.
