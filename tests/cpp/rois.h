@@ -118,15 +118,17 @@ class PlanVectors {
  public:
   // layout() as <op>_layout_cpu. Returns what it does.
   template <class Layout>
-  int64_t lay_out(const RoiShape& shape, RoiPlan& plan, Layout&& layout) {
+  int64_t lay_out(const RoiShape& shape, RoiPlan& plan, Layout&& layout, int levels = 1) {
     order_.resize(shape.boxes);
     image_of_.resize(shape.boxes);
     record_begin_.resize(shape.boxes + 1);
-    image_begin_.resize(shape.batch + 1);
+    image_begin_.resize(levels * shape.batch + 1);
+    places_.resize(2 * shape.boxes);
     plan.order = order_.data();
     plan.image_of = image_of_.data();
     plan.record_begin = record_begin_.data();
     plan.image_begin = image_begin_.data();
+    plan.places = places_.data();
     const int64_t bytes = layout();
     if (bytes > 0) arena_.resize(bytes);
     plan.arena = arena_.data();
@@ -135,6 +137,7 @@ class PlanVectors {
 
  private:
   std::vector<int64_t> order_, image_of_, record_begin_, image_begin_;
+  std::vector<Keyed<uint32_t>> places_;
   std::vector<char> arena_;
 };
 
