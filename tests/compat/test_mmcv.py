@@ -27,6 +27,19 @@ SIGNATURES = {
     "nms_match": "dets, iou_threshold",
     "nms_rotated": "dets, scores, iou_threshold, labels=None, clockwise=True",
     "box_iou_rotated": "bboxes1, bboxes2, mode='iou', aligned=False, clockwise=True",
+    # These take their arguments by position only; the names are those of their forward functions.
+    "roi_align": (
+        "input, rois, output_size, spatial_scale=1.0, sampling_ratio=0, pool_mode='avg', "
+        "aligned=True"
+    ),
+    "roi_pool": "input, rois, output_size, spatial_scale=1.0",
+    "prroi_pool": "features, rois, output_size, spatial_scale=1.0",
+    "deform_roi_pool": (
+        "input, rois, offset, output_size, spatial_scale=1.0, sampling_ratio=0, gamma=0.1"
+    ),
+    "roi_align_rotated": (
+        "input, rois, output_size, spatial_scale, sampling_ratio=0, aligned=True, clockwise=False"
+    ),
 }
 COUNT = 60
 
@@ -411,10 +424,11 @@ def test_box_iou_rotated() -> None:
 @pytest.fixture
 def fake_mmcv(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, types.ModuleType]]:
     """A package laid out as mmcv is, and a user of it that imported by name."""
-    names = ("mmcv", "mmcv.ops", "mmcv.ops.nms", "mmcv.ops.box_iou_rotated", "detector_of_somebody")
+    homes = {name: f"mmcv.ops.{'nms' if 'nms' in name else name}" for name in SIGNATURES}
+    names = ("mmcv", "mmcv.ops", *homes.values(), "detector_of_somebody")
     modules = {name: types.ModuleType(name) for name in names}
     for name in SIGNATURES:
-        home = modules["mmcv.ops.box_iou_rotated" if name == "box_iou_rotated" else "mmcv.ops.nms"]
+        home = modules[homes[name]]
 
         def original(*args: Any, _name: str = name, **kwargs: Any) -> str:
             return f"mmcv's {_name}"
@@ -449,6 +463,7 @@ def test_patched(fake_mmcv: dict[str, types.ModuleType]) -> None:
         with cvmm.patched():
             assert isinstance(ops.nms(boxes, scores, 0.5)[1], Tensor)
         assert isinstance(ops.nms(boxes, scores, 0.5)[1], Tensor)
+        assert isinstance(ops.roi_pool(torch.ones(1, 1, 2, 2), torch.ones(1, 5) * 0, 1), Tensor)
     assert user.late() == "mmcv's soft_nms"
     del user.late
     assert {name: dict(vars(module)) for name, module in fake_mmcv.items()} == before
