@@ -117,6 +117,14 @@ class DeformRoIPool(nn.Module):
     Shape:
         input [N, C, H, W], rois [K, 5] or a list of [L, 4], offset [K, 2, height, width] or None
         -> [K, C, height, width].
+
+    Example:
+        >>> import torch
+        >>> from cvkernels.deform_roi_pool import DeformRoIPool
+        >>> pool = DeformRoIPool(output_size=2)
+        >>> input = torch.arange(16.0).reshape(1, 1, 4, 4)
+        >>> pool(input, torch.tensor([[0.0, 0, 0, 4, 4]])).tolist()
+        [[[[2.5, 4.5], [10.5, 12.5]]]]
     """
 
     def __init__(
@@ -169,6 +177,14 @@ class DeformRoIPoolPack(DeformRoIPool):
     Shape:
         input [N, output_channels, H, W], rois [K, 5] or a list of [L, 4]
         -> [K, output_channels, height, width].
+
+    Example:
+        >>> import torch
+        >>> from cvkernels.deform_roi_pool import DeformRoIPoolPack
+        >>> pool = DeformRoIPoolPack(2, output_channels=1, deform_fc_channels=8)
+        >>> input = torch.arange(16.0).reshape(1, 1, 4, 4)
+        >>> pool(input, torch.tensor([[0.0, 0, 0, 4, 4]])).tolist()
+        [[[[2.5, 4.5], [10.5, 12.5]]]]
     """
 
     def __init__(
@@ -215,6 +231,14 @@ class ModulatedDeformRoIPoolPack(DeformRoIPoolPack):
     Shape:
         input [N, output_channels, H, W], rois [K, 5] or a list of [L, 4]
         -> [K, output_channels, height, width].
+
+    Example:
+        >>> import torch
+        >>> from cvkernels.deform_roi_pool import ModulatedDeformRoIPoolPack
+        >>> pool = ModulatedDeformRoIPoolPack(2, output_channels=1, deform_fc_channels=8)
+        >>> input = torch.arange(16.0).reshape(1, 1, 4, 4)
+        >>> pool(input, torch.tensor([[0.0, 0, 0, 4, 4]])).tolist()  # weights begin at 1/2
+        [[[[1.25, 2.25], [5.25, 6.25]]]]
     """
 
     def __init__(
