@@ -110,9 +110,9 @@ Result on_cpu(const Problem& p, bool at_once = true, int64_t* bad_row = nullptr)
     return {};
   }
   const RoiShape& shape = p.shape;
-  over(shape.boxes, at_once,
-       [&](int64_t first, int64_t last) { roi_align_rotated_plan_cpu<isa>(params, first, last); });
   if (shape.channels > 0) {
+    over(shape.boxes, at_once,
+         [&](int64_t first, int64_t last) { roi_align_rotated_plan_cpu<isa>(params, first, last); });
     over(shape.boxes == 0 ? 0 : roi_align_rotated_forward_items_cpu<isa>(params), at_once,
          [&](int64_t first, int64_t last) { roi_align_rotated_forward_cpu<isa>(params, first, last); });
     over(roi_align_rotated_backward_items_cpu<isa>(params), at_once,
