@@ -395,7 +395,6 @@ __attribute__((noinline)) void differentiate_bins(const View<E>& view, const Roi
                                                   const Record<A, SlopedTap<A>>& record, const G* grads,
                                                   int64_t grad_stride, int channels, A* widened,
                                                   BoxSums<isa, A>& total) {
-  using S = Simd<isa, A>;
   BoxSums<isa, A> sums = {};
   for (int i = 0; i < shape.pooled_height; ++i) {
     const int y0 = record.y_begin[i], y_count = record.y_begin[i + 1] - y0;
