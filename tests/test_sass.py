@@ -65,4 +65,4 @@ def test_channels_last_forward_kernels_load_16_bytes() -> None:
     found = check_sass.kernels(BUILD, check_sass.find_tool() or "")
     assert [f"{k.arch} {k.name}: {k.problem}" for k in found if k.problem] == []
     wide = {match[1] for k in found if k.is_wide if (match := re.search(r"(\w+)_forward", k.name))}
-    assert {"roi_align", "roi_pool", "prroi_pool", "roi_align_rotated"} <= wide
+    assert {"deform_roi_pool", "prroi_pool", "roi_align", "roi_align_rotated", "roi_pool"} <= wide
