@@ -17,6 +17,7 @@ from harness import assert_close
 from torch import Tensor
 
 from cvkernels import reference
+from cvkernels.deform_roi_pool import deform_roi_pool
 from cvkernels.prroi_pool import prroi_pool
 from cvkernels.roi_align import roi_align
 
@@ -163,3 +164,23 @@ def test_layout_of_a_strided_view_beyond_the_boundary() -> None:
     assert x.storage_offset() > 0 and x.storage_offset() + x.stride(1) * (CHANNELS - 1) > BOUNDARY
     out = roi_align(x, LOCAL, BINS, 1.0, 2, True)
     assert_close(out, reference.roi_align(x.double(), LOCAL, BINS, 1.0, 2, True), torch.bfloat16)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+def test_gradient_of_offsets_across_the_boundary(channels_last: bool) -> None:
+    x = corner_map(channels_last)
+    shift = torch.tensor([0.0, 1, 1, 1, 1]) * (SIDE - WINDOW)
+    boxes = torch.cat([LOCAL, LOCAL + shift])
+    # Shifted by a sixteenth of the box, a sample is exact as well, and inside its window.
+    offset = torch.full((len(boxes), 2, BINS, BINS), 0.125).requires_grad_()
+    rest = (BINS, 1.0, 2, 0.5)
+    out = deform_roi_pool(x, boxes, offset, *rest)
+    upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+    (actual,) = torch.autograd.grad(out, offset, upstream)
+    for i, window in enumerate((x[..., :WINDOW, :WINDOW], x[..., -WINDOW:, -WINDOW:])):
+        rows = slice(i * len(LOCAL), (i + 1) * len(LOCAL))
+        leaf = offset[rows].detach().double().requires_grad_()
+        pooled = reference.deform_roi_pool(window.double().contiguous(), LOCAL, leaf, *rest)
+        (wanted,) = torch.autograd.grad(pooled, leaf, upstream[rows].double())
+        assert_close(out[rows], pooled, torch.bfloat16)
+        assert_close(actual[rows], wanted, torch.float32)
