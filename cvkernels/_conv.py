@@ -19,6 +19,16 @@ def channels_last(*tensors: Tensor) -> bool:
     return any(memory_format(tensor) == torch.channels_last for tensor in tensors)
 
 
+@torch.compiler.assume_constant_result
+def _tf32_switch() -> bool:
+    return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]
+
+
+def tf32(input: Tensor) -> bool:
+    """Whether torch's switches let a convolution round its float32 factors to TF32."""
+    return input.is_cuda and input.dtype == torch.float32 and _tf32_switch()
+
+
 def in_format(tensor: Tensor, last: bool) -> Tensor:
     """The tensor, dense in the memory format; the order of sums must not follow a gradient's."""
     layout = torch.channels_last if last else torch.contiguous_format
@@ -39,7 +49,7 @@ def bias_gradient(op_weight: Callable[..., Tensor], grad: Tensor, last: bool) ->
     """
     ones = grad.new_ones((grad.shape[0], 1, *grad.shape[2:]))
     geometry = [1, 1], [0, 0, 0, 0], [1, 1], 1
-    return op_weight(grad, ones, 1, 1, *geometry, last, False).flatten()
+    return op_weight(grad, ones, 1, 1, *geometry, last, False, False).flatten()
 
 
 # ---- autocast: convolutions run in the lower precision, as torch's do

@@ -61,8 +61,12 @@ def conv2d(
 
     Returns:
         Tensor of shape [N, O, OH, OW] (or [O, OH, OW]), channels_last if ``input`` or ``weight``
-        is so, contiguous else. Half formats accumulate in float32 and round once. Under autocast
-        ``input``, ``weight`` and ``bias`` are cast to autocast's dtype first, as torch does.
+        is so, contiguous else. Half formats accumulate in float32 and round once. float32 on CUDA
+        is as exact as float32 sums are, unless ``torch.backends.cudnn.conv.fp32_precision`` is
+        ``"tf32"`` (as it is by default; ``torch.backends.cudnn.allow_tf32`` sets it as well):
+        then factors are rounded to TF32, as cuDNN does. torch.compile reads that switch once.
+        Under autocast ``input``, ``weight`` and ``bias`` are cast to autocast's dtype first, as
+        torch does.
 
     Raises:
         ValueError: an argument of the wrong shape, dtype or device or out of its range, or a kernel
@@ -127,8 +131,9 @@ def _run(input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) ->
     if activation not in ("none", "relu") and torch.is_grad_enabled():
         tensors = (input, weight) if bias is None else (input, weight, bias)
         if activation in _ACTIVATIONS and any(tensor.requires_grad for tensor in tensors):
-            return _ACTIVATIONS[activation](_op(input, weight, bias, *geometry, "none"))
-    return _op(input, weight, bias, *arguments)
+            plain = _op(input, weight, bias, *geometry, "none", _conv.tf32(input))
+            return _ACTIVATIONS[activation](plain)
+    return _op(input, weight, bias, *arguments, _conv.tf32(input))
 
 
 class Conv2d(nn.Conv2d):
@@ -240,6 +245,7 @@ def _(
     dilation: Sequence[int],
     groups: int,
     activation: str,
+    tf32: bool,
 ) -> Tensor:
     size = _checks.conv2d(
         "conv2d", input, weight, bias, stride, padding, dilation, groups, activation
@@ -259,6 +265,7 @@ def _(
     dilation: Sequence[int],
     groups: int,
     channels_last: bool,
+    tf32: bool,
 ) -> Tensor:
     _checks.conv2d_backward_input(grad, weight, height, width, stride, padding, dilation, groups)
     size = (grad.shape[0], weight.shape[1] * groups, height, width)
@@ -277,6 +284,7 @@ def _(
     groups: int,
     channels_last: bool,
     weight_channels_last: bool,
+    tf32: bool,
 ) -> Tensor:
     kernel = (kernel_height, kernel_width)
     _checks.conv2d_backward_weight(grad, input, kernel, stride, padding, dilation, groups)
@@ -288,12 +296,11 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, weight, bias, *geometry, activation = inputs
-    ctx.geometry, ctx.activation = geometry, activation
+    input, weight, bias, *ctx.geometry, ctx.activation, ctx.tf32 = inputs
     ctx.size, ctx.kernel = input.shape[2:], weight.shape[2:]
     ctx.channels_last = _conv.channels_last(input, weight)
     ctx.weight_channels_last = _conv.channels_last(weight)
-    ctx.save_for_backward(input, weight, bias, output if activation == "relu" else None)
+    ctx.save_for_backward(input, weight, bias, output if ctx.activation == "relu" else None)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -302,23 +309,23 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad = torch.where(output > 0, grad, 0)
     elif ctx.activation != "none":  # reached only by calls of the operator itself
         with torch.enable_grad():
-            before = _op(input, weight, bias, *ctx.geometry, "none")
+            before = _op(input, weight, bias, *ctx.geometry, "none", ctx.tf32)
             leaf = before.detach().requires_grad_()
             (slope,) = torch.autograd.grad(_ACTIVATIONS[ctx.activation](leaf).sum(), leaf)
         grad = grad * slope
     grad_input = grad_weight = grad_bias = None
     if ctx.needs_input_grad[0]:
-        grad_input = _op_input(grad, weight, *ctx.size, *ctx.geometry, ctx.channels_last)
+        grad_input = _op_input(grad, weight, *ctx.size, *ctx.geometry, ctx.channels_last, ctx.tf32)
     if ctx.needs_input_grad[1]:
-        layout = ctx.channels_last, ctx.weight_channels_last
-        grad_weight = _op_weight(grad, input, *ctx.kernel, *ctx.geometry, *layout)
+        how = ctx.channels_last, ctx.weight_channels_last, ctx.tf32
+        grad_weight = _op_weight(grad, input, *ctx.kernel, *ctx.geometry, *how)
     if ctx.needs_input_grad[2]:
         grad_bias = _conv.bias_gradient(_op_weight, grad, ctx.channels_last)
-    return grad_input, grad_weight, grad_bias, None, None, None, None, None
+    return (grad_input, grad_weight, grad_bias, *([None] * 6))
 
 
 def _setup_input(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad, weight, _, _, *ctx.geometry, ctx.channels_last = inputs
+    grad, weight, _, _, *ctx.geometry, ctx.channels_last, ctx.tf32 = inputs
     ctx.kernel, ctx.weight_channels_last = weight.shape[2:], _conv.channels_last(weight)
     ctx.save_for_backward(grad, weight)
 
@@ -327,15 +334,15 @@ def _backward_input(ctx: Any, more: Tensor) -> tuple[Tensor | None, ...]:
     grad, weight = ctx.saved_tensors
     grad_grad = grad_weight = None
     if ctx.needs_input_grad[0]:
-        grad_grad = _op(more, weight, None, *ctx.geometry, "none")
+        grad_grad = _op(more, weight, None, *ctx.geometry, "none", ctx.tf32)
     if ctx.needs_input_grad[1]:
-        layout = ctx.channels_last, ctx.weight_channels_last
-        grad_weight = _op_weight(grad, more, *ctx.kernel, *ctx.geometry, *layout)
-    return (grad_grad, grad_weight, *([None] * 7))
+        how = ctx.channels_last, ctx.weight_channels_last, ctx.tf32
+        grad_weight = _op_weight(grad, more, *ctx.kernel, *ctx.geometry, *how)
+    return (grad_grad, grad_weight, *([None] * 8))
 
 
 def _setup_weight(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad, input, _, _, *ctx.geometry, ctx.channels_last, _ = inputs
+    grad, input, _, _, *ctx.geometry, ctx.channels_last, _, ctx.tf32 = inputs
     ctx.size = input.shape[2:]
     ctx.save_for_backward(grad, input)
 
@@ -344,10 +351,10 @@ def _backward_weight(ctx: Any, more: Tensor) -> tuple[Tensor | None, ...]:
     grad, input = ctx.saved_tensors
     grad_grad = grad_input = None
     if ctx.needs_input_grad[0]:
-        grad_grad = _op(input, more, None, *ctx.geometry, "none")
+        grad_grad = _op(input, more, None, *ctx.geometry, "none", ctx.tf32)
     if ctx.needs_input_grad[1]:
-        grad_input = _op_input(grad, more, *ctx.size, *ctx.geometry, ctx.channels_last)
-    return (grad_grad, grad_input, *([None] * 8))
+        grad_input = _op_input(grad, more, *ctx.size, *ctx.geometry, ctx.channels_last, ctx.tf32)
+    return (grad_grad, grad_input, *([None] * 9))
 
 
 torch.library.register_autograd("cvkernels::conv2d", _backward, setup_context=_setup)
@@ -374,7 +381,7 @@ def _(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
-    activation: str,
+    *how: Any,
 ) -> tuple[Tensor, int]:
     axis = 0 if in_dims[1] is None and in_dims[2] is None else 1
     input = _conv.folded(info, in_dims[0], input, axis)
@@ -383,7 +390,7 @@ def _(
         if bias is not None:
             bias = _conv.folded(info, in_dims[2], bias, 0)
         groups = groups * info.batch_size
-    output = _op(input, weight, bias, stride, padding, dilation, groups, activation)
+    output = _op(input, weight, bias, stride, padding, dilation, groups, *how)
     return _conv.unfolded(info, output, axis)
 
 
@@ -391,22 +398,23 @@ def _(
 def _(
     info: Any, in_dims: _conv.InDims, grad: Tensor, weight: Tensor, *arguments: Any
 ) -> tuple[Tensor, int]:
-    *geometry, groups, channels_last = arguments
+    *geometry, groups, channels_last, tf32 = arguments
     axis = 0 if in_dims[1] is None else 1
     grad = _conv.folded(info, in_dims[0], grad, axis)
     if axis == 1:
         weight = _conv.folded(info, in_dims[1], weight, 0)
         groups = groups * info.batch_size
-    return _conv.unfolded(info, _op_input(grad, weight, *geometry, groups, channels_last), axis)
+    output = _op_input(grad, weight, *geometry, groups, channels_last, tf32)
+    return _conv.unfolded(info, output, axis)
 
 
 @torch.library.register_vmap("cvkernels::conv2d_backward_weight")
 def _(
     info: Any, in_dims: _conv.InDims, grad: Tensor, input: Tensor, *arguments: Any
 ) -> tuple[Tensor, int]:
-    *geometry, groups, channels_last, weight_channels_last = arguments
+    *geometry, groups, channels_last, weight_channels_last, tf32 = arguments
     grad = _conv.folded(info, in_dims[0], grad, 1)
     input = _conv.folded(info, in_dims[1], input, 1)
     groups = groups * info.batch_size
-    layout = channels_last, weight_channels_last
-    return _conv.unfolded(info, _op_weight(grad, input, *geometry, groups, *layout), 0)
+    how = channels_last, weight_channels_last, tf32
+    return _conv.unfolded(info, _op_weight(grad, input, *geometry, groups, *how), 0)

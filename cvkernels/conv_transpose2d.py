@@ -52,8 +52,9 @@ def conv_transpose2d(
         Tensor of shape [N, O, OH, OW] (or [O, OH, OW]) with
         OH = (H - 1) stride - 2 padding + dilation (KH - 1) + output_padding + 1, channels_last if
         ``input`` or ``weight`` is so, contiguous else. Half formats accumulate in float32 and round
-        once. Under autocast ``input``, ``weight`` and ``bias`` are cast to autocast's dtype first,
-        as torch does.
+        once. float32 on CUDA follows torch's TF32 switch, as in :func:`cvkernels.conv2d.conv2d`.
+        Under autocast ``input``, ``weight`` and ``bias`` are cast to autocast's dtype first, as
+        torch does.
 
     Raises:
         ValueError: an argument of the wrong shape, dtype or device or out of its range.
@@ -83,8 +84,9 @@ def conv_transpose2d(
         more = _pair("output_padding", output_padding)
         spread = _pair("dilation", dilation)
         if input.dim() == 3:
-            return _op(input[None], weight, bias, steps, pad, more, spread, groups)[0]
-        return _op(input, weight, bias, steps, pad, more, spread, groups)
+            input = input[None]
+            return _op(input, weight, bias, steps, pad, more, spread, groups, _conv.tf32(input))[0]
+        return _op(input, weight, bias, steps, pad, more, spread, groups, _conv.tf32(input))
     except Exception:
         # The dispatcher refuses some arguments before our checks see them; say those in our words.
         _checks.conv_transpose2d_call(
@@ -141,6 +143,7 @@ def _(
     output_padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    tf32: bool,
 ) -> Tensor:
     size = _checks.conv_transpose2d(
         input, weight, bias, stride, padding, output_padding, dilation, groups
@@ -153,7 +156,7 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, weight, _, *ctx.geometry = inputs
+    input, weight, _, *ctx.geometry, ctx.tf32 = inputs
     ctx.layout = _conv.channels_last(input, weight), _conv.channels_last(weight)
     ctx.kernel = weight.shape[2:]
     ctx.save_for_backward(input, weight)
@@ -175,10 +178,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         around += [padding[axis], max(-surplus, 0)]
     geometry = stride, around, dilation, groups
     if ctx.needs_input_grad[0]:
-        grad_input = _op_conv(grad, weight, None, *geometry, "none")
+        grad_input = _op_conv(grad, weight, None, *geometry, "none", ctx.tf32)
     if ctx.needs_input_grad[1]:
-        grad_weight = _op_weight(input, grad, *ctx.kernel, *geometry, *ctx.layout)
-    return grad_input, grad_weight, grad_bias, None, None, None, None, None
+        grad_weight = _op_weight(input, grad, *ctx.kernel, *geometry, *ctx.layout, ctx.tf32)
+    return (grad_input, grad_weight, grad_bias, *([None] * 6))
 
 
 torch.library.register_autograd("cvkernels::conv_transpose2d", _backward, setup_context=_setup)
@@ -197,7 +200,7 @@ def _(
     bias: Tensor | None,
     *arguments: Any,
 ) -> tuple[Tensor, int]:
-    *geometry, groups = arguments
+    *geometry, groups, tf32 = arguments
     axis = 0 if in_dims[1] is None and in_dims[2] is None else 1
     input = _conv.folded(info, in_dims[0], input, axis)
     if axis == 1:
@@ -205,4 +208,4 @@ def _(
         if bias is not None:
             bias = _conv.folded(info, in_dims[2], bias, 0)
         groups = groups * info.batch_size
-    return _conv.unfolded(info, _op(input, weight, bias, *geometry, groups), axis)
+    return _conv.unfolded(info, _op(input, weight, bias, *geometry, groups, tf32), axis)

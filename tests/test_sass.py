@@ -55,6 +55,10 @@ def test_rules_know_their_kernels() -> None:
     assert kernel(with_axis, "LDG.E").problem == "has no 16-byte load"
     assert kernel("void cvk::conv_mma_kernel<float>(int)", "FFMA").problem is not None
     assert kernel("void cvk::conv_mma_kernel<float>(int)", "HMMA.16816.F32").problem is None
+    wide = "void cvk::x_mma_kernel<float, (cvk::GemmMath)1, cvk::Shape<64, 4>, true>(cvk::P<float>)"
+    assert kernel(wide, "HMMA.1688.F32.TF32", "LDGSTS.E").problem == "has no 16-byte copy"
+    assert kernel(wide, "HMMA.1688.F32.TF32", "LDGSTS.E.BYPASS.128").problem is None
+    assert kernel(wide.replace("true", "false"), "HMMA.1688.F32.TF32", "LDG.E").problem is None
 
 
 @pytest.mark.slow
@@ -66,3 +70,5 @@ def test_channels_last_forward_kernels_load_16_bytes() -> None:
     assert [f"{k.arch} {k.name}: {k.problem}" for k in found if k.problem] == []
     wide = {match[1] for k in found if k.is_wide if (match := re.search(r"(\w+)_forward", k.name))}
     assert {"deform_roi_pool", "prroi_pool", "roi_align", "roi_align_rotated", "roi_pool"} <= wide
+    products = {match[1] for k in found if (match := re.search(r"(tapped_\w+)_mma_kernel", k.name))}
+    assert products == {"tapped_product", "tapped_weight"}

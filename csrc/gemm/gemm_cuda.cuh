@@ -20,7 +20,7 @@
 namespace cvk {
 
 template <class A>
-struct GemmStage {
+struct PlainStage {
   static constexpr int kPitch = kGemmTile + 4;  // a row of the stage begins in another bank
   alignas(16) A left[kGemmStage][kPitch];
   alignas(16) A right[kGemmStage][kPitch];
@@ -38,7 +38,7 @@ class GemmLoader {
     for (int i = 0; i < kCount; ++i) line_[i] = operand.line(first + place(i).line);
   }
   template <class A>
-  CVK_DEVICE void load(int64_t k, int64_t depth, A (&stage)[kGemmStage][GemmStage<A>::kPitch]) const {
+  CVK_DEVICE void load(int64_t k, int64_t depth, A (&stage)[kGemmStage][PlainStage<A>::kPitch]) const {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       const Place at = place(i);
@@ -77,7 +77,7 @@ struct GemmSums {
 };
 
 template <class A, class Left, class Right>
-CVK_DEVICE void gemm_tile_product(GemmStage<A>& stage, const Left& left, int64_t first_row, const Right& right,
+CVK_DEVICE void gemm_tile_product(PlainStage<A>& stage, const Left& left, int64_t first_row, const Right& right,
                                   int64_t first_column, int64_t depth, GemmSums<A>& sums) {
   const GemmLoader<Left> left_loader(left, first_row);
   const GemmLoader<Right> right_loader(right, first_column);

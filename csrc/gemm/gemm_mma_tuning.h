@@ -16,4 +16,18 @@ using GemmTf32Medium = GemmShape<128, 64, 16, 64, 32, 4>;
 using GemmFloatSmall = GemmShape<64, 64, 16, 32, 32, 4>;  // both TF32 and 3xTF32
 using GemmDoubleSmall = GemmShape<64, 64, 8, 32, 32, 3>;
 
+// Blocks that must fit on one SM.
+constexpr int kGemmMmaBlocksPerSm = 2;
+
+// Blocks that fill a device: two on each of 132 SMs. With fewer tiles the depth is cut, each part at least so many steps deep.
+constexpr int kGemmMmaWantedBlocks = 264;
+constexpr int kGemmMmaLeastSteps = 8;
+
+// With fewer columns or a smaller depth the plain kernels do: most of a step's tile would be zeros.
+constexpr int kGemmMmaLeastColumns = 8;
+constexpr int kGemmMmaLeastDepth = 16;
+
+// Threads of the kernels that order weights and add up parts.
+constexpr int kGemmMmaThreads = 256;
+
 }  // namespace cvk

@@ -107,7 +107,7 @@ static __global__ void __launch_bounds__(kGemmThreads)
     tapped_product_kernel(TappedProduct<T> p, int64_t pixel_tiles, int64_t column_tiles) {
   using A = Acc<T>;
   struct Shared {
-    GemmStage<A> stage;
+    PlainStage<A> stage;
     TapGrid grid;
   };
   auto& shared = static_shared<Shared>();
@@ -153,7 +153,7 @@ static __global__ void __launch_bounds__(kGemmThreads)
     tapped_weight_kernel(TappedWeightGradient<T> p, int64_t filter_tiles, int64_t depth_tiles) {
   using A = Acc<T>;
   struct Shared {
-    GemmStage<A> stage;
+    PlainStage<A> stage;
   };
   auto& shared = static_shared<Shared>();
   const ConvShape& s = p.shape;

@@ -73,6 +73,19 @@ void run_on_cpu(Buffers<T>& buffers, int threads, bool at_once) {
   }
 }
 
+template <class T>
+CudaStatus forward_on_cuda(const Conv2dParams<T>& params) {
+  std::vector<char> scratch(conv2d_forward_scratch_cuda(params));
+  emulation::poison(scratch.data(), scratch.size());
+  return conv2d_forward_cuda(params, scratch.data(), nullptr);
+}
+template <class T>
+CudaStatus weight_on_cuda(const Conv2dParams<T>& params) {
+  std::vector<char> scratch(conv2d_weight_scratch_cuda(params));
+  emulation::poison(scratch.data(), scratch.size());
+  return conv2d_weight_cuda(params, scratch.data(), nullptr);
+}
+
 TYPED_TEST(Conv2dTest, CpuEqualsTheDefinition) {
   uint64_t seed = 0;
   for (const ConvShape& any : conv_shapes()) {
@@ -102,10 +115,10 @@ TYPED_TEST(Conv2dTest, EmulatedCudaEqualsTheDefinition) {
       std::ostringstream what;
       what << shape;
       if (!buffers.output.empty()) {
-        ASSERT_EQ(conv2d_forward_cuda(params, nullptr), 0) << emulation::last_error_message();
+        ASSERT_EQ(forward_on_cuda(params), 0) << emulation::last_error_message();
       }
       if (!buffers.grad_weight.empty()) {
-        ASSERT_EQ(conv2d_weight_cuda(params, nullptr), 0) << emulation::last_error_message();
+        ASSERT_EQ(weight_on_cuda(params), 0) << emulation::last_error_message();
       }
       buffers.check(what.str());
     });
@@ -130,7 +143,7 @@ TEST(Conv2d, ActivationsAreApplied) {
       });
       Conv2dParams<float> params = buffers.params();
       params.activation = activation;
-      ASSERT_EQ(conv2d_forward_cuda(params, nullptr), 0);
+      ASSERT_EQ(forward_on_cuda(params), 0);
       expect_equal(buffers.output, expected, "emulated");
     });
   }

@@ -29,7 +29,7 @@ struct Buffers {
     }
     expected = conv_tensor<T>(values, s.batch, s.channels, s.pixels(), s.channels_last);
   }
-  ConvTranspose2dParams<T> params() {
+  ConvTranspose2dParams<TypeParam> params() {
     return {shape, input.data(), weight.data(), with_bias ? bias.data() : nullptr, output.data(), {}};
   }
 
@@ -67,7 +67,9 @@ TYPED_TEST(ConvTranspose2dTest, EmulatedCudaEqualsTheDefinition) {
     emulation::set_seed(seed);
     for_each_layout(any, [&](const ConvShape& shape) {
       Buffers<TypeParam> buffers(problem, shape, seed % 2 == 0);
-      ASSERT_EQ(conv_transpose2d_cuda(buffers.params(), nullptr), 0) << emulation::last_error_message();
+      ConvTranspose2dParams<TypeParam> params = buffers.params();
+      std::vector<char> scratch(conv_transpose2d_scratch_cuda(params));
+      ASSERT_EQ(conv_transpose2d_cuda(params, scratch.data(), nullptr), 0) << emulation::last_error_message();
       std::ostringstream what;
       what << shape;
       expect_equal(buffers.output, buffers.expected, what.str());

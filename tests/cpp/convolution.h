@@ -83,6 +83,10 @@ inline std::vector<ConvShape> conv_shapes() {
       conv_shape(0, 3, 4, 5, 2, 3, 3),
       conv_shape(1, 0, 4, 5, 2, 3, 3),
       conv_shape(1, 2, 3, 3, 2, 2, 2, 1, 4),
+      conv_shape(2, 16, 7, 9, 24, 3, 3, 1, 1),  // whole vectors of channels: tensor cores copy 16 bytes at a time
+      conv_shape(1, 64, 5, 6, 136, 3, 3, 2, 1),
+      conv_shape(1, 32, 6, 7, 48, 3, 2, 1, 1, 2, 2),
+      conv_shape(1, 128, 3, 5, 72, 1, 1),
       conv_shape(2, 6, 9, 20, 6, 3, 3, 1, 1, 1, 6),  // depthwise from here on
       conv_shape(1, 70, 8, 7, 70, 5, 5, 2, 2, 1, 70),
       conv_shape(1, 3, 18, 40, 3, 4, 2, 3, 1, 2, 3),

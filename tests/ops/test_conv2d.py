@@ -258,7 +258,7 @@ PAIRS = ([2, 1], [1, 0, 2, 1], [1, 2], 2)  # stride, padding, dilation, groups
 
 def sample_conv(dtype: torch.dtype) -> tuple[Any, ...]:
     input, weight = normal(2, 4, 7, 8).to(dtype), normal(6, 2, 3, 2, seed=1).to(dtype)
-    return input, weight, normal(6, seed=2).to(dtype), *PAIRS, "relu"
+    return input, weight, normal(6, seed=2).to(dtype), *PAIRS, "relu", False
 
 
 def sample_backward_input(dtype: torch.dtype) -> tuple[Any, ...]:
@@ -269,6 +269,7 @@ def sample_backward_input(dtype: torch.dtype) -> tuple[Any, ...]:
         8,
         *PAIRS,
         True,
+        False,
     )
 
 
@@ -281,12 +282,13 @@ def sample_backward_weight(dtype: torch.dtype) -> tuple[Any, ...]:
         *PAIRS,
         False,
         True,
+        False,
     )
 
 
 def sample_differentiable(dtype: torch.dtype) -> tuple[Any, ...]:
-    input, weight, bias, *rest, _ = sample_conv(dtype)
-    return (*(t.requires_grad_() for t in (input, weight, bias)), *rest, "none")
+    input, weight, bias, *rest, _, tf32 = sample_conv(dtype)
+    return (*(t.requires_grad_() for t in (input, weight, bias)), *rest, "none", tf32)
 
 
 SAMPLES = [
@@ -299,12 +301,12 @@ SAMPLES = [
 
 def input_gradient(grad: Tensor, w: Tensor) -> Tensor:
     op = torch.ops.cvkernels.conv2d_backward_input
-    return op(grad, w, 7, 8, *PAIRS, False)  # type: ignore[no-any-return]
+    return op(grad, w, 7, 8, *PAIRS, False, False)  # type: ignore[no-any-return]
 
 
 def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     op = torch.ops.cvkernels.conv2d_backward_weight
-    return op(grad, x, 3, 2, *PAIRS, False, False)  # type: ignore[no-any-return]
+    return op(grad, x, 3, 2, *PAIRS, False, False, False)  # type: ignore[no-any-return]
 
 
 VMAPS = [
@@ -479,7 +481,7 @@ def test_gradient_of_the_fused_operator(activation: str) -> None:
     op = torch.ops.cvkernels.conv2d
     tensors = [t.requires_grad_() for t in (normal(1, 2, 4, 4), normal(3, 2, 3, 3), normal(3))]
     rest = ([1, 1], [0, 0, 0, 0], [1, 1], 1)
-    out = op(*tensors, *rest, activation)
+    out = op(*tensors, *rest, activation, False)
     upstream = normal(*out.shape, seed=5)
     fused = torch.autograd.grad(out, tensors, upstream)
     plain = torch.autograd.grad(conv2d(*tensors, activation=activation), tensors, upstream)
@@ -620,3 +622,49 @@ def test_separable_module() -> None:
     assert_close(block(x), expected, torch.float32)
     with torch.no_grad():
         assert_close(block(x), expected, torch.float32)
+
+
+# ---- TF32
+
+
+def test_tf32_follows_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from cvkernels import _conv
+
+    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    on_cuda: Any = SimpleNamespace(is_cuda=True, dtype=torch.float32)
+    before = conv.fp32_precision
+    try:
+        for precision in ("tf32", "ieee"):
+            conv.fp32_precision = precision
+            wanted = precision == "tf32"
+            assert _conv.tf32(on_cuda) == wanted
+            assert not _conv.tf32(SimpleNamespace(is_cuda=True, dtype=torch.float64))  # type: ignore[arg-type]
+            assert not _conv.tf32(torch.zeros(1))
+            torch._dynamo.reset()
+            compiled = torch.compile(
+                lambda x: x + float(_conv._tf32_switch()), fullgraph=True, backend="eager"
+            )
+            assert compiled(torch.zeros(1)).item() == wanted
+    finally:
+        conv.fp32_precision = before
+
+
+def test_tf32_rounds_factors_only() -> None:
+    """With the switch a product of float32 is that of factors rounded to 11 bits, and no worse."""
+    op = torch.ops.cvkernels.conv2d
+    rest = ([1, 1], [1, 1, 1, 1], [1, 1], 1, "none")
+    for channels in (16, 5):  # copied by 16 bytes and one by one
+        x, w = normal(2, channels, 6, 7).float(), normal(24, channels, 3, 3, seed=1).float()
+        exact = torch.nn.functional.conv2d(x.double(), w.double(), padding=1)
+        scale = torch.nn.functional.conv2d(x.double().abs(), w.double().abs(), padding=1)
+
+        def error(tf32: bool, x: Tensor = x, w: Tensor = w) -> float:
+            return ((op(x, w, None, *rest, tf32).double() - exact).abs() / scale).max().item()  # noqa: B023
+
+        assert error(False) < 1e-6
+        if EMULATED:
+            assert 1e-5 < error(True) < 2.0**-10
+        else:
+            assert error(True) == error(False)  # the CPU has no such format

@@ -186,7 +186,7 @@ GEOMETRY = ([2, 1], [0, 1], [1, 0], [1, 2], 2)
 
 def sample(dtype: torch.dtype) -> tuple[Any, ...]:
     tensors = normal(2, 4, 3, 5), normal(4, 3, 3, 2, seed=1), normal(6, seed=2)
-    return (*(t.to(dtype).requires_grad_() for t in tensors), *GEOMETRY)
+    return (*(t.to(dtype).requires_grad_() for t in tensors), *GEOMETRY, False)
 
 
 VMAPS = [

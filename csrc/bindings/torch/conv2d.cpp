@@ -6,7 +6,8 @@ namespace cvk::bindings {
 namespace {
 
 Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, const Ints& stride,
-              const Ints& padding, const Ints& dilation, int64_t groups, const std::string& activation_name) {
+              const Ints& padding, const Ints& dilation, int64_t groups, const std::string& activation_name,
+              bool tf32) {
   constexpr char op[] = "conv2d";
   check_map(op, "input", input);
   check_weight(op, weight, "input", input, groups, 1);
@@ -32,23 +33,27 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& b
     params.bias = addend ? data<T>(*addend) : nullptr;
     params.activation = activation;
     params.output = mutable_data<T>(output);
+    params.tf32 = tf32;
     Work work{};
+    OptionalTensor scratch;
     if constexpr (kOnCpu) {
       const int threads = torch_parallel().threads;
       work = work_of(once([&](auto isa) { return conv2d_forward_items_cpu<isa.value>(params, threads); }),
                      shape.products());
+    } else {
+      scratch = allocate({conv2d_forward_scratch_cuda(params)}, ScalarType::Byte, input);
     }
     run(
         op, input, work,
         [&](auto isa, int64_t first, int64_t last) { conv2d_forward_cpu<isa.value>(params, first, last); },
-        [&](CudaStream stream) { return conv2d_forward_cuda(params, stream); });
+        [&](CudaStream stream) { return conv2d_forward_cuda(params, mutable_data<void>(*scratch), stream); });
   });
   return output;
 }
 
 Tensor conv2d_backward_input(const Tensor& grad, const Tensor& weight, int64_t height, int64_t width,
                              const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
-                             bool channels_last) {
+                             bool channels_last, bool tf32) {
   constexpr char op[] = "conv2d_backward_input";
   check_map(op, "grad", grad);
   check_weight(op, weight, "grad", grad, groups, 0);
@@ -58,12 +63,12 @@ Tensor conv2d_backward_input(const Tensor& grad, const Tensor& weight, int64_t h
   shape.filters = weight.size(0);
   shape.channels_last = channels_last;
   check_grad(op, grad, shape.batch, shape.filters, shape);
-  return transposed_product(op, grad, weight, std::nullopt, shape);
+  return transposed_product(op, grad, weight, std::nullopt, shape, tf32);
 }
 
 Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, int64_t kernel_height, int64_t kernel_width,
                               const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
-                              bool channels_last, bool weight_channels_last) {
+                              bool channels_last, bool weight_channels_last, bool tf32) {
   constexpr char op[] = "conv2d_backward_weight";
   check_map(op, "grad", grad);
   check_map(op, "input", input);
@@ -91,6 +96,7 @@ Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, int64_t k
     params.grad_output = data<T>(grads);
     params.input = data<T>(map);
     params.grad_weight = mutable_data<T>(result);
+    params.tf32 = tf32;
     if constexpr (kOnCpu) {
       const int64_t items = once([&](auto isa) { return conv2d_weight_items_cpu<isa.value>(params); });
       const int64_t parts = params.cut.parts;
@@ -106,9 +112,10 @@ Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, int64_t k
           [&](auto isa, int64_t first, int64_t last) { conv2d_weight_sum_cpu<isa.value>(params, first, last); },
           [](CudaStream) { return CudaStatus{0}; });
     } else {
+      const Tensor scratch = allocate({conv2d_weight_scratch_cuda(params)}, ScalarType::Byte, grad);
       run(
           op, grad, {}, [](auto, int64_t, int64_t) {},
-          [&](CudaStream stream) { return conv2d_weight_cuda(params, stream); });
+          [&](CudaStream stream) { return conv2d_weight_cuda(params, mutable_data<void>(scratch), stream); });
     }
   });
   return result;
@@ -119,13 +126,14 @@ Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, int64_t k
 CVK_SCHEMAS(m) {
   m.def(
       "conv2d(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
-      "SymInt groups, str activation) -> Tensor");
+      "SymInt groups, str activation, bool tf32) -> Tensor");
   m.def(
       "conv2d_backward_input(Tensor grad, Tensor weight, SymInt height, SymInt width, SymInt[] stride, "
-      "SymInt[] padding, SymInt[] dilation, SymInt groups, bool channels_last) -> Tensor");
+      "SymInt[] padding, SymInt[] dilation, SymInt groups, bool channels_last, bool tf32) -> Tensor");
   m.def(
       "conv2d_backward_weight(Tensor grad, Tensor input, SymInt kernel_height, SymInt kernel_width, SymInt[] stride, "
-      "SymInt[] padding, SymInt[] dilation, SymInt groups, bool channels_last, bool weight_channels_last) -> Tensor");
+      "SymInt[] padding, SymInt[] dilation, SymInt groups, bool channels_last, bool weight_channels_last, "
+      "bool tf32) -> Tensor");
 }
 
 CVK_KERNELS(m) {

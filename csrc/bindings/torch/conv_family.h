@@ -150,7 +150,7 @@ inline Tensor dense_weight(const Tensor& weight, ConvShape& shape) {
 // From the filters' side of a convolution to its channels' side: conv_transpose2d, and conv2d's gradient. All is checked;
 // shape has its channels, filters and format.
 inline Tensor transposed_product(const char* op, const Tensor& map, const Tensor& weight, const OptionalTensor& bias,
-                                 ConvShape shape) {
+                                 ConvShape shape, bool tf32) {
   const Tensor source = in_format(map, shape.channels_last), weights = dense_weight(weight, shape);
   const Tensor result =
       allocate({shape.batch, shape.channels, shape.height, shape.width}, map.scalar_type(), map, shape.channels_last);
@@ -164,16 +164,20 @@ inline Tensor transposed_product(const char* op, const Tensor& map, const Tensor
     params.weight = data<T>(weights);
     params.bias = addend ? data<T>(*addend) : nullptr;
     params.output = mutable_data<T>(result);
+    params.tf32 = tf32;
     Work work{};
+    OptionalTensor scratch;
     if constexpr (kOnCpu) {
       const int threads = torch_parallel().threads;
       work = work_of(once([&](auto isa) { return conv_transpose2d_items_cpu<isa.value>(params, threads); }),
                      shape.products());
+    } else {
+      scratch = allocate({conv_transpose2d_scratch_cuda(params)}, ScalarType::Byte, map);
     }
     run(
         op, map, work,
         [&](auto isa, int64_t first, int64_t last) { conv_transpose2d_cpu<isa.value>(params, first, last); },
-        [&](CudaStream stream) { return conv_transpose2d_cuda(params, stream); });
+        [&](CudaStream stream) { return conv_transpose2d_cuda(params, mutable_data<void>(*scratch), stream); });
   });
   return result;
 }

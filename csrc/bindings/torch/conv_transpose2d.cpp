@@ -6,7 +6,8 @@ namespace cvk::bindings {
 namespace {
 
 Tensor conv_transpose2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, const Ints& stride,
-                        const Ints& padding, const Ints& output_padding, const Ints& dilation, int64_t groups) {
+                        const Ints& padding, const Ints& output_padding, const Ints& dilation, int64_t groups,
+                        bool tf32) {
   constexpr char op[] = "conv_transpose2d";
   check_map(op, "input", input);
   check_weight(op, weight, "input", input, groups, 0);
@@ -39,7 +40,7 @@ Tensor conv_transpose2d(const Tensor& input, const Tensor& weight, const Optiona
   shape.channels = channels;
   shape.filters = weight.size(0);
   shape.channels_last = is_channels_last(input) || is_channels_last(weight);
-  return transposed_product(op, input, weight, bias, shape);
+  return transposed_product(op, input, weight, bias, shape, tf32);
 }
 
 }  // namespace
@@ -47,7 +48,7 @@ Tensor conv_transpose2d(const Tensor& input, const Tensor& weight, const Optiona
 CVK_SCHEMAS(m) {
   m.def(
       "conv_transpose2d(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, "
-      "SymInt[] output_padding, SymInt[] dilation, SymInt groups) -> Tensor");
+      "SymInt[] output_padding, SymInt[] dilation, SymInt groups, bool tf32) -> Tensor");
 }
 
 CVK_KERNELS(m) { m.impl("conv_transpose2d", TORCH_BOX(&conv_transpose2d)); }

@@ -11,8 +11,9 @@
 // CPU        The matrix engine (gemm/README.md): maps are gathered block by block, the column matrix never exists. Channels-last
 //            maps: pixels are rows of the product; planes: pixels are its columns. Weights are packed block by block as well, so
 //            nothing is cached from call to call. A filter for each channel: gemm/depthwise_cpu.h.
-// CUDA       gemm/gemm_cuda.cuh: a tiled product in shared memory with the gather in its loader; exact float32 and float64
-//            arithmetic. A filter for each channel: a thread for each result.
+// CUDA       gemm/gemm_mma.cuh: a tiled product on tensor cores with the gather in its copies. float32 as three products of TF32
+//            numbers, within float32's rounding, or one where `tf32` allows it. Few columns or little depth:
+//            gemm/gemm_cuda.cuh, plain multiply-adds. A filter for each channel: a thread for each result.
 // Traffic    input, weight and output once; per thread less than 4 MiB of scratch on the CPU.
 // Bound      max(bytes / memory bandwidth, 2 N O OH OW C/groups KH KW / FMA rate).
 // Determinism bitwise, for any number of threads: the order of a sum depends on the shape alone; no atomics.
@@ -45,6 +46,7 @@ struct Conv2dParams {
   T* grad_weight;         // [O, C / groups, KH, KW]       weight gradient; fully overwritten
   Acc<T>* partials;       // [parts, O * C / groups * KH * KW]    weight gradient, CPU; null for one part
   ConvCut cut;            // CPU only
+  bool tf32;              // CUDA only: float32 factors may be rounded to TF32
 };
 
 // ---- CPU: items (once), then slices of the work items [0, items).
@@ -64,9 +66,14 @@ void conv2d_weight_sum_cpu(const Conv2dParams<T>& params, int64_t first, int64_t
 
 // ---- CUDA. Both passes overwrite their result completely, never synchronise and use no atomics.
 
+// Bytes of device scratch: a channels-last copy of planes, weights in the order of the depth, parts of sums.
 template <class T>
-CudaStatus conv2d_forward_cuda(const Conv2dParams<T>& params, CudaStream stream);
+int64_t conv2d_forward_scratch_cuda(const Conv2dParams<T>& params);
 template <class T>
-CudaStatus conv2d_weight_cuda(const Conv2dParams<T>& params, CudaStream stream);
+CudaStatus conv2d_forward_cuda(const Conv2dParams<T>& params, void* scratch, CudaStream stream);
+template <class T>
+int64_t conv2d_weight_scratch_cuda(const Conv2dParams<T>& params);
+template <class T>
+CudaStatus conv2d_weight_cuda(const Conv2dParams<T>& params, void* scratch, CudaStream stream);
 
 }  // namespace cvk

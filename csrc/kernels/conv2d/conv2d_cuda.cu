@@ -2,25 +2,47 @@
 #include "kernels/conv2d/conv2d.h"
 
 #include "gemm/tapped_cuda.cuh"
+#include "gemm/tapped_mma.cuh"
 
 namespace cvk {
+namespace {
 
 template <class T>
-CudaStatus conv2d_forward_cuda(const Conv2dParams<T>& params, CudaStream stream) {
-  const TappedProduct<T> product{params.shape,      false,        params.input, params.weight, params.bias,
-                                 params.activation, params.output};
-  return launch_tapped_product(product, stream);
+TappedProduct<T> product_of(const Conv2dParams<T>& params) {
+  return {params.shape, false, params.input, params.weight, params.bias, params.activation, params.output};
+}
+template <class T>
+TappedWeightGradient<T> gradient_of(const Conv2dParams<T>& params) {
+  return {params.shape, params.grad_output, params.input, params.grad_weight, nullptr};
+}
+
+}  // namespace
+
+template <class T>
+int64_t conv2d_forward_scratch_cuda(const Conv2dParams<T>& params) {
+  return tapped_product_scratch(product_of(params), params.tf32);
 }
 
 template <class T>
-CudaStatus conv2d_weight_cuda(const Conv2dParams<T>& params, CudaStream stream) {
-  const TappedWeightGradient<T> gradient{params.shape, params.grad_output, params.input, params.grad_weight, nullptr};
-  return launch_tapped_weight(gradient, stream);
+CudaStatus conv2d_forward_cuda(const Conv2dParams<T>& params, void* scratch, CudaStream stream) {
+  return run_tapped_product(product_of(params), params.tf32, scratch, stream);
 }
 
-#define CVK_INSTANTIATE(T)                                                        \
-  template CudaStatus conv2d_forward_cuda<T>(const Conv2dParams<T>&, CudaStream); \
-  template CudaStatus conv2d_weight_cuda<T>(const Conv2dParams<T>&, CudaStream);
+template <class T>
+int64_t conv2d_weight_scratch_cuda(const Conv2dParams<T>& params) {
+  return tapped_weight_scratch(gradient_of(params), params.tf32);
+}
+
+template <class T>
+CudaStatus conv2d_weight_cuda(const Conv2dParams<T>& params, void* scratch, CudaStream stream) {
+  return run_tapped_weight(gradient_of(params), params.tf32, scratch, stream);
+}
+
+#define CVK_INSTANTIATE(T)                                                               \
+  template int64_t conv2d_forward_scratch_cuda<T>(const Conv2dParams<T>&);               \
+  template CudaStatus conv2d_forward_cuda<T>(const Conv2dParams<T>&, void*, CudaStream); \
+  template int64_t conv2d_weight_scratch_cuda<T>(const Conv2dParams<T>&);                \
+  template CudaStatus conv2d_weight_cuda<T>(const Conv2dParams<T>&, void*, CudaStream);
 CVK_INSTANTIATE(float)
 CVK_INSTANTIATE(double)
 CVK_INSTANTIATE(half_t)

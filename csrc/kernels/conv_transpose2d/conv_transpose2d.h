@@ -34,6 +34,7 @@ struct ConvTranspose2dParams {
   const T* bias;    // [C] or null
   T* output;        // [N, C, H, W]
   ConvCut cut;      // CPU only
+  bool tf32;        // CUDA only: float32 factors may be rounded to TF32
 };
 
 template <Isa isa, class T>
@@ -41,7 +42,10 @@ int64_t conv_transpose2d_items_cpu(ConvTranspose2dParams<T>& params, int threads
 template <Isa isa, class T>
 void conv_transpose2d_cpu(const ConvTranspose2dParams<T>& params, int64_t first, int64_t last);
 
+// Bytes of device scratch.
 template <class T>
-CudaStatus conv_transpose2d_cuda(const ConvTranspose2dParams<T>& params, CudaStream stream);
+int64_t conv_transpose2d_scratch_cuda(const ConvTranspose2dParams<T>& params);
+template <class T>
+CudaStatus conv_transpose2d_cuda(const ConvTranspose2dParams<T>& params, void* scratch, CudaStream stream);
 
 }  // namespace cvk

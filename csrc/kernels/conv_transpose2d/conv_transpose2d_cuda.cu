@@ -2,17 +2,31 @@
 #include "kernels/conv_transpose2d/conv_transpose2d.h"
 
 #include "gemm/tapped_cuda.cuh"
+#include "gemm/tapped_mma.cuh"
 
 namespace cvk {
+namespace {
 
 template <class T>
-CudaStatus conv_transpose2d_cuda(const ConvTranspose2dParams<T>& params, CudaStream stream) {
-  const TappedProduct<T> product{params.shape,      true,         params.input, params.weight, params.bias,
-                                 Activation::kNone, params.output};
-  return launch_tapped_product(product, stream);
+TappedProduct<T> product_of(const ConvTranspose2dParams<T>& params) {
+  return {params.shape, true, params.input, params.weight, params.bias, Activation::kNone, params.output};
 }
 
-#define CVK_INSTANTIATE(T) template CudaStatus conv_transpose2d_cuda<T>(const ConvTranspose2dParams<T>&, CudaStream);
+}  // namespace
+
+template <class T>
+int64_t conv_transpose2d_scratch_cuda(const ConvTranspose2dParams<T>& params) {
+  return tapped_product_scratch(product_of(params), params.tf32);
+}
+
+template <class T>
+CudaStatus conv_transpose2d_cuda(const ConvTranspose2dParams<T>& params, void* scratch, CudaStream stream) {
+  return run_tapped_product(product_of(params), params.tf32, scratch, stream);
+}
+
+#define CVK_INSTANTIATE(T)                                                            \
+  template int64_t conv_transpose2d_scratch_cuda<T>(const ConvTranspose2dParams<T>&); \
+  template CudaStatus conv_transpose2d_cuda<T>(const ConvTranspose2dParams<T>&, void*, CudaStream);
 CVK_INSTANTIATE(float)
 CVK_INSTANTIATE(double)
 CVK_INSTANTIATE(half_t)

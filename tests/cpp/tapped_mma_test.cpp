@@ -1,0 +1,88 @@
+// Convolutions on tensor cores under emulation: every tile, split and precision, against the definition in plain loops. The sums
+// are exact in every format, so the bits are equal.
+#include "gemm/tapped_mma.cuh"
+
+#include <gtest/gtest.h>
+
+#include "emulation/runtime_api.h"
+#include "tests/cpp/convolution.h"
+
+namespace {
+
+using namespace cvk;
+
+template <class T>
+class TappedMmaTest : public testing::Test {};
+using Types = testing::Types<float, double, half_t, bfloat16_t>;
+TYPED_TEST_SUITE(TappedMmaTest, Types);
+
+// Shapes that need no vectors, and such that have them.
+std::vector<ConvShape> shapes() {
+  return {conv_shape(2, 3, 5, 6, 9, 3, 3, 1, 1),         conv_shape(1, 17, 9, 10, 33, 3, 3, 2, 1),
+          conv_shape(2, 16, 7, 9, 24, 3, 3, 1, 1),       conv_shape(1, 32, 12, 13, 136, 3, 3, 2, 1),
+          conv_shape(1, 32, 6, 7, 48, 3, 2, 1, 1, 2, 2), conv_shape(1, 128, 9, 15, 72, 1, 1),
+          conv_shape(1, 8, 9, 9, 16, 3, 2, 4, 3, 6),     conv_shape(1, 24, 20, 21, 40, 2, 2, 5)};
+}
+
+template <class T>
+void expect_all(const ConvShape& any, uint64_t seed, bool tf32, int64_t wanted_blocks) {
+  const ConvProblem problem(any, seed);
+  emulation::set_seed(seed);
+  for_each_layout(any, [&](const ConvShape& s) {
+    std::ostringstream what;
+    what << s << (tf32 ? " tf32" : "") << ", blocks wanted: " << wanted_blocks;
+    const auto input = conv_tensor<T>(problem.input, s.batch, s.channels, s.pixels(), s.channels_last);
+    const auto weight =
+        conv_tensor<T>(problem.weight, s.filters, s.group_channels(), s.kernel_size(), s.weight_channels_last);
+    const auto grad = conv_tensor<T>(problem.grad, s.batch, s.filters, s.out_pixels(), s.channels_last);
+    auto output = conv_nans<T>(grad.size()), back = conv_nans<T>(input.size()),
+         grad_weight = conv_nans<T>(weight.size());
+    const auto run = [&](auto&& product) {
+      int64_t bytes = 0;
+      product(nullptr, &bytes);
+      std::vector<char> scratch(bytes);  // of its exact size, for ASan
+      emulation::poison(scratch.data(), scratch.size());
+      ASSERT_EQ(product(scratch.data(), nullptr), cudaSuccess) << emulation::last_error_message() << what.str();
+    };
+    const TappedProduct<T> forward{s, false, input.data(), weight.data(), nullptr, Activation::kNone, output.data()};
+    run([&](void* memory, int64_t* used) {
+      return tapped_product_mma(forward, tf32, memory, nullptr, used, wanted_blocks);
+    });
+    expect_equal(output, conv_tensor<T>(problem.output, s.batch, s.filters, s.out_pixels(), s.channels_last),
+                 what.str() + ", output");
+    const TappedProduct<T> backward{s, true, grad.data(), weight.data(), nullptr, Activation::kNone, back.data()};
+    run([&](void* memory, int64_t* used) {
+      return tapped_product_mma(backward, tf32, memory, nullptr, used, wanted_blocks);
+    });
+    expect_equal(back, conv_tensor<T>(problem.back, s.batch, s.channels, s.pixels(), s.channels_last),
+                 what.str() + ", input");
+    const TappedWeightGradient<T> gradient{s, grad.data(), input.data(), grad_weight.data(), nullptr};
+    run([&](void* memory, int64_t* used) {
+      return tapped_weight_mma(gradient, tf32, memory, nullptr, used, wanted_blocks);
+    });
+    expect_equal(
+        grad_weight,
+        conv_tensor<T>(problem.grad_weight, s.filters, s.group_channels(), s.kernel_size(), s.weight_channels_last),
+        what.str() + ", weights");
+  });
+}
+
+TYPED_TEST(TappedMmaTest, EqualsTheDefinition) {
+  uint64_t seed = 0;
+  for (const ConvShape& any : shapes()) {
+    ++seed;
+    // 1: the largest tiles, and no splits; many: the smallest, and as many splits as the depth allows.
+    for (const int64_t wanted_blocks : {1, 1000}) expect_all<TypeParam>(any, seed, false, wanted_blocks);
+    if (sizeof(TypeParam) == 4) expect_all<TypeParam>(any, seed, true, 1000);
+  }
+}
+
+TEST(TappedMma, SplitsTakeEnoughSteps) {
+  EXPECT_EQ(gemm_splits<GemmHalfSmall>(64, 64, 1 << 20, 1, 264), 264);
+  EXPECT_EQ(gemm_splits<GemmHalfSmall>(64, 64 * 100, 1 << 20, 1, 264), 2);
+  EXPECT_EQ(gemm_splits<GemmHalfSmall>(64, 64 * 1000, 1 << 20, 1, 264), 1);
+  EXPECT_EQ(gemm_splits<GemmHalfSmall>(64, 64, GemmHalfSmall::kDepth * kGemmMmaLeastSteps * 3, 1, 264), 3);
+  EXPECT_EQ(gemm_splits<GemmHalfSmall>(64, 64, 5, 1, 264), 1);
+}
+
+}  // namespace
