@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cvkernels import _checks
 
-InDims = tuple[int | None, ...]
+InDims = tuple[Any, ...]  # a dimension or None each; a list of them for a list of tensors
 
 
 def output_size(op: str, value: int | tuple[int, int]) -> tuple[int, int]:
@@ -68,29 +68,42 @@ def fold_boxes(info: Any, dim: int | None, boxes: Tensor, images: int | None) ->
     return boxes.flatten(0, 1), boxes.shape[1]
 
 
-def fold_rows(info: Any, dim: int | None, tensor: Tensor) -> Tensor:
-    """A tensor with a row per box (or image) and call, [B*K, ...]."""
+def fold_rows(info: Any, dim: int | None, tensor: Any) -> Any:
+    """A tensor with a row per box (or image) and call, [B*K, ...]; None stays None."""
+    if tensor is None:
+        return None
     if dim is not None:
         return tensor.movedim(dim, 0).flatten(0, 1)
     return tensor.expand(info.batch_size, *tensor.shape).flatten(0, 1)
 
 
+def fold_maps(info: Any, dims: Any, maps: Any) -> tuple[Any, int | None]:
+    """Returns the map, or maps of several levels, [B*N, C, H, W], and N.
+
+    Where nothing is mapped over the maps are shared: they stay as they are, and None is returned.
+    """
+    if isinstance(maps, Tensor):
+        if dims is None:
+            return maps, None
+        return fold_rows(info, dims, maps), maps.movedim(dims, 0).shape[1]
+    if all(dim is None for dim in dims):
+        return maps, None
+    folded = [fold_rows(info, dim, level) for dim, level in zip(dims, maps, strict=True)]
+    return folded, folded[0].shape[0] // info.batch_size
+
+
 def vmap_forward(op: Callable[..., Any], per_box: int = 0) -> Callable[..., Any]:
     """The rule of ``op(input, boxes, *rows, *arguments)``, all results with a row per box.
 
-    ``per_box`` tensors after the boxes have a row per box, or are None. A feature map that is not
-    mapped over is shared: it stays [N, C, H, W] and no index moves.
+    ``per_box`` tensors after the boxes have a row per box, or are None. ``input`` is a map, or a
+    list of maps. What is not mapped over is shared: it stays [N, C, H, W] and no index moves.
     """
 
-    def rule(info: Any, in_dims: InDims, input: Tensor, boxes: Tensor, *arguments: Any) -> Any:
-        images = None
-        if in_dims[0] is not None:
-            input = input.movedim(in_dims[0], 0)
-            images = input.shape[1]
-            input = input.flatten(0, 1)
+    def rule(info: Any, in_dims: InDims, input: Any, boxes: Tensor, *arguments: Any) -> Any:
+        input, images = fold_maps(info, in_dims[0], input)
         boxes, count = fold_boxes(info, in_dims[1], boxes, images)
         rows = [
-            None if value is None else fold_rows(info, dim, value)
+            fold_rows(info, dim, value)
             for value, dim in zip(arguments[:per_box], in_dims[2 : 2 + per_box], strict=True)
         ]
         result = op(input, boxes, *rows, *arguments[per_box:])
@@ -102,19 +115,22 @@ def vmap_forward(op: Callable[..., Any], per_box: int = 0) -> Callable[..., Any]
     return rule
 
 
-def vmap_backward(op: Callable[..., Tensor], per_box: int, after: int = 0) -> Callable[..., Any]:
+def vmap_backward(op: Callable[..., Any], per_box: int, after: int = 0) -> Callable[..., Any]:
     """The rule of ``op(*rows, boxes, *more, scale, ph, pw, n, c, h, w, *rest)``, a map's gradient.
 
-    ``per_box`` tensors before the boxes, and ``after`` behind them, have a row per box.
+    ``per_box`` tensors before the boxes, and ``after`` behind them, have a row per box. The result
+    is a gradient or a list of them.
     """
 
-    def rule(info: Any, in_dims: InDims, *arguments: Any) -> tuple[Tensor, int]:
+    def rule(info: Any, in_dims: InDims, *arguments: Any) -> tuple[Any, Any]:
         tensors = per_box + 1 + after
         scale, ph, pw, n, *rest = arguments[tensors:]
         rows = [fold_rows(info, d, t) for t, d in zip(arguments[:tensors], in_dims, strict=False)]
         rows[per_box], _ = fold_boxes(info, in_dims[per_box], arguments[per_box], n)
         result = op(*rows, scale, ph, pw, info.batch_size * n, *rest)
-        return result.unflatten(0, (info.batch_size, n)), 0
+        if isinstance(result, Tensor):
+            return result.unflatten(0, (info.batch_size, n)), 0
+        return [part.unflatten(0, (info.batch_size, n)) for part in result], [0] * len(result)
 
     return rule
 
@@ -123,7 +139,7 @@ def vmap_boxes_backward(op: Callable[..., Tensor], per_box: int) -> Callable[...
     """As :func:`vmap_forward`, for the gradient of the boxes, which keeps their dtype."""
     rule = vmap_forward(op, per_box)
 
-    def in_dtype(info: Any, in_dims: InDims, input: Tensor, boxes: Tensor, *arguments: Any) -> Any:
+    def in_dtype(info: Any, in_dims: InDims, input: Any, boxes: Tensor, *arguments: Any) -> Any:
         grad, dim = rule(info, in_dims, input, boxes, *arguments)
         return grad.to(boxes.dtype), dim  # the boxes may have been widened
 

@@ -12,6 +12,12 @@ from cvkernels.deform_roi_pool import (
 )
 from cvkernels.im2col import col2im, conv2d_im2col, fold, im2col, unfold
 from cvkernels.matrix_nms import matrix_nms, matrix_nms_from_overlaps
+from cvkernels.multiscale_roi_align import (
+    LevelMapper,
+    MultiScaleRoIAlign,
+    multiscale_roi_align,
+    roi_levels,
+)
 from cvkernels.nms import (
     adaptive_nms,
     batched_nms,
@@ -37,7 +43,9 @@ __all__ = [
     "ConvTranspose2d",
     "DeformRoIPool",
     "DeformRoIPoolPack",
+    "LevelMapper",
     "ModulatedDeformRoIPoolPack",
+    "MultiScaleRoIAlign",
     "PSRoIAlign",
     "PSRoIPool",
     "PrRoIPool",
@@ -61,6 +69,7 @@ __all__ = [
     "iou_guided_nms",
     "matrix_nms",
     "matrix_nms_from_overlaps",
+    "multiscale_roi_align",
     "nms",
     "nms_match",
     "nms_padded",
@@ -70,6 +79,7 @@ __all__ = [
     "ps_roi_pool",
     "roi_align",
     "roi_align_rotated",
+    "roi_levels",
     "roi_pool",
     "soft_nms",
     "soft_nms_padded",

@@ -129,6 +129,47 @@ def turned(boxes: Tensor) -> Tensor:
     return torch.cat([boxes[:, :1], centre, size, angle[:, None]], 1)
 
 
+def multiscale_roi_align_cases(*, large: bool) -> Iterator[Case]:
+    channels, height, width, count = (256, 200, 336, 1000) if large else (40, 48, 60, 24)
+    boxes = random_boxes(count, width * 3.0, width * 2.0)
+    boxes[: count // 2, 2:] = boxes[: count // 2, :2] + 50  # as many small ones
+    rois = torch.cat([torch.arange(count).remainder(2)[:, None], boxes], 1)
+    scales = [1 / 4, 1 / 8, 1 / 16]
+    for dtype in DTYPES:
+        for layout in (torch.contiguous_format, torch.channels_last):
+            for mode in ("avg", "max"):
+                generator = torch.Generator().manual_seed(3)
+                maps = [
+                    torch.randn(2, channels, height >> i, width >> i, generator=generator).to(dtype)
+                    for i in range(3)
+                ]
+
+                def run(
+                    device: str,
+                    maps: list[Tensor] = maps,
+                    layout: torch.memory_format = layout,
+                    mode: str = mode,
+                ) -> list[Tensor]:
+                    leaves = [
+                        m.to(device).contiguous(memory_format=layout).requires_grad_() for m in maps
+                    ]
+                    box = rois.to(
+                        device, torch.float64 if maps[0].dtype == torch.float64 else torch.float32
+                    )
+                    out = ops.multiscale_roi_align(leaves, box, 7, scales, 2, mode=mode)
+                    out.backward(torch.ones_like(out))
+                    return [out.detach(), *(m.grad for m in leaves if m.grad is not None)]
+
+                word = "channels_last" if layout is torch.channels_last else "contiguous"
+                yield f"multiscale_roi_align {mode} {dtype} {word}", dtype, run
+    for dtype in DTYPES:
+
+        def levels(device: str, dtype: torch.dtype = dtype) -> list[Tensor]:
+            return [ops.roi_levels(rois.to(device, dtype), scales)]
+
+        yield f"roi_levels {dtype}", torch.float64, levels
+
+
 def nms_cases(*, large: bool) -> Iterator[Case]:
     counts = (1000, 12000) if large else (10, 70, 1500)
     for count in counts:
@@ -331,17 +372,15 @@ def main() -> int:
     )
     parser.add_argument("--repeat", type=int, default=1)
     arguments = parser.parse_args()
-    cases = [
-        case
-        for cases_of in (
-            roi_align_cases,
-            roi_family_cases,
-            nms_cases,
-            family_cases,
-            conv_cases,
-        )
-        for case in cases_of(large=arguments.large)
-    ]
+    generators = (
+        roi_align_cases,
+        multiscale_roi_align_cases,
+        roi_family_cases,
+        nms_cases,
+        family_cases,
+        conv_cases,
+    )
+    cases = [case for cases_of in generators for case in cases_of(large=arguments.large)]
     missing = {name for name in ops.__all__ if name.islower()} - {
         case[0].split()[0] for case in cases
     }

@@ -212,6 +212,25 @@ def widen(args: Args) -> Args:
     )
 
 
+def leaves_of(args: Args, names: Sequence[str]) -> tuple[Tensor, ...]:
+    """The tensors of these names, those of lists one by one, which from now on need a gradient."""
+    found = []
+    for name in names:
+        value = args[name]
+        for tensor in value if isinstance(value, list) else [value]:
+            found.append(tensor.requires_grad_())
+    return tuple(found)
+
+
+def with_leaves(args: Args, names: Sequence[str], leaves: Sequence[Tensor]) -> Args:
+    """The arguments with other tensors of these names."""
+    left, changed = list(leaves), dict(args)
+    for name in names:
+        many = isinstance(args[name], list)
+        changed[name] = [left.pop(0) for _ in args[name]] if many else left.pop(0)
+    return changed
+
+
 def as_tuple(result: Any) -> tuple[Tensor, ...]:
     return tuple(result) if isinstance(result, (tuple, list)) else (result,)
 
@@ -357,6 +376,7 @@ class OpTests:
                 assert tensor.dtype == dtype
         if self.spec.memory_format_of:
             source, out = args[self.spec.memory_format_of], as_tuple(actual)[0]
+            source = source[0] if isinstance(source, list) else source
             last = source.is_contiguous(memory_format=torch.channels_last)
             if last and not source.is_contiguous():  # a tensor may be both
                 assert out.is_contiguous(memory_format=torch.channels_last), out.stride()
@@ -400,7 +420,8 @@ class OpTests:
 
     def test_opcheck(self, sample: Sample, device: str) -> None:
         for dtype in (torch.float32, torch.bfloat16):
-            args = tuple(a.to(device) if isinstance(a, Tensor) else a for a in sample.make(dtype))
+            named = {str(i): a for i, a in enumerate(sample.make(dtype))}
+            args = tuple(map_tensors(named, lambda name, t: t.to(device)).values())
             operator = getattr(torch.ops.cvkernels, sample.operator).default
             torch.library.opcheck(operator, args)
 
@@ -522,7 +543,7 @@ class DifferentiableOpTests(OpTests):
     def test_gradient_of_strided_upstream(self, small_case: Case, layout: str, device: str) -> None:
         """The output gradient may have any strides, expanded ones (from .sum()) included."""
         args = build(small_case, torch.float64, device=device)
-        leaves = [args[name].requires_grad_() for name in self.spec.differentiable]
+        leaves = leaves_of(args, self.spec.differentiable)
         results = with_gradient(self.spec.op(**args))
         generator = torch.Generator().manual_seed(1)
         upstream = [
@@ -541,11 +562,9 @@ class DifferentiableOpTests(OpTests):
     def test_gradcheck(self, small_case: Case, device: str) -> None:
         args = build(small_case, device=device)
         names = self.spec.differentiable
-        tensors = tuple(args[name].requires_grad_() for name in names)
+        tensors = leaves_of(args, names)
         assert torch.autograd.gradcheck(
-            lambda *values: with_gradient(
-                self.spec.op(**{**args, **dict(zip(names, values, strict=True))})
-            ),
+            lambda *values: with_gradient(self.spec.op(**with_leaves(args, names, values))),
             tensors,
             fast_mode=EMULATED,
         )
@@ -553,10 +572,10 @@ class DifferentiableOpTests(OpTests):
     def test_gradgradcheck(self, small_case: Case, device: str) -> None:
         args = build(small_case, device=device)
         names = self.spec.differentiable
-        tensors = tuple(args[name].requires_grad_() for name in names)
+        tensors = leaves_of(args, names)
 
         def function(*values: Tensor) -> tuple[Tensor, ...]:
-            return with_gradient(self.spec.op(**{**args, **dict(zip(names, values, strict=True))}))
+            return with_gradient(self.spec.op(**with_leaves(args, names, values)))
 
         if self.spec.second_order(args):
             assert torch.autograd.gradgradcheck(function, tensors, fast_mode=EMULATED)

@@ -1,8 +1,6 @@
 // Feature maps of several levels, of which each box is pooled from one; one level is the plain case.
 //
-// A box finds its level by its area, through the least area of each level. The areas come from the rule of Lin et al. 2017 (FPN),
-// worked out once per call (kernels/multiscale_roi_align), so that no kernel takes a root or a logarithm and every device decides
-// alike.
+// A box finds its level by its area, through the least area of each level (kernels/multiscale_roi_align).
 #pragma once
 
 #include <cstdint>
@@ -41,6 +39,12 @@ CVK_HD int roi_level_of_area(A area, const A* least_area, int count) {
   return level < count ? level : -1;
 }
 
+// What a box is assigned by.
+template <class A>
+CVK_HD A roi_level_area(const A* box) {
+  return (box[3] - box[1]) * (box[4] - box[2]);
+}
+
 // The level of box row k, or -1 for none: such a box reads nothing.
 template <class T>
 CVK_HD int roi_level(const RoiLevels<T>& levels, const Acc<T>* box, int64_t k) {
@@ -49,7 +53,7 @@ CVK_HD int roi_level(const RoiLevels<T>& levels, const Acc<T>* box, int64_t k) {
     return level >= 0 && level < levels.count ? static_cast<int>(level) : -1;
   }
   if (levels.count == 1) return 0;
-  return roi_level_of_area((box[3] - box[1]) * (box[4] - box[2]), levels.least_area, levels.count);
+  return roi_level_of_area(roi_level_area(box), levels.least_area, levels.count);
 }
 
 // A call of one map, for roi_layout.

@@ -59,9 +59,19 @@ def float_dtype(op: str, name: str, value: Tensor) -> None:
         fail(op, f"{name} of dtype {FLOATS}", dtype(value))
 
 
+def integer_dtype(op: str, name: str, value: Tensor) -> None:
+    if value.dtype not in INTEGER_DTYPES:
+        fail(op, f"{name} of dtype {INTEGERS}", dtype(value))
+
+
 def same_device(op: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     if value.device != other.device:
         fail(op, f"{name} on the device of {other_name} ({other.device})", value.device)
+
+
+def same_dtype(op: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    if value.dtype != other.dtype:
+        fail(op, f"{name} of the dtype of {other_name} ({dtype(other)})", dtype(value))
 
 
 def number(op: str, name: str, value: object) -> None:

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from cvkernels._checks._base import (
     INT64_MAX,
-    INTEGER_DTYPES,
-    INTEGERS,
     choice,
     dtype,
     fail,
@@ -18,6 +16,7 @@ from cvkernels._checks._base import (
     float_dtype,
     g,
     integer,
+    integer_dtype,
     number,
     positive,
     same_device,
@@ -53,8 +52,7 @@ def _candidates(
         tensor(op, "idxs", idxs)
         if sizes_differ(idxs.shape, boxes.shape[:-1]):
             fail(op, f"idxs of shape {sizes(boxes.shape[:-1])}", shape(idxs))
-        if idxs.dtype not in INTEGER_DTYPES:
-            fail(op, f"idxs of dtype {INTEGERS}", dtype(idxs))
+        integer_dtype(op, "idxs", idxs)
         same_device(op, "idxs", idxs, name, boxes)
 
 

@@ -21,9 +21,11 @@ from cvkernels._checks._base import (
     float_dtype,
     g,
     integer,
+    integer_dtype,
     number,
     positive,
     same_device,
+    same_dtype,
     shape,
     sizes,
     sizes_differ,
@@ -32,6 +34,9 @@ from cvkernels._checks._base import (
 
 # Most samples per bin and axis; kRoiMaxGrid in csrc/common/roi_geometry.h.
 ROI_MAX_GRID = 2**15
+
+# Most levels of a call; kRoiMaxLevels in csrc/common/roi_levels.h.
+ROI_MAX_LEVELS = 8
 
 
 # ---- parts
@@ -44,6 +49,7 @@ def roi_boxes(
     *,
     columns: int = 4,
     name: str = "boxes",
+    input_name: str = "input",
 ) -> Tensor:
     """Returns ``boxes`` as one [K, 1 + columns] tensor; a list holds [L, columns] for each image.
 
@@ -54,7 +60,7 @@ def roi_boxes(
         return boxes
     if not isinstance(boxes, (list, tuple)):
         fail_type(op, f"{name} to be a tensor or a list of tensors", boxes)
-    tensor(op, "input", input)
+    tensor(op, input_name, input)
     rows = []
     for image, group in enumerate(boxes):
         entry = f"{name}[{image}]"
@@ -62,7 +68,7 @@ def roi_boxes(
         if group.dim() != 2 or group.shape[1] != columns:
             fail(op, f"{entry} of shape (L, {columns})", shape(group))
         float_dtype(op, entry, group)
-        same_device(op, entry, group, "input", input)
+        same_device(op, entry, group, input_name, input)
         group = group.to(torch.promote_types(group.dtype, torch.float32))
         rows.append(torch.nn.functional.pad(group, (1, 0), value=float(image)))
     return torch.cat(rows) if rows else input.new_zeros((0, columns + 1))
@@ -77,15 +83,27 @@ def roi_tensors(
     if input.dim() != 4:
         fail(op, "input of shape (N, C, H, W)", shape(input))
     float_dtype(op, "input", input)
+    roi_rows(op, boxes, "input", input, columns=columns, name=name)
+
+
+def roi_rows(
+    op: str, boxes: Tensor, other_name: str, other: Tensor, *, columns: int = 5, name: str = "boxes"
+) -> None:
+    """Checks the boxes, a tensor, and that they are where ``other`` is."""
     if boxes.dim() != 2 or boxes.shape[1] != columns:
         fail(op, f"{name} of shape (K, {columns})", shape(boxes))
     float_dtype(op, name, boxes)
-    same_device(op, name, boxes, "input", input)
+    same_device(op, name, boxes, other_name, other)
 
 
 def roi_sizes(op: str, spatial_scale: float, pooled_height: int, pooled_width: int) -> None:
     """Checks the scale and the bins."""
     positive(op, "spatial_scale", spatial_scale)
+    roi_bins(op, pooled_height, pooled_width)
+
+
+def roi_bins(op: str, pooled_height: int, pooled_width: int) -> None:
+    """Checks the bins."""
     if pooled_height <= 0 or pooled_width <= 0 or max(pooled_height, pooled_width) > INT32_MAX:
         fail(op, "output_size of positive 32-bit values", f"({pooled_height}, {pooled_width})")
 
@@ -192,9 +210,118 @@ def ps_roi_pool(
     ps_channels(op, input, pooled_height, pooled_width)
 
 
-def roi_align_mode(mode: object) -> None:
+def roi_level_rule(
+    op: str,
+    spatial_scales: Sequence[float],
+    count: int,
+    canonical_scale: float,
+    canonical_level: int,
+    *,
+    by_size: bool = True,
+) -> None:
+    """Checks the scales of ``count`` levels, and what assigns boxes to them."""
+    if not isinstance(spatial_scales, (list, tuple)):
+        fail_type(op, "spatial_scales to be a list of numbers", spatial_scales)
+    if len(spatial_scales) != count:
+        fail(op, f"spatial_scales of {count} values", len(spatial_scales))
+    for i, scale in enumerate(spatial_scales):
+        positive(op, f"spatial_scales[{i}]", scale)
+        if by_size and i > 0 and scale > spatial_scales[i - 1]:
+            before = g(spatial_scales[i - 1])
+            fail(op, f"spatial_scales[{i}] of at most spatial_scales[{i - 1}] ({before})", g(scale))
+    positive(op, "canonical_scale", canonical_scale)
+    integer(op, "canonical_level", canonical_level)
+
+
+def roi_levels(
+    boxes: Tensor, spatial_scales: Sequence[float], canonical_scale: float, canonical_level: int
+) -> None:
+    """Checks the arguments of the dispatcher operator multiscale_roi_align_levels."""
+    op = "roi_levels"
+    tensor(op, "boxes", boxes)
+    roi_rows(op, boxes, "boxes", boxes)
+    if not isinstance(spatial_scales, (list, tuple)):
+        fail_type(op, "spatial_scales to be a list of numbers", spatial_scales)
+    count = len(spatial_scales)
+    if not 1 <= count <= ROI_MAX_LEVELS:
+        fail(op, f"spatial_scales of 1 to {ROI_MAX_LEVELS} values", count)
+    roi_level_rule(op, spatial_scales, count, canonical_scale, canonical_level)
+
+
+def roi_features(op: str, features: Sequence[Tensor]) -> None:
+    """Checks the maps of several levels."""
+    if not isinstance(features, (list, tuple)):
+        fail_type(op, "features to be a list of tensors", features)
+    if not 1 <= len(features) <= ROI_MAX_LEVELS:
+        fail(op, f"features of 1 to {ROI_MAX_LEVELS} levels", len(features))
+    first = features[0]
+    for i, feature in enumerate(features):
+        name = f"features[{i}]"
+        tensor(op, name, feature)
+        if feature.dim() != 4:
+            fail(op, f"{name} of shape (N, C, H, W)", shape(feature))
+        float_dtype(op, name, feature)
+        if i == 0:
+            continue
+        if sizes_differ(feature.shape[:2], first.shape[:2]):
+            n, c = first.shape[:2]
+            fail(op, f"{name} of shape ({n}, {c}, H, W) as features[0]", shape(feature))
+        same_dtype(op, name, feature, "features[0]", first)
+        same_device(op, name, feature, "features[0]", first)
+
+
+def multiscale_roi_align(
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    levels: Tensor | None,
+    spatial_scales: Sequence[float],
+    pooled_height: int,
+    pooled_width: int,
+    sampling_ratio: int,
+    aligned: bool,
+    canonical_scale: float,
+    canonical_level: int,
+) -> None:
+    """Checks the arguments of multiscale_roi_align and multiscale_roi_align_max."""
+    op = "multiscale_roi_align"
+    roi_features(op, features)
+    tensor(op, "boxes", boxes)
+    roi_rows(op, boxes, "features[0]", features[0])
+    if levels is not None:
+        tensor(op, "levels", levels)
+        if sizes_differ(levels.shape, boxes.shape[:1]):
+            fail(op, f"levels of shape ({boxes.shape[0]},)", shape(levels))
+        integer_dtype(op, "levels", levels)
+        same_device(op, "levels", levels, "boxes", boxes)
+    roi_level_rule(
+        op,
+        spatial_scales,
+        len(features),
+        canonical_scale,
+        canonical_level,
+        by_size=levels is None,
+    )
+    roi_bins(op, pooled_height, pooled_width)
+    integer(op, "sampling_ratio", sampling_ratio)
+    flag(op, "aligned", aligned)
+    roi_sampling_ratio(op, sampling_ratio)
+
+
+def roi_given_levels(op: str, input: Tensor, boxes: Tensor, levels: Tensor, count: int) -> None:
+    """Checks the values of ``levels``, and the image index of the rows before a bad one.
+
+    Reads data (CPU and references).
+    """
+    bad = (levels < 0) | (levels >= count)
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0, 0])
+        roi_image_index(op, input, boxes[: row + 1])
+        fail(op, f"levels in [0, {count})", f"{int(levels[row])} in row {row}")
+
+
+def roi_align_mode(mode: object, *, op: str = "roi_align") -> None:
     """Checks ``mode`` of the public function."""
-    choice("roi_align", "mode", mode, "avg", "max")
+    choice(op, "mode", mode, "avg", "max")
 
 
 def roi_align_rotated(

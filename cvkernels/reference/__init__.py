@@ -14,6 +14,7 @@ from cvkernels.reference.conv_transpose2d import conv_transpose2d
 from cvkernels.reference.deform_roi_pool import deform_roi_pool
 from cvkernels.reference.im2col import col2im, conv2d_im2col, fold, im2col, unfold
 from cvkernels.reference.matrix_nms import matrix_nms, matrix_nms_from_overlaps
+from cvkernels.reference.multiscale_roi_align import multiscale_roi_align, roi_levels
 from cvkernels.reference.nms import (
     adaptive_nms,
     batched_nms,
@@ -56,6 +57,7 @@ __all__ = [
     "iou_guided_nms",
     "matrix_nms",
     "matrix_nms_from_overlaps",
+    "multiscale_roi_align",
     "nms",
     "nms_match",
     "nms_padded",
@@ -66,6 +68,7 @@ __all__ = [
     "ps_roi_pool",
     "roi_align",
     "roi_align_rotated",
+    "roi_levels",
     "roi_pool",
     "soft_nms",
     "soft_nms_padded",

@@ -86,6 +86,12 @@ inline void check_float(const char* op, const char* argument, const Tensor& tens
   }
 }
 
+inline void check_integer(const char* op, const char* argument, const Tensor& tensor) {
+  if (!is_integer(tensor.scalar_type())) {
+    reject(op, argument, " of dtype uint8, int8, int16, int32 or int64, got ", dtype_text(tensor.scalar_type()));
+  }
+}
+
 inline std::string device_text(const Tensor& tensor) {
   return tensor.is_cpu() ? "cpu" : "cuda:" + std::to_string(tensor.get_device_index());
 }

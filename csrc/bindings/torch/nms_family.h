@@ -51,9 +51,7 @@ inline void check_scores_and_idxs(const char* op, const char* boxes_name, const 
   check_row_values(op, "scores", scores, boxes_name, boxes);
   if (idxs) {
     if (!has_rows(*idxs, boxes)) reject(op, "idxs of shape ", rows_text(boxes), ", got ", shape_text(*idxs));
-    if (!is_integer(idxs->scalar_type())) {
-      reject(op, "idxs of dtype uint8, int8, int16, int32 or int64, got ", dtype_text(idxs->scalar_type()));
-    }
+    check_integer(op, "idxs", *idxs);
     check_same_device(op, "idxs", *idxs, boxes_name, boxes);
   }
   if (boxes.size(boxes.dim() - 2) > kIntMax) {

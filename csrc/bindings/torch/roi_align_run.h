@@ -11,8 +11,8 @@ RoiPlanMemory roi_align_plan(const char* op, RoiAlignParams<T>& params, const Te
   return RoiPlanMemory(
       op, on, params.shape, params.plan, params.boxes, 5,
       [&](auto isa) { return roi_align_layout_cpu<isa.value>(params); },
-      [&](auto isa, int64_t first, int64_t last) { roi_align_plan_cpu<isa.value>(params, first, last); },
-      "boxes", params.levels.count, params.levels.given);
+      [&](auto isa, int64_t first, int64_t last) { roi_align_plan_cpu<isa.value>(params, first, last); }, "boxes",
+      params.levels.count, params.levels.given);
 }
 
 template <class T>
