@@ -27,6 +27,11 @@ What is replaced while the patch is in place (it is process-wide, not per thread
   ``functools.partial``, a class attribute) keeps torchvision's function, which still reaches
   the replaced ``torchvision::nms`` beneath. On removal, every module attribute that is the
   replacement becomes the original again, and a reference that leaked elsewhere calls the original.
+* The Python function beneath ``torchvision.ops.MultiScaleRoIAlign``, in the same way: one launch
+  for all levels of a pyramid, in place of a loop that picks, pools and puts back each level's boxes
+  and waits for the device at each. Boxes get the levels that torchvision gives them. Maps of
+  different dtypes, a level mapper of one's own, a single map and a ``torch.jit`` or ONNX graph
+  take torchvision's way, and with it the replaced ``torchvision::roi_align``.
 
 What differs from torchvision, deliberately: half and bfloat16 work on CPU, boxes and scores may
 differ in dtype, an out-of-range batch index or a NaN box does not crash the process,
@@ -69,6 +74,7 @@ from cvkernels.compat._torchvision_kernels import OPERATORS, Kernel
 
 __all__ = [
     "BATCHED_NMS",
+    "MULTISCALE",
     "OPERATORS",
     "Report",
     "counts",
@@ -78,14 +84,16 @@ __all__ = [
     "uninstall",
 ]
 
-#: The name under which the Python function appears in reports.
+#: The names under which the Python functions appear in reports.
 BATCHED_NMS = "torchvision.ops.batched_nms"
+MULTISCALE = "torchvision.ops.MultiScaleRoIAlign"
 
 OnCall = Callable[[str, tuple[Any, ...]], None]
 _Library: Any = torch.library.Library  # Its methods carry no types.
 
 # Device key -> the libraries (cvkernels._load) any of which brings kernels for it.
 _DEVICE_KEYS = {"CPU": ("_C", "_emulated"), "CUDA": ("_cuda",)}
+_OURS = __name__.rpartition(".")[0] + "."  # modules that hold torchvision's functions to call them
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -100,7 +108,7 @@ class Report:
 
     Attributes:
         operators: replaced operator -> the dispatch keys it was replaced for (``("Python",)`` for
-            ``batched_nms``). Empty when nothing is replaced.
+            a Python function). Empty when nothing is replaced.
         names: the module attributes that were rebound, as ``"module.attribute"``, sorted.
         skipped: what was left to torchvision -> why.
         counting: whether calls are counted.
@@ -185,7 +193,7 @@ def _batched_nms_eager(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshol
         or boxes.dim() != 2  # torchvision takes an empty tensor of any rank.
         or torch._C._get_tracing_state() is not None  # torch.jit.is_tracing(), without the detour
     ):
-        keep = _state.original(boxes, scores, idxs, iou_threshold)
+        keep = _state.originals[BATCHED_NMS](boxes, scores, idxs, iou_threshold)
         return keep
     if idxs.dtype not in _INTEGERS:
         # torchvision takes any dtype. Equal numbers have equal bits once -0.0 has become 0.0.
@@ -206,7 +214,7 @@ def _batched_nms_eager(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshol
 # -------------------------------------------------------------------------------------------------
 
 _counter_lock = threading.Lock()  # Autograd runs backward passes in threads of its own.
-_calls: dict[str, int] = dict.fromkeys([*OPERATORS, BATCHED_NMS], 0)
+_calls: dict[str, int] = dict.fromkeys([*OPERATORS, BATCHED_NMS, MULTISCALE], 0)
 
 
 def _record(name: str, arguments: tuple[Any, ...]) -> None:
@@ -240,8 +248,8 @@ class _State:
         self.listeners: tuple[OnCall, ...] = ()
         self.active = False
         self.devices: frozenset[str] = frozenset()
-        self.original: Any = None  # torchvision.ops.boxes.batched_nms
-        self.replacement: Any = None
+        self.originals: dict[str, Any] = {}  # Python functions by their name in reports
+        self.replacements: dict[str, Any] = {}
         self.operators: dict[str, tuple[str, ...]] = {}
         self.names: tuple[str, ...] = ()
         self.skipped: dict[str, str] = {}
@@ -289,11 +297,13 @@ def _import_torchvision() -> ModuleType:
                 f"cvkernels.compat.torchvision: torchvision {version} is not supported: "
                 f"expected {name}{expected}, got {name}{actual}"
             )
-    if not callable(getattr(boxes, "batched_nms", None)):
-        raise ImportError(
-            f"cvkernels.compat.torchvision: torchvision {version} is not supported: "
-            "it has no function torchvision.ops.boxes.batched_nms"
-        )
+    poolers = importlib.import_module("torchvision.ops.poolers")
+    for module, function in ((boxes, "batched_nms"), (poolers, "_multiscale_roi_align")):
+        if not callable(getattr(module, function, None)):
+            raise ImportError(
+                f"cvkernels.compat.torchvision: torchvision {version} is not supported: "
+                f"it has no function {module.__name__}.{function}"
+            )
     return boxes
 
 
@@ -301,7 +311,7 @@ def _rebind(old: Any, new: Any) -> tuple[str, ...]:
     """Point every module attribute that is ``old`` at ``new``; returns their dotted names."""
     names = []
     for module_name, module in list(sys.modules.items()):
-        if not isinstance(module, ModuleType) or module_name == __name__:
+        if not isinstance(module, ModuleType) or module_name.startswith(_OURS):
             continue
         namespace = vars(module)  # Not getattr: a lazy module must not be made to load.
         for attribute, value in list(namespace.items()):
@@ -342,7 +352,7 @@ def _register(counting: bool) -> None:
         previous._destroy()
     _state.devices = frozenset(devices)
     _state.operators = {name: tuple(keys) for name, keys in operators.items()}
-    _state.operators[BATCHED_NMS] = ("Python",)
+    _state.operators |= dict.fromkeys((BATCHED_NMS, MULTISCALE), ("Python",))
     _state.skipped = skipped
 
 
@@ -355,7 +365,8 @@ def _apply() -> None:
         if not _state.active:
             return
         _state.active, _state.listeners = False, ()
-        _rebind(_state.replacement, _state.original)
+        for name, original in _state.originals.items():
+            _rebind(_state.replacements[name], original)
         if _state.library is not None:
             _state.library._destroy()
         _state.library = None
@@ -371,15 +382,20 @@ def _apply() -> None:
         # Older torch warns, once a process, that a kernel is being overridden. That is the point.
         warnings.filterwarnings("ignore", message="(?s).*Overriding a previously registered kernel")
         _register(counting)
+    poolers = importlib.import_module("cvkernels.compat._torchvision_poolers")
     if not _state.active:
-        _state.original = boxes.batched_nms
-        current = _state.original
+        _state.originals = {BATCHED_NMS: boxes.batched_nms, MULTISCALE: poolers.original}
+        current = _state.originals
     else:
-        current = _state.replacement
+        current = _state.replacements
     _state.counting, _state.listeners = counting, listeners
-    _state.replacement = _batched_nms_counted if counting else _batched_nms
+    _state.replacements = {
+        BATCHED_NMS: _batched_nms_counted if counting else _batched_nms,
+        MULTISCALE: poolers.replacement,
+    }
     _state.active = True
-    _state.names = _rebind(current, _state.replacement)
+    names = [_rebind(old, _state.replacements[name]) for name, old in current.items()]
+    _state.names = tuple(sorted(name for some in names for name in some))
 
 
 def _fill(report: Report) -> Report:

@@ -64,6 +64,8 @@ def operator(name: str) -> Callable[..., Any]:
     import torch
     import torchvision.ops
 
+    if name == "torchvision.ops.MultiScaleRoIAlign":
+        return lambda *arguments: torchvision.ops.poolers._multiscale_roi_align(*arguments)
     if "::" not in name:
         return lambda *arguments: torchvision.ops.boxes.batched_nms(*arguments)
     overload = getattr(torch.ops.torchvision, name.partition("::")[2]).default

@@ -109,7 +109,8 @@ LAST_LAYERS = tuple(
     f"{name}.weight"
     for name in ("cls_logits", "cls_score", "bbox_pred", "bbox_reg", "bbox_ctrness")
 )
-TWO_STAGE = ["faster_rcnn_mobilenet", "faster_rcnn_resnet50", "mask_rcnn"]
+ROI_HEADS = {"faster_rcnn_mobilenet": 1, "faster_rcnn_resnet50": 1, "mask_rcnn": 2}
+TWO_STAGE = list(ROI_HEADS)
 
 
 def make_detector(name: str, dtype: torch.dtype = torch.float32) -> Any:
@@ -192,7 +193,8 @@ def test_same_detections(name: str, dtype: torch.dtype) -> None:
     with cvtv.patched(count=True) as report:
         actual = detect(model, images)
     assert report.counts[cvtv.BATCHED_NMS] > 0
-    assert (report.counts[ROI_ALIGN] > 0) == (name in TWO_STAGE)
+    assert report.counts[cvtv.MULTISCALE] == ROI_HEADS.get(name, 0)
+    assert report.counts[ROI_ALIGN] == 0
     assert sum(len(image["boxes"]) for image in expected) >= 100
     for ours, theirs in zip(actual, expected, strict=True):
         assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
@@ -244,10 +246,10 @@ def test_same_training_step(name: str, dtype: torch.dtype, monkeypatch: pytest.M
     with cvtv.patched(count=True) as report:
         our_losses, our_gradients = training_step(model, images, targets, autocast)
     if name in TWO_STAGE:
-        assert report.counts[ROI_ALIGN] > 0
+        assert report.counts[cvtv.MULTISCALE] == ROI_HEADS[name]
         # Mask R-CNN also crops the masks of the targets, which have no gradient.
-        crops = len(images) if name == "mask_rcnn" else 0
-        assert report.counts[BACKWARD] == report.counts[ROI_ALIGN] - crops
+        assert report.counts[ROI_ALIGN] == (len(images) if name == "mask_rcnn" else 0)
+        assert report.counts[BACKWARD] == 0
         assert report.counts[cvtv.BATCHED_NMS] == len(images)
     assert len(gradients) > 50
     assert gradients.keys() == our_gradients.keys()
@@ -268,18 +270,17 @@ def test_same_training_step(name: str, dtype: torch.dtype, monkeypatch: pytest.M
             assert_near(our_gradients[key], gradients[key], dtype, key)
 
 
-def test_autocast_hands_half_features_to_roi_align() -> None:
+def test_autocast_hands_half_features_to_the_pooling() -> None:
     model, images = make_detector("faster_rcnn_mobilenet"), make_images()
-    seen: list[tuple[torch.dtype, torch.dtype]] = []
+    seen: list[torch.dtype] = []
 
     def on_call(name: str, arguments: tuple[Any, ...]) -> None:
-        if name == ROI_ALIGN:
-            seen.append((arguments[0].dtype, arguments[1].dtype))
+        if name == cvtv.MULTISCALE:
+            seen.extend(level.dtype for level in arguments[0])
 
     with torch.autocast("cpu", dtype=torch.bfloat16), cvtv.patched(on_call=on_call):
         detect(model, images)
-    assert seen
-    assert {features for features, _ in seen} == {torch.bfloat16}
+    assert set(seen) == {torch.bfloat16}
 
 
 def test_a_half_precision_detector_runs_on_the_cpu() -> None:
@@ -613,6 +614,167 @@ def test_torchscript() -> None:
 
 
 # -------------------------------------------------------------------------------------------------
+# Feature pyramids
+# -------------------------------------------------------------------------------------------------
+
+PYRAMID = [str(i) for i in range(4)]
+
+
+def pyramid(device: str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(12)
+    sides = [64 >> i for i in range(4)]
+    maps = {
+        name: torch.randn(2, 6, side, side + 8, generator=generator).to(device, dtype)
+        for name, side in zip(PYRAMID, sides, strict=True)
+    }
+    return maps | {"pool": maps["3"][..., ::2, ::2]}
+
+
+def proposals(device: str = "cpu", dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Boxes of every level, some of no size, of a negative one and of none that is known."""
+    sides = 8 * 2 ** (torch.arange(24) / 3.5)[:, None]
+    boxes = torch.cat([torch.full((24, 2), 3.0), 3 + sides * torch.tensor([1.1, 0.9])], 1)
+    odd = [[9.0, 9, 9, 9], [30, 8, 4, 20], [30, 20, 4, 8], [1, float("nan"), 30, 20]]
+    return [x.to(device, dtype) for x in (boxes, torch.tensor(odd))]
+
+
+def pooled(maps: dict[str, Tensor], boxes: list[Tensor], **changes: Any) -> Tensor:
+    arguments = {"featmap_names": PYRAMID, "output_size": (3, 2), "sampling_ratio": 2} | changes
+    result: Tensor = tv.MultiScaleRoIAlign(**arguments)(maps, boxes, [(256, 288), (250, 256)])
+    return result
+
+
+@pytest.mark.parametrize("changes", [{}, {"canonical_scale": 100, "canonical_level": 3}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_pyramid_is_one_call(device: str, dtype: torch.dtype, changes: dict[str, Any]) -> None:
+    maps, boxes = pyramid(device, dtype), proposals(device, dtype)
+    boxes[1] = boxes[1][:-1]  # on NaN torchvision reads outside its maps
+    leaves = [maps[name].requires_grad_() for name in PYRAMID]
+    expected = pooled(maps, boxes, **changes)
+    upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(expected)
+    gradients = torch.autograd.grad(expected, leaves, upstream)
+    with cvtv.patched(count=True) as report:
+        actual = pooled(maps, boxes, **changes)
+        ours = torch.autograd.grad(actual, leaves, upstream)
+    assert called(report) == {cvtv.MULTISCALE: 1}
+    assert (actual[:24].flatten(1) != 0).any(1).all()
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(ours, gradients)
+    with cvtv.patched():
+        last = {name: m.to(memory_format=torch.channels_last) for name, m in maps.items()}
+        assert pooled(last, boxes).is_contiguous()
+
+
+@pytest.mark.parametrize("of_boxes", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_levels_of_boxes_of_any_dtype_are_torchvision_s(
+    device: str, dtype: torch.dtype, of_boxes: torch.dtype
+) -> None:
+    maps, boxes = pyramid(device, dtype), proposals(device, of_boxes)
+    mapper = torchvision.ops.poolers.LevelMapper(2, 5)
+    rows = torch.cat(
+        [
+            torch.arange(2, device=device).repeat_interleave(torch.tensor([24, 4], device=device))[
+                :, None
+            ],
+            torch.cat(boxes).float(),
+        ],
+        1,
+    )
+    with cvtv.patched(count=True) as report:
+        actual = pooled(maps, boxes)
+        assert called(report) == {cvtv.MULTISCALE: 1}
+        levels = mapper(boxes)
+        expected = torch.zeros_like(actual)
+        for level, name in enumerate(PYRAMID):
+            chosen = (levels == level).nonzero()[:, 0]
+            expected[chosen] = tv.roi_align(maps[name], rows[chosen], (3, 2), 0.25 / 2**level, 2)
+    assert torch.equal(actual, expected)
+    assert not actual[25].any()  # no level: one side is negative
+    assert not actual[27].any()
+
+
+def test_a_pyramid_that_skips_a_level(device: str) -> None:
+    maps, boxes = pyramid(device), proposals(device)[:1]
+    maps = {name: maps[name][:1] for name in ("0", "1", "3")}
+    expected = pooled(maps, boxes)
+    with cvtv.patched(count=True) as report:
+        actual = pooled(maps, boxes)
+    assert called(report) == {cvtv.MULTISCALE: 1}
+    torch.testing.assert_close(actual, expected)
+    assert not actual[-1].any()
+
+
+class Coarsest(torchvision.ops.poolers.LevelMapper):  # type: ignore[misc, name-defined]
+    def __call__(self, boxlists: list[Tensor]) -> Tensor:
+        return torch.cat(boxlists)[:, 0].long() * 0 + 3
+
+
+def test_pyramids_that_are_left_to_torchvision(device: str) -> None:
+    maps, boxes = pyramid(device), proposals(device)
+    boxes[1] = boxes[1][:-1]
+    shapes = [(256, 288), (250, 256)]
+    own = tv.MultiScaleRoIAlign(PYRAMID, 3, 2)
+    own(maps, boxes, shapes)
+    own.map_levels = Coarsest(2, 5)
+    single = tv.MultiScaleRoIAlign(["1"], 3, 2)
+    for module, calls in ((own, 4), (single, 1)):
+        expected = module(maps, boxes, shapes)
+        with cvtv.patched(count=True) as report:
+            torch.testing.assert_close(module(maps, boxes, shapes), expected)
+        assert called(report) == {ROI_ALIGN: calls}
+    mixed = maps | {"2": maps["2"].double()}
+    with cvtv.patched(count=True) as report:
+        assert pooled(mixed, boxes).dtype is torch.float32
+    assert called(report) == {ROI_ALIGN: 4}
+    with cvtv.patched(), pytest.raises(RuntimeError, match="in row 27"):
+        pooled(maps, [*boxes, boxes[0]])
+    with pytest.raises(ValueError, match="images list should not be empty"), cvtv.patched():
+        tv.MultiScaleRoIAlign(PYRAMID, 3, 2)(maps, boxes, [])
+
+
+def test_a_pyramid_compiles_without_breaks() -> None:
+    maps, boxes = pyramid(), proposals()
+    module = tv.MultiScaleRoIAlign(PYRAMID, 3, 2)
+    boxes[1] = boxes[1][:-1]
+    expected = module(maps, boxes, [(256, 288), (250, 256)])
+    torch.compiler.reset()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    with cvtv.patched():
+        actual = compiled(maps, boxes, [(256, 288), (250, 256)])
+    torch.testing.assert_close(actual, expected)
+    torch.compiler.reset()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_scripted_pyramid_is_torchvision_s() -> None:
+    maps, boxes = pyramid(), proposals()
+    boxes[1] = boxes[1][:-1]
+    shapes = [(256, 288), (250, 256)]
+    module = tv.MultiScaleRoIAlign(PYRAMID, 3, 2)
+    expected = module(maps, boxes, shapes)
+    with cvtv.patched(count=True) as report:
+        scripted = torch.jit.script(module)
+        torch.testing.assert_close(scripted(maps, boxes, shapes), expected)
+    assert called(report) == {ROI_ALIGN: 4}
+    torch.testing.assert_close(scripted(maps, boxes, shapes), expected)
+
+
+def test_a_leaked_pooling_function_is_torchvision_s() -> None:
+    maps, boxes = pyramid(), proposals()
+    boxes[1] = boxes[1][:-1]
+    features = [maps[name] for name in PYRAMID]
+    mapper = torchvision.ops.poolers.LevelMapper(2, 5)
+    arguments = (features, boxes, (3, 3), 2, [0.25, 0.125, 0.0625, 0.03125], mapper)
+    before = torchvision.ops.poolers._multiscale_roi_align
+    with cvtv.patched():
+        leaked = torchvision.ops.poolers._multiscale_roi_align
+        assert leaked is not before
+    assert torchvision.ops.poolers._multiscale_roi_align is before
+    assert torch.equal(leaked(*arguments), before(*arguments))
+
+
+# -------------------------------------------------------------------------------------------------
 # Installing and removing
 # -------------------------------------------------------------------------------------------------
 
@@ -684,14 +846,16 @@ def test_patched_is_a_decorator() -> None:
 def test_report_names_what_was_replaced() -> None:
     with cvtv.patched() as report:
         text = str(report)
-    assert {NMS, ROI_ALIGN, BACKWARD, *OTHERS, cvtv.BATCHED_NMS} == set(report.operators)
+    functions = {cvtv.BATCHED_NMS, cvtv.MULTISCALE}
+    assert {NMS, ROI_ALIGN, BACKWARD, *OTHERS} | functions == set(report.operators)
     assert {"CPU", "AutocastCPU"} <= set(report.operators[NMS])
     for name in ROI_OPERATORS:
         assert {"CPU", "AutocastCPU", "Meta"} <= set(report.operators[f"torchvision::{name}"])
         assert {"CPU", "Meta"} == set(report.operators[f"torchvision::_{name}_backward"]) - {"CUDA"}
-    assert report.operators[cvtv.BATCHED_NMS] == ("Python",)
+    assert {report.operators[name] for name in functions} == {("Python",)}
     assert ("CUDA" in report.operators[NMS]) != ("CUDA" in report.skipped)
     assert {f"{name}.batched_nms" for name in MODULES} <= set(report.names)
+    assert "torchvision.ops.poolers._multiscale_roi_align" in report.names
     for name in (*report.operators, *report.names, *report.skipped):
         assert name in text
     assert "nothing" in str(cvtv.report())
@@ -708,7 +872,7 @@ def test_counts() -> None:
     tv.nms(boxes, scores, 0.5)
     assert called(inner) == {cvtv.BATCHED_NMS: 1}
     assert called(outer) == {NMS: 2, cvtv.BATCHED_NMS: 1}
-    assert set(outer.counts) == {*cvtv.OPERATORS, cvtv.BATCHED_NMS}
+    assert set(outer.counts) == {*cvtv.OPERATORS, cvtv.BATCHED_NMS, cvtv.MULTISCALE}
     assert "2 calls" in str(outer)
 
 
