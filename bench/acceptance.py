@@ -25,9 +25,11 @@ from bench import cli, workloads
 from bench.harness import SCHEMA, Context, Trial, check, first_line, write_json
 from bench.libraries import OURS, TORCHVISION, Libraries
 from bench.machine import describe
-from bench.ops import matrix_nms, nms, roi_align, soft_nms
+from bench.ops import matrix_nms, multiscale_roi_align, nms, roi_align, soft_nms
 from bench.report import seconds
 from bench.timing import Candidate, Ratio, Samples, Stats, WallClock, interleave
+from cvkernels.demo._detectors import MaskRcnn
+from cvkernels.demo._timing import compare_detections, interleaved, operator, run_recorded
 
 THREADS = 2
 
@@ -68,6 +70,7 @@ def rows(context: Context, *, quick: bool = False) -> Iterator[Row]:
     yield from tiny_rows(context)
     if context.libraries.ours == OURS:
         yield from family_rows(context, quick=quick)
+        yield from pyramid_rows(context, quick=quick)
 
 
 # --- line 2: RoI Align ---
@@ -264,6 +267,48 @@ def _memory() -> Row:
     except Exception as error:
         return Row(34, what, target, None, False, first_line(error), {})
     return Row(34, what, target, per_box, per_box < 200, "peak resident memory, Linux", {})
+
+
+# --- lines 41 and 42: pyramids, of lines 1 and 2 of the plan of the RoI family ---
+
+
+def pyramid_rows(context: Context, *, quick: bool) -> Iterator[Row]:
+    """Mask R-CNN's box head, and all of its RoI and NMS operators, at 800 x 1333."""
+    build = partial(multiscale_roi_align.trial, context, workloads.fpn(1000, 7), "fwd", "float32")
+    what = "MultiScaleRoIAlign fwd, box head"
+    yield _against_peer(41, what, build, TORCHVISION, 10.0, 2 if quick else 10)
+    if not quick:
+        yield mask_rcnn_row()
+
+
+def mask_rcnn_row(height: int = 800, width: int = 1333, seconds: float = 15.0) -> Row:
+    """The calls that one run of the detector makes, replayed with torchvision's and our operators.
+
+    Weights and image are seeded noise.
+    """
+    what, target = "Mask R-CNN, its RoI and NMS operators", ">= 8x"
+    try:
+        image = torch.rand(height, width, 3, generator=torch.Generator().manual_seed(0))
+        detector = MaskRcnn((image * 255).to(torch.uint8).numpy(), min_size=height, max_size=width)
+        with torch.inference_mode():
+            cli.progress("running Mask R-CNN twice")
+            result, _, calls, _ = run_recorded(detector)
+            agree, note = compare_detections(result, detector())
+            replay = [(operator(name), call) for name in calls for call in calls[name]]
+
+            def run() -> None:
+                for function, arguments in replay:
+                    function(*arguments)
+
+            cli.progress("timing its operators")
+            theirs, ours, _ = interleaved(run, seconds=seconds, least=5)
+            cli.progress("")
+    except Exception as error:
+        return Row(42, what, target, None, False, first_line(error), {})
+    # Not one detection may be another: the note counts those that match where some do not.
+    agree = agree and len(result[0]) > 0 and " of " not in note
+    detail = f"cvkernels {ours:.1f} ms, torchvision {theirs:.1f} ms, {note}"
+    return Row(42, what, target, theirs / ours, agree and theirs >= 8 * ours, detail, {})
 
 
 # --- line 4: tiny calls ---

@@ -52,7 +52,7 @@ class MaskRcnn:
 
     name = "Mask R-CNN"
 
-    def __init__(self, image: Any) -> None:
+    def __init__(self, image: Any, min_size: int = 320, max_size: int = 512) -> None:
         import numpy as np
         import torch
         from torchvision.models.detection import maskrcnn_resnet50_fpn
@@ -64,8 +64,8 @@ class MaskRcnn:
         self.network = maskrcnn_resnet50_fpn(
             weights=None,
             weights_backbone=None,
-            min_size=320,
-            max_size=512,
+            min_size=min_size,
+            max_size=max_size,
             box_score_thresh=0.0115,
             box_detections_per_img=25,
         ).eval()

@@ -6,9 +6,10 @@
 namespace cvk {
 namespace {
 
+// The least areas are indexed at run time, which only a parameter in constant memory allows without a copy on the stack.
 template <class A>
 __global__ void __launch_bounds__(kMultiscaleLevelsThreads)
-    multiscale_roi_align_levels_kernel(MultiscaleRoiAlignLevelsParams<A> params) {
+    multiscale_roi_align_levels_kernel(__grid_constant__ const MultiscaleRoiAlignLevelsParams<A> params) {
   const int64_t k = static_cast<int64_t>(blockIdx.x) * kMultiscaleLevelsThreads + threadIdx.x;
   if (k >= params.count) return;
   params.output[k] = roi_level_of_area(roi_level_area(params.boxes + k * 5), params.least_area, params.levels);
