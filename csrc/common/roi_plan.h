@@ -76,7 +76,8 @@ CVK_HD int64_t roi_layout(const RoiShape& shape, const Levels& levels, const A* 
     if (sorts) {
       plan.places[k] = {roi_place(box, columns, roi_level_scale(levels, own_level)), static_cast<uint32_t>(k)};
     }
-    const int64_t own = bytes_of(k, level);
+    const int64_t own =
+        shape.channels == 0 ? 0 : bytes_of(k, level);  // without channels only the indices want checking
     if (own < 0) return kRoiTooManySamples;
     plan.record_begin[k] = bytes;
     bytes += own;

@@ -231,6 +231,8 @@ def roi_level_rule(
             fail(op, f"spatial_scales[{i}] of at most spatial_scales[{i - 1}] ({before})", g(scale))
     positive(op, "canonical_scale", canonical_scale)
     integer(op, "canonical_level", canonical_level)
+    if not -(2**31) <= canonical_level < 2**31:
+        fail(op, "canonical_level from -2^31 to 2^31 - 1", canonical_level)
 
 
 def roi_levels(

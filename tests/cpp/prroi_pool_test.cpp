@@ -219,13 +219,13 @@ Result on_cpu(const Problem& p, bool at_once = true) {
   const int64_t k = p.shape.boxes;
   PrRoIPoolParams<T> params = buffers.params();
   const PlanMemory memory(params, [](auto& a) { return prroi_pool_layout_cpu<isa>(a); });
-  over(k, at_once, [&](int64_t first, int64_t last) { prroi_pool_plan_cpu<isa>(params, first, last); });
   RoiBoxesParams<T> of_boxes = buffers.boxes_params();
   const PlanMemory sloped(of_boxes, [](auto& a) { return prroi_pool_boxes_layout_cpu<isa>(a); });
-  over(k, at_once, [&](int64_t first, int64_t last) { prroi_pool_boxes_plan_cpu<isa>(of_boxes, first, last); });
   std::vector<Acc<T>> sums(k * of_boxes.parts * kRoiSums, Acc<T>(kNan));
   of_boxes.sums = sums.data();
   if (p.shape.channels > 0) {
+    over(k, at_once, [&](int64_t first, int64_t last) { prroi_pool_plan_cpu<isa>(params, first, last); });
+    over(k, at_once, [&](int64_t first, int64_t last) { prroi_pool_boxes_plan_cpu<isa>(of_boxes, first, last); });
     if (k > 0) {
       over(prroi_pool_forward_items_cpu<isa>(params), at_once,
            [&](int64_t first, int64_t last) { prroi_pool_forward_cpu<isa>(params, first, last); });

@@ -215,8 +215,8 @@ void pass_on_cpu(Buffers<T>& buffers, bool maximum, bool backward, bool at_once,
   }
   std::vector<char> arena(bytes);
   params.plan.arena = arena.data();
-  over(k, at_once, [&](int64_t first, int64_t last) { roi_align_plan_cpu<isa>(params, first, last); });
   if (params.shape.channels == 0) return;
+  over(k, at_once, [&](int64_t first, int64_t last) { roi_align_plan_cpu<isa>(params, first, last); });
   if (backward) {
     over(roi_align_backward_items_cpu<isa>(params), at_once,
          [&](int64_t first, int64_t last) { roi_align_backward_cpu<isa>(params, first, last); });
@@ -324,8 +324,8 @@ std::vector<double> boxes_on_cpu(const Problem& p, bool at_once = true) {
   params.plan.arena = arena.data();
   std::vector<Acc<T>> sums(k * params.parts * kRoiSums, Acc<T>(kNan));
   params.sums = sums.data();
-  over(k, at_once, [&](int64_t first, int64_t last) { roi_align_boxes_plan_cpu<isa>(params, first, last); });
   if (params.shape.channels > 0) {
+    over(k, at_once, [&](int64_t first, int64_t last) { roi_align_boxes_plan_cpu<isa>(params, first, last); });
     over(roi_align_boxes_items_cpu<isa>(params), at_once,
          [&](int64_t first, int64_t last) { roi_align_boxes_backward_cpu<isa>(params, first, last); });
   }

@@ -169,8 +169,8 @@ void pass_on_cpu(Buffers<Op, T>& buffers, bool backward, bool at_once, int64_t* 
   }
   std::vector<char> arena(bytes);
   params.plan.arena = arena.data();
-  over(k, at_once, [&](int64_t first, int64_t last) { Op::template plan<isa>(params, first, last); });
   if (params.shape.channels == 0) return;
+  over(k, at_once, [&](int64_t first, int64_t last) { Op::template plan<isa>(params, first, last); });
   if (backward) {
     over(Op::template backward_items<isa>(params), at_once,
          [&](int64_t first, int64_t last) { Op::template backward<isa>(params, first, last); });

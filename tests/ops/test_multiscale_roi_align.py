@@ -317,6 +317,11 @@ def errors() -> list[ErrorCase]:
             {"canonical_scale": -1},
             "canonical_scale to be finite and positive, got -1",
         ),
+        (
+            "level range",
+            {"canonical_level": 2**31},
+            "canonical_level from -2^31 to 2^31 - 1, got 2147483648",
+        ),
         ("output zero", {"output_size": (0, 7)}, f"{sizes}(0, 7)"),
         ("output huge", {"output_size": (1, 2**31)}, f"{sizes}(1, 2147483648)"),
         (

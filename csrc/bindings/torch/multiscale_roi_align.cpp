@@ -63,9 +63,12 @@ void check_scales(const char* op, const Scales& scales, size_t levels, bool by_s
   }
 }
 
-void check_canonical(const char* op, double canonical_scale) {
+void check_canonical(const char* op, double canonical_scale, int64_t canonical_level) {
   if (!is_finite(canonical_scale) || canonical_scale <= 0) {
     reject(op, "canonical_scale to be finite and positive, got ", number_text(canonical_scale));
+  }
+  if (canonical_level != static_cast<int32_t>(canonical_level)) {
+    reject(op, "canonical_level from -2^31 to 2^31 - 1, got ", canonical_level);
   }
 }
 
@@ -109,7 +112,7 @@ struct Rule {
   void check(size_t count, const Tensor& boxes) const {
     if (levels) check_levels(*levels, boxes);
     check_scales(kOp, scales, count, !levels);
-    check_canonical(kOp, canonical_scale);
+    check_canonical(kOp, canonical_scale, canonical_level);
   }
 };
 
@@ -266,7 +269,7 @@ Tensor multiscale_roi_align_levels(const Tensor& boxes, const Scales& spatial_sc
     reject(kName, "spatial_scales of 1 to ", kRoiMaxLevels, " values, got ", spatial_scales.size());
   }
   check_scales(kName, spatial_scales, spatial_scales.size(), true);
-  check_canonical(kName, canonical_scale);
+  check_canonical(kName, canonical_scale, canonical_level);
   const Tensor levels = allocate({boxes.size(0)}, ScalarType::Long, boxes);
   with_float(kName, "boxes", boxes, [&](auto type) {
     using A = Acc<typename decltype(type)::T>;

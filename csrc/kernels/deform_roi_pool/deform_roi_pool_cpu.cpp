@@ -120,7 +120,6 @@ template <Isa isa, class T>
 int64_t deform_roi_pool_layout_cpu(DeformRoiPoolParams<T>& params, bool slopes) {
   using A = Acc<T>;
   return roi_layout(params.shape, params.boxes, 5, params.plan, [&](int64_t k) -> int64_t {
-    if (params.shape.channels == 0) return 0;  // only the image indices want checking
     return slopes ? deformed_bytes<SlopedTap<A>>(params, k) : deformed_bytes<Tap<A>>(params, k);
   });
 }

@@ -28,7 +28,6 @@ struct RotatedBoxes {
 template <Isa isa, class T>
 int64_t roi_align_rotated_layout_cpu(RoiAlignRotatedParams<T>& params) {
   return roi_layout(params.shape, params.boxes, 6, params.plan, [&](int64_t k) -> int64_t {
-    if (params.shape.channels == 0) return 0;  // only the image indices want checking
     return run_record_bytes(params.shape, rotated_axes(params.shape, params.clockwise, params.boxes + k * 6));
   });
 }
