@@ -49,51 +49,109 @@ class RowGatherer {
 
   // `map` points to the first channel of the group. At most `most_rows` pixels are placed at a time.
   CVK_HD RowGatherer(const T* map, int64_t channels, int64_t group_channels, int most_rows)
-      : map_(map), channels_(channels), whole_(channels == group_channels), places_(most_rows * sizeof(Place)) {}
+      : map_(map),
+        channels_(channels),
+        whole_(channels == group_channels),
+        places_(most_rows * sizeof(Place)),
+        runs_(Tile::kDepth * sizeof(Run)) {}
 
   CVK_HD void place(const TapGrid& grid, int64_t first, int rows) {
     grid_ = grid;
     GridWalk walk(grid, first);
     Place* places = places_.template as<Place>();
-    for (int i = 0; i < rows; ++i, walk.advance(1)) {
+    const int64_t last_y = int64_t{grid.y.taps - 1} * grid.y.offset_step;
+    const int64_t last_x = int64_t{grid.x.taps - 1} * grid.x.offset_step;
+    for (int i = 0; i < rows;) {
       const GridPixel& at = *walk;
-      places[i].image = map_ + at.image * grid.y.extent * grid.x.extent * channels_;
-      places[i].y = int64_t{at.y} * grid.y.source_step + grid.y.first_offset;
-      places[i].x = int64_t{at.x} * grid.x.source_step + grid.x.first_offset;
+      const int run = min_of(rows - i, walk.left_in_row());
+      Place place;
+      place.image = at.image * grid.y.extent;
+      place.y = int64_t{at.y} * grid.y.source_step + grid.y.first_offset;
+      place.x = int64_t{at.x} * grid.x.source_step + grid.x.first_offset;
+      const bool inside = place.y >= 0 && place.y + last_y < grid.y.extent;
+      for (const int end = i + run; i < end; ++i, place.x += grid.x.source_step) {
+        place.inside = inside && place.x >= 0 && place.x + last_x < grid.x.extent;
+        places[i] = place;
+      }
+      walk.advance(run);
     }
   }
 
   // Row i of the block: pixel first + i of those placed, at to + i * kPitch.
-  CVK_HD void gather(const DepthBlock& block, int first, int rows, A* to) const {
-    const Place* places = places_.template as<Place>() + first;
-    // Neighbouring taps of neighbouring pixels are one run of memory if a block takes all that lies there.
-    const bool runs = whole_ && block.channels == channels_ && block.taps == grid_.taps() && grid_.x.offset_step == 1;
-    for (int i = 0; i < rows; ++i, to += Tile::kPitch) {
-      if (runs) {
-        gather_runs(places[i], block.channels, to);
-      } else {
-        gather_taps(places[i], block, to);
-      }
+  CVK_HD void gather(const DepthBlock& block, int first, int rows, A* to) {
+    const int count = plan(block);
+    const int length = block.depth() / max_of(count, 1);
+    constexpr int kLanes = Tile::kLanes;
+    if (length < kLanes) {
+      gather_runs<0>(block, first, rows, count, length, to);
+    } else if (length == kLanes) {
+      gather_runs<1>(block, first, rows, count, length, to);
+    } else if (length == 2 * kLanes) {
+      gather_runs<2>(block, first, rows, count, length, to);
+    } else {
+      gather_runs<-1>(block, first, rows, count, length, to);
     }
   }
 
  private:
   struct Place {
-    const T* image;
-    int64_t y, x;  // of the first tap
+    int64_t image;  // its first row of pixels
+    int64_t y, x;   // of the first tap
+    bool inside;    // all taps are
   };
+  using Run = int64_t;  // offset from the first tap
 
-  CVK_HD const T* pixel(const Place& place, int64_t y, int64_t x) const {
-    return place.image + (y * grid_.x.extent + x) * channels_;
+  CVK_HD const T* pixel(int64_t row, int64_t x) const { return map_ + (row * grid_.x.extent + x) * channels_; }
+
+  // The runs of memory that a block takes from a pixel inside. Neighbouring taps are one where a block takes all channels.
+  CVK_HD int plan(const DepthBlock& block) {
+    Run* runs = runs_.template as<Run>();
+    const bool joined = whole_ && block.channels == channels_ && block.taps == grid_.taps() && grid_.x.offset_step == 1;
+    const int step = joined ? grid_.x.taps : 1;
+    int count = 0;
+    for (int t = 0; t < block.taps; t += step) {
+      const int64_t y = int64_t{(block.t + t) / grid_.x.taps} * grid_.y.offset_step;
+      const int64_t x = int64_t{(block.t + t) % grid_.x.taps} * grid_.x.offset_step;
+      runs[count++] = (y * grid_.x.extent + x) * channels_;
+    }
+    return count;
   }
-  CVK_HD bool has_row(int64_t y) const { return y >= 0 && y < grid_.y.extent; }
 
-  CVK_HD void gather_taps(const Place& place, const DepthBlock& block, A* to) const {
+  // `vecs` vectors a run where that is known, 0 for a part of one.
+  template <int vecs>
+  CVK_HD void gather_runs(const DepthBlock& block, int first, int rows, int count, int length, A* to) const {
+    using S = Simd<isa, A>;
+    const Place* places = places_.template as<Place>() + first;
+    const Run* runs = runs_.template as<Run>();
+    const uint32_t lanes = S::lane_range(0, vecs == 0 ? length : 0);
+    for (int i = 0; i < rows; ++i, to += Tile::kPitch) {
+      const Place& place = places[i];
+      if (!place.inside) {
+        gather_edge(place, block, to);
+        continue;
+      }
+      const T* from = pixel(place.image + place.y, place.x) + block.c;
+      for (int run = 0; run < count; ++run) {
+        const T* p = from + runs[run];
+        A* out = to + run * length;
+        if constexpr (vecs < 0) {
+          copy_row<isa>(p, length, out);
+        } else if constexpr (vecs == 0) {
+          S::store(out, S::load_lanes(typename S::Vec{}, p, lanes));
+        } else {
+          for (int v = 0; v < vecs; ++v) S::store(out + v * S::kLanes, S::load(p + v * S::kLanes));
+        }
+      }
+    }
+  }
+
+  // A pixel some of whose taps are outside.
+  CVK_HD void gather_edge(const Place& place, const DepthBlock& block, A* to) const {
     int ty = block.t / grid_.x.taps, tx = block.t % grid_.x.taps;
     for (int t = 0; t < block.taps; ++t, to += block.channels) {
       const int64_t y = place.y + int64_t{ty} * grid_.y.offset_step, x = place.x + int64_t{tx} * grid_.x.offset_step;
-      if (has_row(y) && x >= 0 && x < grid_.x.extent) {
-        copy_row<isa>(pixel(place, y, x) + block.c, block.channels, to);
+      if (y >= 0 && y < grid_.y.extent && x >= 0 && x < grid_.x.extent) {
+        copy_row<isa>(pixel(place.image + y, x) + block.c, block.channels, to);
       } else {
         clear_row<isa>(block.channels, to);
       }
@@ -104,28 +162,11 @@ class RowGatherer {
     }
   }
 
-  CVK_HD void gather_runs(const Place& place, int channels, A* to) const {
-    const int taps = grid_.x.taps;
-    // Taps [begin, end) of a row are inside.
-    const int begin = static_cast<int>(min_of<int64_t>(max_of<int64_t>(-place.x, 0), taps));
-    const int end = static_cast<int>(max_of<int64_t>(min_of<int64_t>(grid_.x.extent - place.x, taps), begin));
-    for (int ty = 0; ty < grid_.y.taps; ++ty, to += taps * channels) {
-      const int64_t y = place.y + int64_t{ty} * grid_.y.offset_step;
-      if (!has_row(y)) {
-        clear_row<isa>(taps * channels, to);
-        continue;
-      }
-      if (begin > 0) clear_row<isa>(begin * channels, to);
-      if (begin < end) copy_row<isa>(pixel(place, y, place.x + begin), (end - begin) * channels, to + begin * channels);
-      if (end < taps) clear_row<isa>((taps - end) * channels, to + end * channels);
-    }
-  }
-
   const T* map_;
   int64_t channels_;
   bool whole_;
   TapGrid grid_;
-  Scratch places_;
+  Scratch places_, runs_;
 };
 
 // Columns of pixels from planes [N, C, H, W]: row k of the block is a channel and a tap, taps first, and holds that tap of

@@ -31,16 +31,35 @@ struct GemmTile {
   static constexpr int kSize = kRows * kColumns;  // sums of a tile, one after another
 };
 
-// sums[i, j] = (or += where `add`) the sum over p < depth of left[i, p] * right[p, j], for `rows` rows and `vecs` vectors.
-template <Isa isa, class A, int rows, int vecs>
-__attribute__((noinline)) void gemm_tile(const A* left, const A* right, int64_t right_stride, int depth, A* sums,
-                                         bool add) {
+// Where a tile of results goes that needs no more sums, and what is done to them on the way.
+template <class T>
+struct GemmFinish {
+  T* to;               // element (i, j) at to + i * stride + j
+  int64_t stride;
+  const T* bias;       // of rows or columns, or null
+  bool bias_of_rows;
+  bool relu;           // the only activation that is done in registers
+};
+
+// What a tile does with its sums.
+template <class A, class T>
+struct GemmTarget {
+  A* sums;                      // tile (i, j) of sums; kSize elements, rows of kColumns
+  bool add;                     // to the sums there are, else from zero
+  const GemmFinish<T>* finish;  // null: they stay sums
+};
+
+// The sums over p < depth of left[i, p] * right[p, j], for `rows` rows and `vecs` vectors; the first `count` rows and `columns`
+// columns are wanted where they are finished.
+template <Isa isa, class A, class T, int rows, int vecs>
+__attribute__((noinline)) void gemm_tile(const A* left, const A* right, int64_t right_stride, int depth,
+                                         const GemmTarget<A, T>& target, int count, int columns) {
   using S = Simd<isa, A>;
   using Tile = GemmTile<isa, A>;
   typename S::Vec sum[rows][vecs];
   for (int i = 0; i < rows; ++i) {
     for (int j = 0; j < vecs; ++j) {
-      sum[i][j] = add ? S::load(sums + i * Tile::kColumns + j * S::kLanes) : typename S::Vec{};
+      sum[i][j] = target.add ? S::load(target.sums + i * Tile::kColumns + j * S::kLanes) : typename S::Vec{};
     }
   }
   for (int p = 0; p < depth; ++p) {
@@ -51,40 +70,75 @@ __attribute__((noinline)) void gemm_tile(const A* left, const A* right, int64_t 
       for (int j = 0; j < vecs; ++j) sum[i][j] = S::mul_add(value, column[j], sum[i][j]);
     }
   }
+  if (target.finish == nullptr) {
+    for (int i = 0; i < rows; ++i) {
+      for (int j = 0; j < vecs; ++j) S::store(target.sums + i * Tile::kColumns + j * S::kLanes, sum[i][j]);
+    }
+    return;
+  }
+  const GemmFinish<T> finish = *target.finish;
+  const bool whole = columns == vecs * S::kLanes;
+  const uint32_t last = S::lane_range(0, columns - (vecs - 1) * S::kLanes);
+  if (finish.bias != nullptr && !finish.bias_of_rows) {
+    for (int j = 0; j < vecs; ++j) {
+      const T* from = finish.bias + j * S::kLanes;
+      const typename S::Vec bias = j < vecs - 1 || whole ? S::load(from) : S::load_lanes(typename S::Vec{}, from, last);
+      for (int i = 0; i < rows; ++i) sum[i][j] = sum[i][j] + bias;
+    }
+  }
   for (int i = 0; i < rows; ++i) {
-    for (int j = 0; j < vecs; ++j) S::store(sums + i * Tile::kColumns + j * S::kLanes, sum[i][j]);
+    if (i >= rows - 1 && i >= count) break;
+    const typename S::Vec bias = S::broadcast(finish.bias != nullptr && finish.bias_of_rows ? to_acc(finish.bias[i]) : A(0));
+    for (int j = 0; j < vecs; ++j) {
+      typename S::Vec value = sum[i][j] + bias;
+      if (finish.relu) value = value < typename S::Vec{} ? typename S::Vec{} : value;
+      T* to = finish.to + i * finish.stride + j * S::kLanes;
+      if (j < vecs - 1 || whole) {
+        S::store(to, value);
+      } else {
+        S::store_lanes(to, value, last);
+      }
+    }
   }
 }
 
 // The same for any number of rows up to a tile's; an odd one computes a row more, of whatever the left scratch holds.
-template <Isa isa, class A, int vecs, int rows = GemmTile<isa, A>::kRows>
-CVK_HD void gemm_tile_of(int count, const A* left, const A* right, int64_t right_stride, int depth, A* sums, bool add) {
+template <Isa isa, class A, class T, int vecs, int rows = GemmTile<isa, A>::kRows>
+CVK_HD void gemm_tile_of(const A* left, const A* right, int64_t right_stride, int depth, const GemmTarget<A, T>& target,
+                         int count, int columns) {
   if constexpr (rows > 2) {
     if (count <= rows - 2) {
-      gemm_tile_of<isa, A, vecs, rows - 2>(count, left, right, right_stride, depth, sums, add);
+      gemm_tile_of<isa, A, T, vecs, rows - 2>(left, right, right_stride, depth, target, count, columns);
       return;
     }
   }
-  gemm_tile<isa, A, rows, vecs>(left, right, right_stride, depth, sums, add);
+  gemm_tile<isa, A, T, rows, vecs>(left, right, right_stride, depth, target, count, columns);
 }
 
 // `rows` x `columns` sums in tiles; tile (i, j) begins at sums + (i * tile_stride + j) * kSize. Panel j of the right operand
-// begins at right + j * panel_stride.
-template <Isa isa, class A>
+// begins at right + j * panel_stride. With `finish` the block's results leave for it.
+template <Isa isa, class A, class T>
 CVK_HD void gemm_block(int rows, int columns, int depth, const A* left, const A* right, int64_t right_stride,
-                       int64_t panel_stride, A* sums, int64_t tile_stride, bool add) {
+                       int64_t panel_stride, A* sums, int64_t tile_stride, bool add, const GemmFinish<T>* finish) {
   using Tile = GemmTile<isa, A>;
   for (int j = 0; j * Tile::kColumns < columns; ++j) {
     const A* panel = right + j * panel_stride;
-    const bool wide = columns - j * Tile::kColumns > Tile::kLanes;
+    const int width = min_of(Tile::kColumns, columns - j * Tile::kColumns);
     for (int i = 0; i * Tile::kRows < rows; ++i) {
       const int count = min_of(Tile::kRows, rows - i * Tile::kRows);
       const A* tile = left + int64_t{i} * Tile::kRows * Tile::kPitch;
-      A* out = sums + (i * tile_stride + j) * Tile::kSize;
-      if (wide) {
-        gemm_tile_of<isa, A, 2>(count, tile, panel, right_stride, depth, out, add);
+      GemmTarget<A, T> target{sums + (i * tile_stride + j) * Tile::kSize, add, nullptr};
+      GemmFinish<T> own;
+      if (finish != nullptr) {
+        own = *finish;
+        own.to += int64_t{i} * Tile::kRows * own.stride + j * Tile::kColumns;
+        if (own.bias != nullptr) own.bias += own.bias_of_rows ? i * Tile::kRows : j * Tile::kColumns;
+        target.finish = &own;
+      }
+      if (width > Tile::kLanes) {
+        gemm_tile_of<isa, A, T, 2>(tile, panel, right_stride, depth, target, count, width);
       } else {
-        gemm_tile_of<isa, A, 1>(count, tile, panel, right_stride, depth, out, add);
+        gemm_tile_of<isa, A, T, 1>(tile, panel, right_stride, depth, target, count, width);
       }
     }
   }

@@ -7,24 +7,32 @@ namespace cvk {
 
 // ---- CPU
 
-// Depth of a block at most, in float32 (half as many in float64). A panel of the right operand (288 x 32 float32, 36 KiB) then
-// stays in a 48 KiB L1. 288 is 9 taps of 32 channels.
-constexpr int kGemmDepth = 288;
+// Depth of a block at most, in float32 (half as many in float64). A panel of the right operand (320 x 32 float32, 40 KiB) then
+// stays in a 48 KiB L1. 9 taps of 32 or 35 channels fit, 25 of 12.
+constexpr int kGemmDepth = 320;
 
-// Elements from row to row of a left tile: the depth, and a vector more for what a copy writes past its end. 304 float32 are
-// 19 cache lines; an odd number spreads the rows over the sets of the L1.
-constexpr int kGemmPitch = 304;
+// Elements from row to row of a left tile: the depth, and a vector more for what a copy writes past its end. 336 float32 are
+// 21 cache lines; an odd number spreads the rows over the sets of the L1.
+constexpr int kGemmPitch = 336;
 
 // Rows of a block of the left operand, in register tiles: what a panel in L1 is used for before the next one comes.
 constexpr int kGemmRowTiles = 8;
 
-// Columns of a work item at most: a depth block of the right operand, 288 x 256 float32, is 288 KiB of L2.
+// Columns of a work item at most: a depth block of the right operand, 320 x 256 float32, is 320 KiB of L2.
 constexpr int kGemmItemColumns = 256;
 
 // Bytes of packed weights that a thread keeps from one work item to the next; larger ones are packed again for each item, of
 // up to kGemmItemBlocks blocks of rows, so that packing stays below a twentieth of the time.
 constexpr int64_t kGemmResidentBytes = int64_t{5} << 19;
 constexpr int kGemmItemBlocks = 4;
+
+// The columns past the last full vector are computed as dot products where that is less work: a dot product costs its depth
+// and, to add up its lanes, as much as a depth of kDotSetup more; a vector's worth of columns costs kDotColumns of them.
+constexpr int kDotSetup = 200;
+constexpr int kDotColumns = 17;
+
+// A 1 x 1 convolution of so few pixels in all is computed as dot products, weights as they lie.
+constexpr int kDotPixels = 8;
 
 // Panels of pixels of a work item over planes.
 constexpr int kGemmItemPanels = 8;

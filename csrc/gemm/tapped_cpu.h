@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "gemm/dot_cpu.h"
 #include "gemm/gather_cpu.h"
 #include "gemm/tapped.h"
 
@@ -55,6 +56,26 @@ CVK_HD void pack_weight_panels(const TappedProduct<T>& p, const TapGrid& grid, c
       }
     }
   }
+}
+
+// Columns of a block as rows, the depth in taps then channels: for dot products.
+template <Isa isa, class A, class T>
+CVK_HD void pack_weight_columns(const TappedProduct<T>& p, const TapGrid& grid, const T* weights, const DepthBlock& block,
+                                int columns, A* to) {
+  const auto w = p.strides();
+  for (int j = 0; j < columns; ++j, weights += w.column, to += GemmTile<isa, A>::kPitch) {
+    for (int t = 0; t < block.taps; ++t) {
+      const T* from = weights + block.c * w.channel + kernel_of(grid, p.shape.kernel_width, block.t + t) * w.tap;
+      for (int c = 0; c < block.channels; ++c) to[t * block.channels + c] = to_acc(from[c * w.channel]);
+    }
+  }
+}
+
+// How many of the last columns are computed as dot products.
+template <Isa isa, class A>
+CVK_HD int dot_columns(int columns, int depth) {
+  const int rest = columns % GemmTile<isa, A>::kLanes;
+  return rest * (depth + kDotSetup) < kDotColumns * depth ? rest : 0;
 }
 
 // Rows of a block, the depth in channels then taps.
@@ -161,33 +182,60 @@ CVK_HD int64_t tapped_items(const TappedProduct<T>& p, const ConvCut& cut) {
 
 // ---- what becomes of the sums
 
-// Rows of sums are pixels, columns channels.
+// Columns [begin, begin + columns) of sums by dot products.
+template <Isa isa, class A>
+CVK_HD void dot_block(int rows, int begin, int columns, int depth, const A* left, const A* right, A* sums,
+                      int64_t tile_stride, bool add) {
+  using S = Simd<isa, A>;
+  using Tile = GemmTile<isa, A>;
+  const auto put = [&](int row, int column, A value) {
+    A* sum = sums + (row / Tile::kRows * tile_stride + column / Tile::kColumns) * Tile::kSize +
+             row % Tile::kRows * Tile::kColumns + column % Tile::kColumns;
+    *sum = add ? *sum + value : value;
+  };
+  for (int j = 0; j < columns; j += 2) {
+    const bool both = j + 1 < columns;
+    const int step = both ? kDotRows<isa, A, 2> : kDotRows<isa, A, 1>;
+    const A* column = right + j * Tile::kPitch;
+    for (int i = 0; i < rows; i += step) {
+      const A* row = left + int64_t{i} * Tile::kPitch;
+      A lanes[S::kLanes];
+      S::store(lanes, both ? dot_tile<isa, A, 2>(row, Tile::kPitch, rows - i, column, Tile::kPitch, depth)
+                           : dot_tile<isa, A, 1>(row, Tile::kPitch, rows - i, column, Tile::kPitch, depth));
+      for (int r = 0; r < step && i + r < rows; ++r) {
+        put(i + r, begin + j, lanes[r]);
+        if (both) put(i + r, begin + j + 1, lanes[step + r]);
+      }
+    }
+  }
+}
+
+// Rows of sums are pixels, columns channels: columns [begin, columns) after first_column, whole vectors before begin.
 template <Isa isa, class A, class T>
 CVK_HD void store_rows(const TappedProduct<T>& p, const TapGrid& grid, int64_t first_pixel, int rows,
-                       int64_t first_column, int columns, const A* sums, int64_t tile_stride) {
+                       int64_t first_column, int begin, int columns, const A* sums, int64_t tile_stride) {
   using S = Simd<isa, A>;
   using Tile = GemmTile<isa, A>;
   GridWalk walk(grid, first_pixel);
   const int64_t pixels = p.target_plane();
+  if (begin >= columns) return;
   for (int i = 0; i < rows; ++i, walk.advance(1)) {
     T* out = p.target +
              ((*walk).image * pixels + target_pixel(grid, p.target_width(), (*walk).y, (*walk).x)) * p.columns() +
              first_column;
     const A* row = sums + i / Tile::kRows * tile_stride * Tile::kSize + i % Tile::kRows * Tile::kColumns;
-    for (int j = 0; j < columns; j += Tile::kColumns, row += Tile::kSize) {
-      for (int v = 0; v < Tile::kColumns && j + v < columns; v += S::kLanes) {
-        const int count = min_of(S::kLanes, columns - j - v);
-        typename S::Vec value = S::load(row + v);
-        if (p.bias != nullptr) {
-          const T* bias = p.bias + first_column + j + v;
-          value = value + (count == S::kLanes ? S::load(bias) : S::load_partial(bias, count));
-        }
-        value = activate(p.activation, value);
-        if (count == S::kLanes) {
-          S::store(out + j + v, value);
-        } else {
-          S::store_partial(out + j + v, value, count);
-        }
+    for (int j = begin; j < columns; j += S::kLanes) {
+      const int count = min_of(S::kLanes, columns - j);
+      typename S::Vec value = S::load(row + j / Tile::kColumns * Tile::kSize + j % Tile::kColumns);
+      if (p.bias != nullptr) {
+        const T* bias = p.bias + first_column + j;
+        value = value + (count == S::kLanes ? S::load(bias) : S::load_partial(bias, count));
+      }
+      value = activate(p.activation, value);
+      if (count == S::kLanes) {
+        S::store(out + j, value);
+      } else {
+        S::store_partial(out + j, value, count);
       }
     }
   }
@@ -244,68 +292,154 @@ CVK_HD void store_planes(const TappedProduct<T>& p, const TapGrid& grid, int64_t
 
 // ---- the loop over work items
 
+// A work item: pixels [first_pixel, first_pixel + pixels) of a phase by columns [first_column, first_column + width) of a group.
+struct TapItem {
+  TapGrid grid;
+  int64_t key;  // of the weights that it needs
+  int64_t group, first_column, first_pixel;
+  int pixels, width;
+};
+
+template <class T>
+CVK_HD TapItem tap_item(const TappedProduct<T>& p, const ConvCut& cut, int64_t index) {
+  TapItem item{};
+  item.key = index / cut.pixel_blocks;
+  item.group = item.key / cut.column_blocks % p.shape.groups;
+  item.grid = p.grid(item.key / cut.column_blocks / p.shape.groups);
+  item.first_column = item.key % cut.column_blocks * cut.block_columns;
+  item.first_pixel = index % cut.pixel_blocks * cut.block_pixels;
+  const int64_t rest = p.shape.batch * item.grid.pixels() - item.first_pixel;  // a later phase may have fewer
+  item.pixels = static_cast<int>(max_of<int64_t>(0, min_of<int64_t>(cut.block_pixels, rest)));
+  item.width = static_cast<int>(min_of<int64_t>(cut.block_columns, p.group_columns() - item.first_column));
+  return item;
+}
+
+// Scratch of a slice of work items.
 template <Isa isa, class T>
-CVK_HD void tapped_product(const TappedProduct<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
+struct TapScratch {
   using A = Acc<T>;
   using Tile = GemmTile<isa, A>;
-  const int64_t channels = p.group_channels(), columns = p.group_columns();
-  const bool rows_are_pixels = p.shape.channels_last;
-  // Tiles of a work item.
-  const int row_tiles = ceil_div(rows_are_pixels ? cut.block_pixels : cut.block_columns, Tile::kRows);
-  const int panels = ceil_div(rows_are_pixels ? cut.block_columns : cut.block_pixels, Tile::kColumns);
-  Scratch sums_memory(int64_t{row_tiles} * panels * Tile::kSize * sizeof(A));
-  Scratch pixel_memory(int64_t{rows_are_pixels ? Tile::kBlockRows * Tile::kPitch : Tile::kDepth * Tile::kColumns} *
-                       sizeof(A));
-  A* sums = sums_memory.template as<A>();
-  A* pixels = pixel_memory.template as<A>();
+
+  CVK_HD TapScratch(const TappedProduct<T>& p, const ConvCut& cut)
+      : last(p.shape.channels_last),
+        row_tiles(ceil_div(last ? cut.block_pixels : cut.block_columns, Tile::kRows)),
+        panels(ceil_div(last ? cut.block_columns : cut.block_pixels, Tile::kColumns)),
+        sums_memory(int64_t{row_tiles} * panels * Tile::kSize * sizeof(A)),
+        pixel_memory(int64_t{last ? Tile::kBlockRows * Tile::kPitch : Tile::kDepth * Tile::kColumns} * sizeof(A)) {}
+  CVK_HD ~TapScratch() {}
+
+  CVK_HD A* sums(int tile) const { return sums_memory.template as<A>() + int64_t{tile} * Tile::kSize; }
+  CVK_HD A* pixels() const { return pixel_memory.template as<A>(); }
+
+  bool last;
+  int row_tiles, panels;  // of a work item
+  Scratch sums_memory, pixel_memory;
   PackedBlocks<A> packed;
+};
+
+// Whether results may leave for the target from registers: their pixels follow one another there.
+template <class T>
+CVK_HD bool finishes_in_registers(const TappedProduct<T>& p, const TapGrid& grid) {
+  return grid.x.target_step == 1 && grid.y.target_step == 1 &&
+         (p.activation == Activation::kNone || p.activation == Activation::kRelu);
+}
+
+// Channels-last maps: pixels are rows.
+template <Isa isa, class T>
+CVK_HD void multiply_rows(const TappedProduct<T>& p, const ConvCut& cut, const TapItem& item, TapScratch<isa, T>& scratch) {
+  using A = Acc<T>;
+  using Tile = GemmTile<isa, A>;
+  const int64_t channels = p.group_channels(), column = item.group * p.group_columns() + item.first_column;
   const auto strides = p.strides();
-  for (int64_t item = first; item < last; ++item) {
-    const int64_t phase = item / cut.pixel_blocks / cut.column_blocks / p.shape.groups;
-    const int64_t group = item / cut.pixel_blocks / cut.column_blocks % p.shape.groups;
-    const int64_t first_column = item / cut.pixel_blocks % cut.column_blocks * cut.block_columns;
-    const TapGrid grid = p.grid(phase);
-    const int64_t all_pixels = p.shape.batch * grid.pixels();
-    const int64_t first_pixel = item % cut.pixel_blocks * cut.block_pixels;
-    if (first_pixel >= all_pixels) continue;  // a later phase may have fewer
-    const int count = static_cast<int>(min_of<int64_t>(cut.block_pixels, all_pixels - first_pixel));
-    const int width = static_cast<int>(min_of<int64_t>(cut.block_columns, columns - first_column));
-    const T* weights = p.weights + group * strides.group + first_column * strides.column;
-    const DepthBlocks<isa, A> blocks(channels, grid.taps());
-    if (blocks.count() == 0) {
-      for (int64_t i = 0; i < int64_t{row_tiles} * panels * Tile::kSize; ++i) sums[i] = A(0);
+  const T* weights = p.weights + item.group * strides.group + item.first_column * strides.column;
+  const DepthBlocks<isa, A> blocks(channels, item.grid.taps());
+  const int dots = blocks.count() > 0 ? dot_columns<isa, A>(item.width, blocks[0].depth()) : 0;
+  const int width = item.width - dots;
+  // Panels, and behind them the rows of dot products.
+  const int64_t panel_size = int64_t{scratch.panels} * Tile::kColumns * Tile::kDepth;
+  scratch.packed.begin(item.key, blocks.count(), panel_size + Tile::kLanes * Tile::kPitch);
+  RowGatherer<isa, A, T> gatherer(p.source + item.group * channels, p.channels(), channels, cut.block_pixels);
+  gatherer.place(item.grid, item.first_pixel, item.pixels);
+  const bool finishes = finishes_in_registers(p, item.grid);
+  for (int64_t b = 0; b < blocks.count(); ++b) {
+    const DepthBlock block = blocks[b];
+    const bool last = b == blocks.count() - 1;
+    const A* panels = scratch.packed.get(b, [&](A* to) {
+      pack_weight_panels<isa>(p, item.grid, weights, block, width, to);
+      pack_weight_columns<isa>(p, item.grid, weights + width * strides.column, block, dots, to + panel_size);
+    });
+    for (int i = 0; i < item.pixels; i += Tile::kBlockRows) {
+      const int rows = min_of(Tile::kBlockRows, item.pixels - i);
+      A* sums = scratch.sums(i / Tile::kRows * scratch.panels);
+      gatherer.gather(block, i, rows, scratch.pixels());
+      GemmFinish<T> finish{p.target + (item.first_pixel + i) * p.columns() + column, p.columns(),
+                           p.bias != nullptr ? p.bias + column : nullptr, false, p.activation == Activation::kRelu};
+      gemm_block<isa>(rows, width, block.depth(), scratch.pixels(), panels, Tile::kColumns,
+                      block.depth() * Tile::kColumns, sums, scratch.panels, b > 0, last && finishes ? &finish : nullptr);
+      dot_block<isa>(rows, width, dots, block.depth(), scratch.pixels(), panels + panel_size, sums, scratch.panels, b > 0);
+      if (!last) continue;
+      const int begin = finishes ? width : 0;
+      store_rows<isa>(p, item.grid, item.first_pixel + i, rows, column, begin, item.width, sums, scratch.panels);
     }
-    packed.begin(item / cut.pixel_blocks, blocks.count(),
-                 rows_are_pixels ? int64_t{panels} * Tile::kColumns * Tile::kDepth
-                                 : int64_t{row_tiles} * Tile::kRows * Tile::kPitch);
-    if (rows_are_pixels) {
-      RowGatherer<isa, A, T> gatherer(p.source + group * channels, p.channels(), channels, cut.block_pixels);
-      gatherer.place(grid, first_pixel, count);
-      for (int64_t b = 0; b < blocks.count(); ++b) {
-        const DepthBlock block = blocks[b];
-        const A* panel = packed.get(b, [&](A* to) { pack_weight_panels<isa>(p, grid, weights, block, width, to); });
-        for (int i = 0; i < count; i += Tile::kBlockRows) {
-          const int rows = min_of(Tile::kBlockRows, count - i);
-          gatherer.gather(block, i, rows, pixels);
-          gemm_block<isa>(rows, width, block.depth(), pixels, panel, Tile::kColumns, block.depth() * Tile::kColumns,
-                          sums + int64_t{i} / Tile::kRows * panels * Tile::kSize, panels, b > 0);
-        }
+  }
+  if (blocks.count() == 0) {
+    store_rows<isa>(p, item.grid, item.first_pixel, item.pixels, column, 0, item.width, scratch.sums(0), scratch.panels);
+  }
+}
+
+// Planes: pixels are columns.
+template <Isa isa, class T>
+CVK_HD void multiply_planes(const TappedProduct<T>& p, const ConvCut& cut, const TapItem& item, TapScratch<isa, T>& scratch) {
+  using A = Acc<T>;
+  using Tile = GemmTile<isa, A>;
+  const int64_t channels = p.group_channels(), column = item.group * p.group_columns() + item.first_column;
+  const auto strides = p.strides();
+  const T* weights = p.weights + item.group * strides.group + item.first_column * strides.column;
+  const DepthBlocks<isa, A> blocks(channels, item.grid.taps());
+  scratch.packed.begin(item.key, blocks.count(), int64_t{scratch.row_tiles} * Tile::kRows * Tile::kPitch);
+  PlaneGatherer<isa, A, T> gatherer(p.source + item.group * channels * p.source_plane(), p.channels(), cut.block_pixels);
+  gatherer.place(item.grid, item.first_pixel, item.pixels);
+  const bool dense = finishes_in_registers(p, item.grid);
+  const int64_t plane = p.target_plane();
+  for (int64_t b = 0; b < blocks.count(); ++b) {
+    const DepthBlock block = blocks[b];
+    const bool last = b == blocks.count() - 1;
+    const A* rows = scratch.packed.get(
+        b, [&](A* to) { pack_weight_rows<isa>(p, item.grid, weights, block, item.width, to); });
+    for (int i = 0; i < item.pixels; i += Tile::kColumns) {
+      const int count = min_of(Tile::kColumns, item.pixels - i);
+      A* sums = scratch.sums(i / Tile::kColumns);
+      gatherer.gather(block, i / Tile::kLanes, ceil_div(count, Tile::kLanes), Tile::kColumns, scratch.pixels());
+      const int64_t image = (item.first_pixel + i) / plane, at = (item.first_pixel + i) % plane;
+      const bool finishes = dense && at + count <= plane;  // all in one image
+      GemmFinish<T> finish{p.target + (image * p.columns() + column) * plane + at, plane,
+                           p.bias != nullptr ? p.bias + column : nullptr, true, p.activation == Activation::kRelu};
+      gemm_block<isa>(item.width, count, block.depth(), rows, scratch.pixels(), Tile::kColumns, 0, sums, scratch.panels,
+                      b > 0, last && finishes ? &finish : nullptr);
+      if (last && !finishes) {
+        store_planes<isa>(p, item.grid, item.first_pixel + i, count, column, item.width, sums, scratch.panels);
       }
-      store_rows<isa>(p, grid, first_pixel, count, group * columns + first_column, width, sums, panels);
+    }
+  }
+  if (blocks.count() == 0) {
+    store_planes<isa>(p, item.grid, item.first_pixel, item.pixels, column, item.width, scratch.sums(0), scratch.panels);
+  }
+}
+
+template <Isa isa, class T>
+CVK_HD void tapped_product(const TappedProduct<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
+  using Tile = GemmTile<isa, Acc<T>>;
+  TapScratch<isa, T> scratch(p, cut);
+  for (int64_t index = first; index < last; ++index) {
+    const TapItem item = tap_item(p, cut, index);
+    if (item.pixels == 0) continue;
+    if (p.group_channels() * item.grid.taps() == 0) {
+      for (int64_t i = 0; i < int64_t{scratch.row_tiles} * scratch.panels * Tile::kSize; ++i) scratch.sums(0)[i] = 0;
+    }
+    if (p.shape.channels_last) {
+      multiply_rows(p, cut, item, scratch);
     } else {
-      PlaneGatherer<isa, A, T> gatherer(p.source + group * channels * p.source_plane(), p.channels(), cut.block_pixels);
-      gatherer.place(grid, first_pixel, count);
-      for (int64_t b = 0; b < blocks.count(); ++b) {
-        const DepthBlock block = blocks[b];
-        const A* rows = packed.get(b, [&](A* to) { pack_weight_rows<isa>(p, grid, weights, block, width, to); });
-        for (int i = 0; i < count; i += Tile::kColumns) {
-          const int vecs = ceil_div(min_of(Tile::kColumns, count - i), Tile::kLanes);
-          gatherer.gather(block, i / Tile::kLanes, vecs, Tile::kColumns, pixels);
-          gemm_block<isa>(width, vecs * Tile::kLanes, block.depth(), rows, pixels, Tile::kColumns, 0,
-                          sums + i / Tile::kColumns * Tile::kSize, panels, b > 0);
-        }
-      }
-      store_planes<isa>(p, grid, first_pixel, count, group * columns + first_column, width, sums, panels);
+      multiply_planes(p, cut, item, scratch);
     }
   }
 }

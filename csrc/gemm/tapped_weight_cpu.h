@@ -100,7 +100,8 @@ CVK_HD void weight_gradient(const TappedWeightGradient<T>& p, const ConvCut& cut
         gatherer.place(grid, pixel, run);
         gatherer.gather(block, 0, run, pixels);
         gather_filter_rows<isa>(p.grad_output + global_filter, s.filters, pixel, run, count, filter);
-        gemm_block<isa>(count, depth, run, filter, pixels, Tile::kPitch, Tile::kColumns, sums, panels, pixel > begin);
+        gemm_block<isa, A, A>(count, depth, run, filter, pixels, Tile::kPitch, Tile::kColumns, sums, panels,
+                              pixel > begin, nullptr);
       }
     } else {
       PlaneGatherer<isa, A, T> gatherer(p.input + group * channels * s.pixels(), s.channels, Tile::kDepth);
@@ -110,8 +111,8 @@ CVK_HD void weight_gradient(const TappedWeightGradient<T>& p, const ConvCut& cut
         gatherer.gather(block, 0, ceil_div(run, Tile::kLanes), Tile::kPitch, pixels);
         gather_filter_panels<isa>(p.grad_output + global_filter * s.out_pixels(), s.filters, s.out_pixels(), pixel, run,
                                   count, filter);
-        gemm_block<isa>(depth, count, run, pixels, filter, Tile::kColumns, int64_t{Tile::kDepth} * Tile::kColumns, sums,
-                        panels, pixel > begin);
+        gemm_block<isa, A, A>(depth, count, run, pixels, filter, Tile::kColumns, int64_t{Tile::kDepth} * Tile::kColumns, sums,
+                        panels, pixel > begin, nullptr);
       }
     }
     for (int o = 0; o < count; ++o) {
