@@ -29,6 +29,20 @@ def tf32(input: Tensor) -> bool:
     return input.is_cuda and input.dtype == torch.float32 and _tf32_switch()
 
 
+below_autograd: Callable[[], Any] = torch._C._AutoDispatchBelowAutograd
+_innermost_transform: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
+
+
+def needs_no_autograd(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether a call may pass by autograd, whose registration in Python costs 4 microseconds."""
+    if torch.compiler.is_compiling() or _innermost_transform() is not None:
+        return False
+    if not torch.is_grad_enabled():
+        return True
+    wanted = input.requires_grad or weight.requires_grad
+    return not (wanted or (bias is not None and bias.requires_grad))
+
+
 def in_format(tensor: Tensor, last: bool) -> Tensor:
     """The tensor, dense in the memory format; the order of sums must not follow a gradient's."""
     layout = torch.channels_last if last else torch.contiguous_format

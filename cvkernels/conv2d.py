@@ -133,6 +133,9 @@ def _run(input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) ->
         if activation in _ACTIVATIONS and any(tensor.requires_grad for tensor in tensors):
             plain = _op(input, weight, bias, *geometry, "none", _conv.tf32(input))
             return _ACTIVATIONS[activation](plain)
+    if _conv.needs_no_autograd(input, weight, bias):
+        with _conv.below_autograd():
+            return _op(input, weight, bias, *arguments, _conv.tf32(input))
     return _op(input, weight, bias, *arguments, _conv.tf32(input))
 
 

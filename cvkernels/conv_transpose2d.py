@@ -84,15 +84,21 @@ def conv_transpose2d(
         more = _pair("output_padding", output_padding)
         spread = _pair("dilation", dilation)
         if input.dim() == 3:
-            input = input[None]
-            return _op(input, weight, bias, steps, pad, more, spread, groups, _conv.tf32(input))[0]
-        return _op(input, weight, bias, steps, pad, more, spread, groups, _conv.tf32(input))
+            return _run(input[None], weight, bias, steps, pad, more, spread, groups)[0]
+        return _run(input, weight, bias, steps, pad, more, spread, groups)
     except Exception:
         # The dispatcher refuses some arguments before our checks see them; say those in our words.
         _checks.conv_transpose2d_call(
             input, weight, bias, stride, padding, output_padding, groups, dilation
         )
         raise
+
+
+def _run(input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
+    if _conv.needs_no_autograd(input, weight, bias):
+        with _conv.below_autograd():
+            return _op(input, weight, bias, *geometry, _conv.tf32(input))
+    return _op(input, weight, bias, *geometry, _conv.tf32(input))
 
 
 def _pair(name: str, value: Any) -> tuple[int, int]:

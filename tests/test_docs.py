@@ -20,6 +20,7 @@ DOCUMENTS = [
         "SECURITY.md",
         "bench/README.md",
         "csrc/README.md",
+        "csrc/gemm/README.md",
     )
 ]
 pytestmark = [

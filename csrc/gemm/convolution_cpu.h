@@ -12,17 +12,27 @@ namespace cvk {
 
 template <Isa isa, class T>
 CVK_HD int64_t product_items(const TappedProduct<T>& p, int threads, ConvCut& cut) {
-  if (is_depthwise(p.shape)) return p.shape.channels_last ? depthwise_row_items(p) : depthwise_plane_items(p);
+  DepthwiseTurn turn{};
+  if (is_depthwise(p.shape)) {
+    if (p.shape.channels_last) return depthwise_row_items(p);
+    return depthwise_turns<isa>(p, turn) ? depthwise_turned_items(p, turn) : depthwise_plane_items(p);
+  }
+  if (is_dot_product(p)) return dot_product_items(p);
   cut = tapped_cut<isa>(p, threads);
   return tapped_items(p, cut);
 }
 
 template <Isa isa, class T>
 CVK_HD void product_slice(const TappedProduct<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
-  if (!is_depthwise(p.shape)) {
+  DepthwiseTurn turn{};
+  if (is_dot_product(p)) {
+    dot_product<isa>(p, first, last);
+  } else if (!is_depthwise(p.shape)) {
     tapped_product<isa>(p, cut, first, last);
   } else if (p.shape.channels_last) {
     depthwise_rows<isa>(p, first, last);
+  } else if (depthwise_turns<isa>(p, turn)) {
+    depthwise_turned<isa>(p, turn, first, last);
   } else {
     depthwise_planes<isa>(p, first, last);
   }

@@ -1,7 +1,8 @@
 // Depthwise tapped products on the CPU: a filter for each channel, so nothing to multiply in tiles. The geometry is that of
 // any tapped product (common/conv_shape.h).
 //
-// Channels-last maps: vectors along channels, which take the map as it lies. Planes: vectors along the pixels of a plane.
+// Channels-last maps: vectors along channels, which take the map as it lies. Planes with a stride or with short rows: the same
+// over a channels-last copy of a strip. Other planes: vectors along the pixels of a plane.
 // A copy of the plane with its padding, split by the source step into one plane for each remainder, makes every tap a shift:
 // output i of the flattened grid reads plane[i + offset of the tap]. A grid row is as wide as a row of the copy; what is
 // computed in between is dropped. So maps narrower than a vector waste little.
@@ -78,6 +79,48 @@ CVK_HD void depthwise_sums(const DepthwiseRows<T>& rows, int grid_y, int grid_x,
   }
 }
 
+// The pixels of the grid that have all their taps along x inside.
+CVK_HD Span pixels_all_inside(const TapAxis& axis) {
+  Span inner{0, 0};
+  if (axis.taps > 0) {
+    inner.begin = pixels_inside(axis, 0).begin;
+    inner.end = max_of(inner.begin, pixels_inside(axis, axis.taps - 1).end);
+  }
+  return inner;
+}
+
+// Row `y` of the grid for a vector of channels: put(x, sum) for each pixel. `ty` are the taps inside, `inner` the pixels with
+// all taps inside.
+template <Isa isa, class A, class T, class Put>
+CVK_HD void depthwise_row(const DepthwiseRows<T>& rows, int y, const Span& ty, const Span& inner, const A* weights,
+                          int pitch, uint32_t lanes, typename Simd<isa, A>::Vec bias, Put&& put) {
+  using S = Simd<isa, A>;
+  constexpr int kPixels = 4;
+  for (int x = 0; x < rows.x.grid;) {
+    if (x >= inner.begin && x + kPixels <= inner.end) {
+      typename S::Vec sum[kPixels] = {bias, bias, bias, bias};
+      depthwise_sums<isa>(rows, y, x, ty, {0, rows.x.taps}, weights, pitch, lanes, sum);
+      for (int i = 0; i < kPixels; ++i) put(x + i, sum[i]);
+      x += kPixels;
+    } else {
+      typename S::Vec sum[1] = {bias};
+      depthwise_sums<isa>(rows, y, x, ty, taps_inside(rows.x, x), weights, pitch, lanes, sum);
+      put(x++, sum[0]);
+    }
+  }
+}
+
+// Weights of channels [channel, channel + channels) as [taps, pitch], zeros behind them.
+template <class A, class T>
+CVK_HD void depthwise_weights(const TappedProduct<T>& p, const TapGrid& grid, int64_t channel, int channels, int pitch,
+                              A* to) {
+  const int64_t taps = p.shape.kernel_size();  // of a channel, the only stride of [C, 1, KH, KW]
+  for (int t = 0; t < grid.taps(); ++t, to += pitch) {
+    const T* from = p.weights + channel * taps + kernel_of(grid, p.shape.kernel_width, t);
+    for (int c = 0; c < pitch; ++c) to[c] = c < channels ? to_acc(from[c * taps]) : A(0);
+  }
+}
+
 // Items of depthwise_rows: blocks of channels, and in each the rows of the grid of every image, phase by phase.
 template <class T>
 CVK_HD int64_t depthwise_row_items(const TappedProduct<T>& p) {
@@ -88,14 +131,14 @@ template <Isa isa, class T>
 CVK_HD void depthwise_rows(const TappedProduct<T>& p, int64_t first, int64_t last) {
   using A = Acc<T>;
   using S = Simd<isa, A>;
-  constexpr int kPitch = kDepthwiseChannels, kPixels = 4;
+  constexpr int kPitch = kDepthwiseChannels;
   const int64_t blocks = ceil_div<int64_t>(p.channels(), kDepthwiseChannels);
   const int most_rows = p.grid(0).y.grid;
-  const int64_t taps = p.shape.kernel_size();  // of a channel, the only stride of [C, 1, KH, KW]
-  Scratch weight_memory(taps * kPitch * static_cast<int64_t>(sizeof(A)));
+  Scratch weight_memory(int64_t{p.shape.kernel_size()} * kPitch * static_cast<int64_t>(sizeof(A)));
   A* weights = weight_memory.template as<A>();
   int64_t packed = -1;
   TapGrid grid{};
+  Span inner{0, 0};
   for (int64_t item = first; item < last; ++item) {
     const int y = static_cast<int>(item % most_rows);
     const int64_t image = item / most_rows % p.shape.batch;
@@ -105,23 +148,15 @@ CVK_HD void depthwise_rows(const TappedProduct<T>& p, int64_t first, int64_t las
     if (key != packed) {
       packed = key;
       grid = p.grid(key / blocks);
-      for (int t = 0; t < grid.taps(); ++t) {
-        const T* from = p.weights + channel * taps + kernel_of(grid, p.shape.kernel_width, t);
-        for (int c = 0; c < kPitch; ++c) weights[t * kPitch + c] = c < channels ? to_acc(from[c * taps]) : A(0);
-      }
+      inner = pixels_all_inside(grid.x);
+      depthwise_weights(p, grid, channel, channels, kPitch, weights);
     }
     if (y >= grid.y.grid) continue;  // a later phase may have fewer rows
-    const Span ty = taps_inside(grid.y, y), all{0, grid.x.taps};
-    // Pixels [inner.begin, inner.end) have all their taps inside.
-    Span inner{0, 0};
-    if (grid.x.taps > 0) {
-      inner.begin = pixels_inside(grid.x, 0).begin;
-      inner.end = max_of(inner.begin, pixels_inside(grid.x, grid.x.taps - 1).end);
-    }
+    const Span ty = taps_inside(grid.y, y);
     const int64_t target_row = image * p.target_height() + grid.y.target_first + int64_t{y} * grid.y.target_step;
+    T* target = p.target + (target_row * p.target_width() + grid.x.target_first) * p.channels() + channel;
     for (int c = 0; c < channels; c += S::kLanes) {
-      const int count = min_of(S::kLanes, channels - c);
-      const uint32_t lanes = S::lane_range(0, count);
+      const uint32_t lanes = S::lane_range(0, min_of(S::kLanes, channels - c));
       DepthwiseRows<T> rows;
       rows.image = p.source + image * grid.y.extent * grid.x.extent * p.channels() + channel + c;
       rows.pixel = p.channels();
@@ -130,24 +165,114 @@ CVK_HD void depthwise_rows(const TappedProduct<T>& p, int64_t first, int64_t las
       rows.x = grid.x;
       typename S::Vec bias{};
       if (p.bias != nullptr) bias = S::load_lanes(bias, p.bias + channel + c, lanes);
-      const auto store = [&](int x, typename S::Vec value) {
-        T* out =
-            p.target +
-            (target_row * p.target_width() + grid.x.target_first + int64_t{x} * grid.x.target_step) * p.channels() +
-            channel + c;
-        S::store_lanes(out, activate(p.activation, value), lanes);
-      };
-      int x = 0;
-      while (x < grid.x.grid) {
-        if (x >= inner.begin && x + kPixels <= inner.end) {
-          typename S::Vec sum[kPixels] = {bias, bias, bias, bias};
-          depthwise_sums<isa>(rows, y, x, ty, all, weights + c, kPitch, lanes, sum);
-          for (int i = 0; i < kPixels; ++i) store(x + i, sum[i]);
-          x += kPixels;
-        } else {
-          typename S::Vec sum[1] = {bias};
-          depthwise_sums<isa>(rows, y, x, ty, taps_inside(grid.x, x), weights + c, kPitch, lanes, sum);
-          store(x++, sum[0]);
+      depthwise_row<isa>(rows, y, ty, inner, weights + c, kPitch, lanes, bias, [&](int x, typename S::Vec value) {
+        S::store_lanes(target + int64_t{x} * grid.x.target_step * p.channels() + c, activate(p.activation, value),
+                       lanes);
+      });
+    }
+  }
+}
+
+// ---- planes, turned: blocks of channels of a strip are copied channels-last, and the result is turned back
+
+// How the turned form cuts a plane: strips of `rows` rows of the grid, whose taps read `source_rows` rows at most.
+struct DepthwiseTurn {
+  int64_t blocks, strips;  // of channels, of rows
+  int rows, source_rows;
+};
+
+// Whether it is worth while: not where rows of pixels fill vectors anyway, nor where a strip would not stay in cache.
+template <Isa isa, class T>
+CVK_HD bool depthwise_turns(const TappedProduct<T>& p, DepthwiseTurn& turn) {
+  using A = Acc<T>;
+  constexpr int kBlock = GemmTile<isa, A>::kColumns;
+  if (p.phases() != 1) return false;
+  const TapGrid grid = p.grid(0);
+  if (grid.y.taps == 0 || grid.x.taps == 0 || grid.taps() == 1) return false;
+  if (grid.x.source_step == 1 && grid.x.grid > kDepthwiseTurnWidth) return false;
+  const int64_t row = int64_t{grid.x.extent} * kBlock * static_cast<int64_t>(sizeof(A));
+  const int64_t span = int64_t{grid.y.taps - 1} * grid.y.offset_step + 1;
+  const int64_t rows = (kDepthwiseTurnBytes / row - span) / grid.y.source_step + 1;
+  if (span * row > kDepthwiseTurnBytes) return false;
+  turn.rows = static_cast<int>(min_of<int64_t>(rows, grid.y.grid));
+  turn.source_rows =
+      static_cast<int>(min_of<int64_t>((turn.rows - 1) * int64_t{grid.y.source_step} + span, grid.y.extent));
+  turn.strips = ceil_div<int64_t>(grid.y.grid, max_of(turn.rows, 1));
+  turn.blocks = ceil_div<int64_t>(p.channels(), kBlock);
+  return true;
+}
+
+template <class T>
+CVK_HD int64_t depthwise_turned_items(const TappedProduct<T>& p, const DepthwiseTurn& turn) {
+  return p.shape.batch * turn.blocks * turn.strips;
+}
+
+template <Isa isa, class T>
+CVK_HD void depthwise_turned(const TappedProduct<T>& p, const DepthwiseTurn& turn, int64_t first, int64_t last) {
+  using A = Acc<T>;
+  using S = Simd<isa, A>;
+  constexpr int kBlock = GemmTile<isa, A>::kColumns;
+  const TapGrid grid = p.grid(0);
+  const Span inner = pixels_all_inside(grid.x);
+  const int width = grid.x.extent, out_width = grid.x.grid;
+  Scratch source_memory(int64_t{turn.source_rows} * width * kBlock * static_cast<int64_t>(sizeof(A)));
+  Scratch sums_memory(round_up<int64_t>(int64_t{turn.rows} * out_width, S::kLanes) * kBlock *
+                      static_cast<int64_t>(sizeof(A)));
+  Scratch weight_memory(int64_t{grid.taps()} * kBlock * static_cast<int64_t>(sizeof(A)));
+  A* source = source_memory.template as<A>();
+  A* sums = sums_memory.template as<A>();
+  A* weights = weight_memory.template as<A>();
+  int64_t packed = -1;
+  for (int64_t item = first; item < last; ++item) {
+    const int64_t image = item / turn.strips / turn.blocks, block = item / turn.strips % turn.blocks;
+    const int64_t channel = block * kBlock, plane = image * p.channels() + channel;
+    const int channels = static_cast<int>(min_of<int64_t>(kBlock, p.channels() - channel));
+    const int y0 = static_cast<int>(item % turn.strips) * turn.rows, rows = min_of(turn.rows, grid.y.grid - y0);
+    if (block != packed) depthwise_weights(p, grid, channel, channels, kBlock, weights);
+    packed = block;
+    // The rows of the map that the strip reads.
+    const int64_t begin = int64_t{y0} * grid.y.source_step + grid.y.first_offset;
+    const int64_t end =
+        begin + int64_t{rows - 1} * grid.y.source_step + int64_t{grid.y.taps - 1} * grid.y.offset_step + 1;
+    const int64_t top = max_of<int64_t>(begin, 0), bottom = max_of(top, min_of<int64_t>(end, grid.y.extent));
+    transpose_into_panel<isa>(
+        p.source + plane * p.source_plane() + top * width, p.source_plane(), channels,
+        static_cast<int>((bottom - top) * width), kBlock, [](int i) { return i; }, source);
+    DepthwiseRows<A> map;
+    map.pixel = kBlock;
+    map.row = int64_t{kBlock} * width;
+    map.y = grid.y;
+    map.x = grid.x;
+    map.y.first_offset -= static_cast<int>(top);
+    for (int i = 0; i < rows; ++i) {
+      const Span ty = taps_inside(grid.y, y0 + i);
+      for (int c = 0; c < channels; c += S::kLanes) {
+        map.image = source + c;
+        typename S::Vec bias{};
+        if (p.bias != nullptr) {
+          bias = S::load_lanes(bias, p.bias + channel + c, S::lane_range(0, min_of(S::kLanes, channels - c)));
+        }
+        A* to = sums + int64_t{i} * out_width * kBlock + c;
+        depthwise_row<isa>(map, y0 + i, ty, inner, weights + c, kBlock, S::kAllLanes, bias,
+                           [&](int x, typename S::Vec value) { S::store(to + int64_t{x} * kBlock, value); });
+      }
+    }
+    T* target = p.target + plane * p.target_plane() + int64_t{y0} * out_width;
+    const int pixels = rows * out_width;
+    for (int c = 0; c < channels; c += S::kLanes) {
+      const int some = min_of(S::kLanes, channels - c);
+      for (int i = 0; i < pixels; i += S::kLanes) {
+        typename S::Vec values[S::kLanes];
+        for (int k = 0; k < S::kLanes; ++k) values[k] = activate(p.activation, S::load(sums + (i + k) * kBlock + c));
+        S::transpose(values);
+        const int count = min_of(S::kLanes, pixels - i);
+        for (int k = 0; k < some; ++k) {
+          T* out = target + (c + k) * p.target_plane() + i;
+          if (count == S::kLanes) {
+            S::store(out, values[k]);
+          } else {
+            S::store_partial(out, values[k], count);
+          }
         }
       }
     }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "common/conv_shape.h"
 #include "gemm/pack_cpu.h"
@@ -169,6 +170,32 @@ class RowGatherer {
   Scratch places_, runs_;
 };
 
+// Every second element: chosen lanes come from p[2 * lane], the others are 0.
+template <Isa isa, class A, class T>
+CVK_HD typename Simd<isa, A>::Vec load_even(const T* p, uint32_t lanes) {
+  using S = Simd<isa, A>;
+  typename S::Vec values{};
+  if constexpr (isa == Isa::kV4 || (isa == Isa::kV3 && std::is_same_v<T, A>)) {
+    uint32_t even = lanes;  // bit i moves to bit 2 i
+    even = (even | even << 8) & 0x00ff00ffu;
+    even = (even | even << 4) & 0x0f0f0f0fu;
+    even = (even | even << 2) & 0x33333333u;
+    even = (even | even << 1) & 0x55555555u;
+    const typename S::Vec low = S::load_lanes(values, p, even & S::kAllLanes),
+                          high = S::load_lanes(values, p + S::kLanes, even >> S::kLanes);
+    if constexpr (S::kLanes == 4) {
+      values = __builtin_shufflevector(low, high, 0, 2, 4, 6);
+    } else if constexpr (S::kLanes == 8) {
+      values = __builtin_shufflevector(low, high, 0, 2, 4, 6, 8, 10, 12, 14);
+    } else {
+      values = __builtin_shufflevector(low, high, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    }
+  } else {
+    for (; lanes != 0; lanes &= lanes - 1) values[__builtin_ctz(lanes)] = to_acc(p[2 * int64_t{__builtin_ctz(lanes)}]);
+  }
+  return values;
+}
+
 // Columns of pixels from planes [N, C, H, W]: row k of the block is a channel and a tap, taps first, and holds that tap of
 // kLanes pixels after the other.
 template <Isa isa, class A, class T>
@@ -269,6 +296,8 @@ class PlaneGatherer {
         const T* source = pieces[i].source + c * plane_;
         if (step == 1) {
           values = S::load_lanes(values, source, pieces[i].lanes);
+        } else if (step == 2) {
+          values = values + load_even<isa, A>(source, pieces[i].lanes);  // lanes of other pieces are 0
         } else {
           for (uint32_t lanes = pieces[i].lanes; lanes != 0; lanes &= lanes - 1) {
             const int lane = __builtin_ctz(lanes);

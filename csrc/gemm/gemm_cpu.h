@@ -34,11 +34,11 @@ struct GemmTile {
 // Where a tile of results goes that needs no more sums, and what is done to them on the way.
 template <class T>
 struct GemmFinish {
-  T* to;               // element (i, j) at to + i * stride + j
+  T* to;  // element (i, j) at to + i * stride + j
   int64_t stride;
-  const T* bias;       // of rows or columns, or null
+  const T* bias;  // of rows or columns, or null
   bool bias_of_rows;
-  bool relu;           // the only activation that is done in registers
+  bool relu;  // the only activation that is done in registers
 };
 
 // What a tile does with its sums.
@@ -88,7 +88,8 @@ __attribute__((noinline)) void gemm_tile(const A* left, const A* right, int64_t 
   }
   for (int i = 0; i < rows; ++i) {
     if (i >= rows - 1 && i >= count) break;
-    const typename S::Vec bias = S::broadcast(finish.bias != nullptr && finish.bias_of_rows ? to_acc(finish.bias[i]) : A(0));
+    const typename S::Vec bias =
+        S::broadcast(finish.bias != nullptr && finish.bias_of_rows ? to_acc(finish.bias[i]) : A(0));
     for (int j = 0; j < vecs; ++j) {
       typename S::Vec value = sum[i][j] + bias;
       if (finish.relu) value = value < typename S::Vec{} ? typename S::Vec{} : value;

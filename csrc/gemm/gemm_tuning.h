@@ -31,8 +31,9 @@ constexpr int kGemmItemBlocks = 4;
 constexpr int kDotSetup = 200;
 constexpr int kDotColumns = 17;
 
-// A 1 x 1 convolution of so few pixels in all is computed as dot products, weights as they lie.
+// A 1 x 1 convolution of so few pixels in all is computed as dot products, weights as they lie; filters of a work item.
 constexpr int kDotPixels = 8;
+constexpr int kDotFilters = 64;
 
 // Panels of pixels of a work item over planes.
 constexpr int kGemmItemPanels = 8;
@@ -47,6 +48,11 @@ constexpr int kDepthwiseChannels = 64;
 
 // Depthwise over planes: elements of the padded copy of a strip; with as many sums 32 KiB in float32.
 constexpr int kDepthwiseStrip = 4096;
+
+// Depthwise over planes, turned: bytes of the channels-last copy of a strip, half an L2 of 1 MiB with the weights and sums; rows
+// of pixels above which vectors along a row are full often enough.
+constexpr int64_t kDepthwiseTurnBytes = int64_t{1} << 18;
+constexpr int kDepthwiseTurnWidth = 32;
 
 // Depthwise weight gradient: rows of a part at least.
 constexpr int kDepthwisePartRows = 32;

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "gemm/dot_cpu.h"
 #include "gemm/gather_cpu.h"
@@ -60,8 +61,8 @@ CVK_HD void pack_weight_panels(const TappedProduct<T>& p, const TapGrid& grid, c
 
 // Columns of a block as rows, the depth in taps then channels: for dot products.
 template <Isa isa, class A, class T>
-CVK_HD void pack_weight_columns(const TappedProduct<T>& p, const TapGrid& grid, const T* weights, const DepthBlock& block,
-                                int columns, A* to) {
+CVK_HD void pack_weight_columns(const TappedProduct<T>& p, const TapGrid& grid, const T* weights,
+                                const DepthBlock& block, int columns, A* to) {
   const auto w = p.strides();
   for (int j = 0; j < columns; ++j, weights += w.column, to += GemmTile<isa, A>::kPitch) {
     for (int t = 0; t < block.taps; ++t) {
@@ -344,9 +345,10 @@ CVK_HD bool finishes_in_registers(const TappedProduct<T>& p, const TapGrid& grid
          (p.activation == Activation::kNone || p.activation == Activation::kRelu);
 }
 
-// Channels-last maps: pixels are rows.
-template <Isa isa, class T>
-CVK_HD void multiply_rows(const TappedProduct<T>& p, const ConvCut& cut, const TapItem& item, TapScratch<isa, T>& scratch) {
+// Channels-last maps: pixels are rows, which `gatherer` makes.
+template <Isa isa, class T, class Gatherer>
+CVK_HD void multiply_rows(const TappedProduct<T>& p, const TapItem& item, TapScratch<isa, T>& scratch,
+                          Gatherer&& gatherer) {
   using A = Acc<T>;
   using Tile = GemmTile<isa, A>;
   const int64_t channels = p.group_channels(), column = item.group * p.group_columns() + item.first_column;
@@ -358,7 +360,6 @@ CVK_HD void multiply_rows(const TappedProduct<T>& p, const ConvCut& cut, const T
   // Panels, and behind them the rows of dot products.
   const int64_t panel_size = int64_t{scratch.panels} * Tile::kColumns * Tile::kDepth;
   scratch.packed.begin(item.key, blocks.count(), panel_size + Tile::kLanes * Tile::kPitch);
-  RowGatherer<isa, A, T> gatherer(p.source + item.group * channels, p.channels(), channels, cut.block_pixels);
   gatherer.place(item.grid, item.first_pixel, item.pixels);
   const bool finishes = finishes_in_registers(p, item.grid);
   for (int64_t b = 0; b < blocks.count(); ++b) {
@@ -375,21 +376,25 @@ CVK_HD void multiply_rows(const TappedProduct<T>& p, const ConvCut& cut, const T
       GemmFinish<T> finish{p.target + (item.first_pixel + i) * p.columns() + column, p.columns(),
                            p.bias != nullptr ? p.bias + column : nullptr, false, p.activation == Activation::kRelu};
       gemm_block<isa>(rows, width, block.depth(), scratch.pixels(), panels, Tile::kColumns,
-                      block.depth() * Tile::kColumns, sums, scratch.panels, b > 0, last && finishes ? &finish : nullptr);
-      dot_block<isa>(rows, width, dots, block.depth(), scratch.pixels(), panels + panel_size, sums, scratch.panels, b > 0);
+                      block.depth() * Tile::kColumns, sums, scratch.panels, b > 0,
+                      last && finishes ? &finish : nullptr);
+      dot_block<isa>(rows, width, dots, block.depth(), scratch.pixels(), panels + panel_size, sums, scratch.panels,
+                     b > 0);
       if (!last) continue;
       const int begin = finishes ? width : 0;
       store_rows<isa>(p, item.grid, item.first_pixel + i, rows, column, begin, item.width, sums, scratch.panels);
     }
   }
   if (blocks.count() == 0) {
-    store_rows<isa>(p, item.grid, item.first_pixel, item.pixels, column, 0, item.width, scratch.sums(0), scratch.panels);
+    store_rows<isa>(p, item.grid, item.first_pixel, item.pixels, column, 0, item.width, scratch.sums(0),
+                    scratch.panels);
   }
 }
 
-// Planes: pixels are columns.
-template <Isa isa, class T>
-CVK_HD void multiply_planes(const TappedProduct<T>& p, const ConvCut& cut, const TapItem& item, TapScratch<isa, T>& scratch) {
+// Planes: pixels are columns, which `gatherer` makes.
+template <Isa isa, class T, class Gatherer>
+CVK_HD void multiply_planes(const TappedProduct<T>& p, const TapItem& item, TapScratch<isa, T>& scratch,
+                            Gatherer&& gatherer) {
   using A = Acc<T>;
   using Tile = GemmTile<isa, A>;
   const int64_t channels = p.group_channels(), column = item.group * p.group_columns() + item.first_column;
@@ -397,15 +402,14 @@ CVK_HD void multiply_planes(const TappedProduct<T>& p, const ConvCut& cut, const
   const T* weights = p.weights + item.group * strides.group + item.first_column * strides.column;
   const DepthBlocks<isa, A> blocks(channels, item.grid.taps());
   scratch.packed.begin(item.key, blocks.count(), int64_t{scratch.row_tiles} * Tile::kRows * Tile::kPitch);
-  PlaneGatherer<isa, A, T> gatherer(p.source + item.group * channels * p.source_plane(), p.channels(), cut.block_pixels);
   gatherer.place(item.grid, item.first_pixel, item.pixels);
   const bool dense = finishes_in_registers(p, item.grid);
   const int64_t plane = p.target_plane();
   for (int64_t b = 0; b < blocks.count(); ++b) {
     const DepthBlock block = blocks[b];
     const bool last = b == blocks.count() - 1;
-    const A* rows = scratch.packed.get(
-        b, [&](A* to) { pack_weight_rows<isa>(p, item.grid, weights, block, item.width, to); });
+    const A* rows =
+        scratch.packed.get(b, [&](A* to) { pack_weight_rows<isa>(p, item.grid, weights, block, item.width, to); });
     for (int i = 0; i < item.pixels; i += Tile::kColumns) {
       const int count = min_of(Tile::kColumns, item.pixels - i);
       A* sums = scratch.sums(i / Tile::kColumns);
@@ -436,11 +440,66 @@ CVK_HD void tapped_product(const TappedProduct<T>& p, const ConvCut& cut, int64_
     if (p.group_channels() * item.grid.taps() == 0) {
       for (int64_t i = 0; i < int64_t{scratch.row_tiles} * scratch.panels * Tile::kSize; ++i) scratch.sums(0)[i] = 0;
     }
+    const int64_t channels = p.group_channels(), first_channel = item.group * channels;
     if (p.shape.channels_last) {
-      multiply_rows(p, cut, item, scratch);
+      using Gatherer = RowGatherer<isa, Acc<T>, T>;
+      multiply_rows(p, item, scratch, Gatherer(p.source + first_channel, p.channels(), channels, cut.block_pixels));
     } else {
-      multiply_planes(p, cut, item, scratch);
+      using Gatherer = PlaneGatherer<isa, Acc<T>, T>;
+      const T* planes = p.source + first_channel * p.source_plane();
+      multiply_planes(p, item, scratch, Gatherer(planes, p.channels(), cut.block_pixels));
     }
+  }
+}
+
+// ---- 1 x 1 over few pixels: squeeze-and-excitation, classifiers
+
+// Whether pixels and filters are rows of contiguous channels, and the pixels too few to share packed weights.
+template <class T>
+CVK_HD bool is_dot_product(const TappedProduct<T>& p) {
+  const ConvShape& s = p.shape;
+  return !p.transposed && s.groups == 1 && s.kernel_size() == 1 && s.out_pixels() == s.pixels() &&
+         s.stride_y * s.stride_x == 1 && s.pad_top == 0 && s.pad_left == 0 && s.batch * s.pixels() <= kDotPixels &&
+         (s.channels_last || s.pixels() == 1);
+}
+
+// Items are blocks of filters.
+template <class T>
+CVK_HD int64_t dot_product_items(const TappedProduct<T>& p) {
+  return ceil_div<int64_t>(p.shape.filters, kDotFilters);
+}
+
+template <Isa isa, class T>
+CVK_HD void dot_product(const TappedProduct<T>& p, int64_t first, int64_t last) {
+  using A = Acc<T>;
+  using S = Simd<isa, A>;
+  const int64_t depth = p.shape.channels, filters = p.shape.filters, pixels = p.shape.batch * p.shape.pixels();
+  const auto block = [&](auto columns, int64_t filter, int64_t pixel, int64_t end) {
+    constexpr int kColumns = decltype(columns)::value, kRows = kDotRows<isa, A, kColumns>;
+    const int rows = static_cast<int>(min_of<int64_t>(kRows, end - filter));
+    A sums[S::kLanes], biases[S::kLanes] = {};
+    if (p.bias != nullptr) {
+      for (int i = 0; i < S::kLanes; ++i) biases[i] = i % kRows < rows ? to_acc(p.bias[filter + i % kRows]) : A(0);
+    }
+    const typename S::Vec sum =
+        dot_tile<isa, A, kColumns>(p.weights + filter * depth, depth, rows, p.source + pixel * depth, depth, depth);
+    S::store(sums, activate(p.activation, sum + S::load(biases)));
+    for (int c = 0; c < kColumns; ++c) {
+      for (int i = 0; i < rows; ++i) p.target[(pixel + c) * filters + filter + i] = from_acc<T>(sums[c * kRows + i]);
+    }
+  };
+  const int64_t end = min_of<int64_t>(filters, last * kDotFilters);
+  for (int64_t filter = first * kDotFilters; filter < end;) {
+    // Pixels by two while there are two; the same filters for all of them while these are in cache.
+    constexpr int kStep = kDotRows<isa, A, 1>;
+    int64_t pixel = 0;
+    for (; pixel + 2 <= pixels; pixel += 2) {
+      for (int64_t f = filter; f < min_of(end, filter + kStep); f += kDotRows<isa, A, 2>) {
+        block(std::integral_constant<int, 2>{}, f, pixel, end);
+      }
+    }
+    if (pixel < pixels) block(std::integral_constant<int, 1>{}, filter, pixel, end);
+    filter += kStep;
   }
 }
 

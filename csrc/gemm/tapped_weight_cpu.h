@@ -111,8 +111,8 @@ CVK_HD void weight_gradient(const TappedWeightGradient<T>& p, const ConvCut& cut
         gatherer.gather(block, 0, ceil_div(run, Tile::kLanes), Tile::kPitch, pixels);
         gather_filter_panels<isa>(p.grad_output + global_filter * s.out_pixels(), s.filters, s.out_pixels(), pixel, run,
                                   count, filter);
-        gemm_block<isa, A, A>(depth, count, run, pixels, filter, Tile::kColumns, int64_t{Tile::kDepth} * Tile::kColumns, sums,
-                        panels, pixel > begin, nullptr);
+        gemm_block<isa, A, A>(depth, count, run, pixels, filter, Tile::kColumns, int64_t{Tile::kDepth} * Tile::kColumns,
+                              sums, panels, pixel > begin, nullptr);
       }
     }
     for (int o = 0; o < count; ++o) {

@@ -91,6 +91,8 @@ inline std::vector<ConvShape> conv_shapes() {
       conv_shape(1, 70, 8, 7, 70, 5, 5, 2, 2, 1, 70),
       conv_shape(1, 3, 18, 40, 3, 4, 2, 3, 1, 2, 3),
       conv_shape(1, 2, 60, 90, 2, 3, 3, 1, 1, 1, 2),
+      conv_shape(2, 37, 13, 15, 37, 5, 3, 2, 2, 1, 37),
+      conv_shape(1, 9, 120, 130, 9, 3, 3, 2, 1, 1, 9),  // several strips
   };
   shapes[3].stride_x = 2;
   shapes[3].out_width = 8;

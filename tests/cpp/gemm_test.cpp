@@ -68,8 +68,8 @@ TEST(Gemm, BlockOfTiles) {
   for (float& value : right) value = static_cast<float>(random.whole(-9, 10));
   std::vector<float> sums(3 * 3 * Tile::kSize, 7.0f);
   for (const bool add : {false, true}) {
-    gemm_block<kIsa>(rows, columns, depth, left.data(), right.data(), 4 * Tile::kColumns, Tile::kColumns, sums.data(),
-                     3, add);
+    gemm_block<kIsa, float, float>(rows, columns, depth, left.data(), right.data(), 4 * Tile::kColumns, Tile::kColumns,
+                                   sums.data(), 3, add, nullptr);
   }
   for (int i = 0; i < rows; ++i) {
     for (int j = 0; j < columns; ++j) {
@@ -150,6 +150,64 @@ TEST(Gemm, TransposeIntoPanel) {
 }
 
 // Activations against the C library, in scalars; vectors are compared with these in conv2d_test.
+// A gatherer is any class with these two members: one that samples halfway between a pixel and its right neighbour.
+template <Isa isa>
+struct HalfwayGatherer {
+  const float* map;  // [H, W, C]
+  int64_t channels;
+  TapGrid grid{};
+  int64_t first = 0;
+
+  void place(const TapGrid& on, int64_t pixel, int) {
+    grid = on;
+    first = pixel;
+  }
+  void gather(const DepthBlock& block, int begin, int rows, float* to) const {
+    for (int i = 0; i < rows; ++i, to += GemmTile<isa, float>::kPitch) {
+      GridWalk walk(grid, first + begin + i);
+      for (int k = 0; k < block.depth(); ++k) {
+        const int t = block.t + k / block.channels, y = (*walk).y + t / grid.x.taps, x = (*walk).x + t % grid.x.taps;
+        const float* at = map + (int64_t{y} * grid.x.extent + x) * channels + block.c + k % block.channels;
+        to[k] = (at[0] + (x + 1 < grid.x.extent ? at[channels] : 0.0f)) / 2;
+      }
+    }
+  }
+};
+
+// A convolution of it is that of the averaged map.
+TEST(Gemm, AGathererOfOnesOwn) {
+  for (const int channels : {3, 40}) {
+    for (const int filters : {5, 33}) {
+      ConvShape s = conv_shape(1, channels, 9, 8, filters, 3, 2);
+      s.channels_last = s.weight_channels_last = true;
+      Random random(7);
+      const auto numbers = [&](int64_t count) {
+        std::vector<float> values(count);
+        for (float& value : values) value = static_cast<float>(random.whole(-8, 9));
+        return values;
+      };
+      const std::vector<float> map = numbers(s.pixels() * channels), weights = numbers(s.weights());
+      std::vector<float> averaged = map;
+      for (int64_t i = 0; i < s.pixels(); ++i) {
+        for (int c = 0; c < channels; ++c) {
+          const bool edge = i % s.width == s.width - 1;
+          averaged[i * channels + c] = (map[i * channels + c] + (edge ? 0.0f : map[(i + 1) * channels + c])) / 2;
+        }
+      }
+      std::vector<float> expected = conv_nans<float>(s.out_pixels() * filters), result = expected;
+      TappedProduct<float> p{s, false, averaged.data(), weights.data(), nullptr, Activation::kNone, expected.data()};
+      const ConvCut cut = tapped_cut<kIsa>(p, 2);
+      tapped_product<kIsa>(p, cut, 0, tapped_items(p, cut));
+      p.target = result.data();
+      TapScratch<kIsa, float> scratch(p, cut);
+      for (int64_t i = 0; i < tapped_items(p, cut); ++i) {
+        multiply_rows<kIsa>(p, tap_item(p, cut, i), scratch, HalfwayGatherer<kIsa>{map.data(), channels});
+      }
+      EXPECT_EQ(result, expected) << channels << " -> " << filters;
+    }
+  }
+}
+
 TEST(Gemm, Activations) {
   for (double x = -9; x <= 9; x += 0.0625) {
     const double cubic = std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x);
