@@ -89,14 +89,44 @@ CVK_HD Span pixels_all_inside(const TapAxis& axis) {
   return inner;
 }
 
-// Row `y` of the grid for a vector of channels: put(x, sum) for each pixel. `ty` are the taps inside, `inner` the pixels with
-// all taps inside.
-template <Isa isa, class A, class T, class Put>
-CVK_HD void depthwise_row(const DepthwiseRows<T>& rows, int y, const Span& ty, const Span& inner, const A* weights,
-                          int pitch, uint32_t lanes, typename Simd<isa, A>::Vec bias, Put&& put) {
+// The same for neighbouring pixels and taps: each value is loaded once and meets all its taps. The order of a sum is the same.
+template <Isa isa, int count, int taps, bool whole, class A, class T>
+CVK_HD void depthwise_sums_dense(const DepthwiseRows<T>& rows, int grid_y, int grid_x, const Span& ty, const A* weights,
+                                 int pitch, uint32_t lanes, typename Simd<isa, A>::Vec (&sum)[count]) {
   using S = Simd<isa, A>;
-  constexpr int kPixels = 4;
+  for (int y = ty.begin; y < ty.end; ++y) {
+    const T* from = rows.at(grid_y, y, grid_x, 0);
+    typename S::Vec weight[taps];
+    for (int t = 0; t < taps; ++t) weight[t] = S::load(weights + int64_t{y * taps + t} * pitch);
+#pragma GCC unroll 16
+    for (int i = 0; i < count + taps - 1; ++i, from += rows.pixel) {
+      const typename S::Vec value = whole ? S::load(from) : S::load_lanes(typename S::Vec{}, from, lanes);
+#pragma GCC unroll 8
+      for (int t = 0; t < taps; ++t) {
+        if (i - t >= 0 && i - t < count) sum[i - t] = S::mul_add(weight[t], value, sum[i - t]);
+      }
+    }
+  }
+}
+
+// Row `y` of the grid for a vector of channels: put(x, sum) for each pixel. `ty` are the taps inside, `inner` the pixels with
+// all taps inside; `taps` those along x where they are neighbours and known, else 0.
+template <Isa isa, int taps, bool whole, class A, class T, class Put>
+CVK_HD void depthwise_row_of(const DepthwiseRows<T>& rows, int y, const Span& ty, const Span& inner, const A* weights,
+                             int pitch, uint32_t lanes, typename Simd<isa, A>::Vec bias, Put&& put) {
+  using S = Simd<isa, A>;
+  constexpr int kDense = 8, kPixels = 4;
   for (int x = 0; x < rows.x.grid;) {
+    if constexpr (taps > 0) {
+      if (x >= inner.begin && x + kDense <= inner.end) {
+        typename S::Vec sum[kDense];
+        for (int i = 0; i < kDense; ++i) sum[i] = bias;
+        depthwise_sums_dense<isa, kDense, taps, whole>(rows, y, x, ty, weights, pitch, lanes, sum);
+        for (int i = 0; i < kDense; ++i) put(x + i, sum[i]);
+        x += kDense;
+        continue;
+      }
+    }
     if (x >= inner.begin && x + kPixels <= inner.end) {
       typename S::Vec sum[kPixels] = {bias, bias, bias, bias};
       depthwise_sums<isa>(rows, y, x, ty, {0, rows.x.taps}, weights, pitch, lanes, sum);
@@ -107,6 +137,22 @@ CVK_HD void depthwise_row(const DepthwiseRows<T>& rows, int y, const Span& ty, c
       depthwise_sums<isa>(rows, y, x, ty, taps_inside(rows.x, x), weights, pitch, lanes, sum);
       put(x++, sum[0]);
     }
+  }
+}
+
+template <Isa isa, class A, class T, class Put>
+__attribute__((noinline)) void depthwise_row(const DepthwiseRows<T>& rows, int y, const Span& ty, const Span& inner,
+                                             const A* weights, int pitch, uint32_t lanes,
+                                             typename Simd<isa, A>::Vec bias, Put&& put) {
+  const bool dense = rows.x.source_step == 1 && rows.x.offset_step == 1, whole = lanes == Simd<isa, A>::kAllLanes;
+  if (dense && rows.x.taps == 3 && whole) {
+    depthwise_row_of<isa, 3, true>(rows, y, ty, inner, weights, pitch, lanes, bias, put);
+  } else if (dense && rows.x.taps == 3) {
+    depthwise_row_of<isa, 3, false>(rows, y, ty, inner, weights, pitch, lanes, bias, put);
+  } else if (dense && rows.x.taps == 5 && whole) {
+    depthwise_row_of<isa, 5, true>(rows, y, ty, inner, weights, pitch, lanes, bias, put);
+  } else {
+    depthwise_row_of<isa, 0, false>(rows, y, ty, inner, weights, pitch, lanes, bias, put);
   }
 }
 

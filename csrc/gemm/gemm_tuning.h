@@ -26,6 +26,9 @@ constexpr int kGemmItemColumns = 256;
 constexpr int64_t kGemmResidentBytes = int64_t{5} << 19;
 constexpr int kGemmItemBlocks = 4;
 
+// Bytes of packed weights above which they come from beyond L2, and are used for two blocks of rows at a time.
+constexpr int64_t kGemmNearBytes = int64_t{3} << 18;
+
 // The columns past the last full vector are computed as dot products where that is less work: a dot product costs its depth
 // and, to add up its lanes, as much as a depth of kDotSetup more; a vector's worth of columns costs kDotColumns of them.
 constexpr int kDotSetup = 200;
@@ -43,8 +46,9 @@ constexpr int kGemmItemPanels = 8;
 constexpr int kWeightItems = 32;
 constexpr int kWeightPartBlocks = 4;
 
-// Depthwise: channels of a work item over channels-last maps; 64 float32 of 25 taps are 6 KiB of weights.
-constexpr int kDepthwiseChannels = 64;
+// Depthwise: channels of a work item over channels-last maps; 256 float32 of 25 taps are 25 KiB of weights. Fewer would read a
+// map of many channels in short pieces, several times.
+constexpr int kDepthwiseChannels = 256;
 
 // Depthwise over planes: elements of the padded copy of a strip; with as many sums 32 KiB in float32.
 constexpr int kDepthwiseStrip = 4096;

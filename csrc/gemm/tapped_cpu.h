@@ -154,7 +154,7 @@ CVK_HD ConvCut tapped_cut(const TappedProduct<T>& p, int threads) {
       ceil_div<int64_t>(columns, cut.column_blocks) * p.group_channels() * p.shape.kernel_size() * sizeof(A);
   const int unit = p.shape.channels_last ? Tile::kRows : Tile::kColumns;
   int64_t most = p.shape.channels_last ? Tile::kBlockRows : kGemmItemPanels * Tile::kColumns;
-  if (bytes > kGemmResidentBytes) most *= p.shape.channels_last ? kGemmItemBlocks : 1;
+  if (p.shape.channels_last && bytes > kGemmNearBytes) most *= bytes > kGemmResidentBytes ? kGemmItemBlocks : 2;
   cut.pixel_blocks = max_of<int64_t>(1, ceil_div(pixels, most));
   // Few items: as many for each thread, in shorter blocks of pixels, then of columns.
   const int64_t others = phases * p.shape.groups * cut.column_blocks;
