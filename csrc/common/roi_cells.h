@@ -27,7 +27,7 @@ struct CellAxis {
 struct CellRange {
   int64_t first, last;  // half open
 
-  CVK_HD int64_t size() const { return last > first ? last - first : 0; }
+  CVK_HD bool empty() const { return last <= first; }
 };
 
 // What a box is along an axis. RoI Pool: the pixel at the far end belongs to the box. Position-sensitive RoI Pool: it does not,
@@ -54,6 +54,13 @@ CVK_HD CellAxis<A> cell_axis(A low, A high, A spatial_scale, int bins, int exten
   axis.first = static_cast<int>(min_of(max_of<int64_t>(axis.start, 0), max_of<int64_t>(axis.limit, 0)));
   axis.last = static_cast<int>(min_of(max_of<int64_t>(axis.start + axis.size, 0), max_of<int64_t>(axis.limit, 0)));
   return axis;
+}
+
+// The vertical or horizontal axis of a box row.
+template <class A>
+CVK_HD void roi_make_axis(const RoiShape& shape, const A* box, bool along_y, CellAxis<A>& axis) {
+  axis = cell_axis(along_y ? box[2] : box[1], along_y ? box[4] : box[3], static_cast<A>(shape.spatial_scale),
+                   along_y ? shape.pooled_height : shape.pooled_width, along_y ? shape.height : shape.width);
 }
 
 // The cells of a bin that are on the map.

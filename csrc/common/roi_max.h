@@ -66,13 +66,13 @@ CVK_HD void max_of_bin(const View<E>& view, const PixelRange& y, const PixelRang
   scan_bin<isa, kVecs, kIndices, true>(view, y, x, width, c, count, maxima);
 }
 
-// The maxima of one bin to out[c] and, if wanted, index[c], for the channels [0, channels) of the view.
-template <Isa isa, bool kIndices, class A, class E, class Out>
-CVK_HD void pool_max(const View<E>& view, const PixelRange& y, const PixelRange& x, int width, int channels, Out* out,
-                     int32_t* index) {
+// The maxima of one bin to out[c] and, if wanted, index[c], for the channels [0, channels): find(c, count, found) looks at the
+// vectors from channel c on, up to kMost of them (`count` as in max_of_bin).
+template <Isa isa, bool kIndices, class A, int kMost, class Out, class Find>
+CVK_HD void over_max_vectors(bool empty, int channels, Out* out, int32_t* index, Find&& find) {
   using S = Simd<isa, A>;
   constexpr int kLanes = S::kLanes;
-  if (y.empty() || x.empty()) {
+  if (empty) {
     for (int c = 0; c < channels; ++c) {
       out[c] = from_acc<Out>(A(0));
       if (kIndices) index[c] = -1;
@@ -84,24 +84,49 @@ CVK_HD void pool_max(const View<E>& view, const PixelRange& y, const PixelRange&
     constexpr int kVecs = decltype(vecs)::value;
     for (; c + kVecs * kLanes <= channels; c += kVecs * kLanes) {
       MaxSoFar<isa, A, kVecs, kIndices> found;
-      max_of_bin(view, y, x, width, c, 0, found);
+      find(c, 0, found);
       for (int v = 0; v < kVecs; ++v) {
         S::store(out + c + v * kLanes, found.best[v]);
         if (kIndices) S::store_narrow(index + c + v * kLanes, found.index[v]);
       }
     }
   };
-  whole(std::integral_constant<int, 4>{});
-  whole(std::integral_constant<int, 2>{});
+  if constexpr (kMost >= 4) whole(std::integral_constant<int, 4>{});
+  if constexpr (kMost >= 2) whole(std::integral_constant<int, 2>{});
   whole(std::integral_constant<int, 1>{});
   if (c < channels) {
     MaxSoFar<isa, A, 1, kIndices> found;
-    max_of_bin(view, y, x, width, c, channels - c, found);
+    find(c, channels - c, found);
     S::store_partial(out + c, found.best[0], channels - c);
     if (kIndices) {
       int32_t narrow[kLanes];
       S::store_narrow(narrow, found.index[0]);
       memcpy(index + c, narrow, static_cast<size_t>(channels - c) * sizeof(int32_t));
+    }
+  }
+}
+
+// One bin of pixels; indices are flat in the map.
+template <Isa isa, bool kIndices, class A, class E, class Out>
+CVK_HD void pool_max(const View<E>& view, const PixelRange& y, const PixelRange& x, int width, int channels, Out* out,
+                     int32_t* index) {
+  over_max_vectors<isa, kIndices, A, 4>(
+      y.empty() || x.empty(), channels, out, index,
+      [&](int c, int count, auto& found) { max_of_bin(view, y, x, width, c, count, found); });
+}
+
+// The gradient of maxima whose indices are flat in the map, to rows [y_begin, y_end) of a channels-last scratch.
+template <class G, class A>
+CVK_HD void spread_pixels(const G* grad, const int32_t* argmax, int64_t bin_stride, int64_t channel_stride,
+                          const RoiShape& shape, int channels, int y_begin, int y_end, A* pixels, int pitch) {
+  const int64_t from = static_cast<int64_t>(y_begin) * shape.width;
+  const uint64_t count = static_cast<uint64_t>(y_end - y_begin) * static_cast<uint64_t>(shape.width);
+  for (int c = 0; c < channels; ++c) {
+    for (int64_t bin = 0; bin < shape.bins(); ++bin) {
+      const int64_t at = bin * bin_stride + c * channel_stride;
+      // An index of -1, or one that the operator never gave, is in no band.
+      const uint64_t pixel = static_cast<uint64_t>(argmax[at] - from);
+      if (pixel < count) pixels[pixel * pitch + c] += to_acc(grad[at]);
     }
   }
 }

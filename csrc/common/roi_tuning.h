@@ -77,6 +77,11 @@ constexpr int kRoiBoxesBlocksPerSm = 2;
 // axes of sloped taps are 10 KiB in float32.
 constexpr int kRoiSharedTaps = 256;
 
+// Maxima over whole pixels: blocks that must fit on one SM, and bins per axis whose cells a block keeps in shared memory; beyond them
+// they are computed at each use.
+constexpr int kRoiMaxBlocksPerSm = 2;
+constexpr int kRoiSharedBins = 128;
+
 // Position-sensitive pooling: values of a box that a block computes, two for each thread, so that a light-head R-CNN's 490 are one
 // block that works out the taps once.
 constexpr int kPsBlockOutputs = 512;

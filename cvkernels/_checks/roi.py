@@ -108,11 +108,11 @@ def roi_bins(op: str, pooled_height: int, pooled_width: int) -> None:
         fail(op, "output_size of positive 32-bit values", f"({pooled_height}, {pooled_width})")
 
 
-def roi_pixels(op: str, input: Tensor) -> None:
-    """Checks that a pixel of a plane has a 32-bit index."""
+def roi_pixels(op: str, input: Tensor, most: int) -> None:
+    """Checks the size of a plane where indices are 32 bits wide."""
     pixels = input.shape[2] * input.shape[3]
-    if pixels > INT32_MAX:
-        fail(op, f"input of at most {INT32_MAX} pixels (height * width)", pixels)
+    if pixels > most:
+        fail(op, f"input of at most {most} pixels (height * width)", pixels)
 
 
 def roi_sampling_ratio(op: str, sampling_ratio: int) -> None:
@@ -181,7 +181,7 @@ def roi_pool(
     op = "roi_pool"
     roi_tensors(op, input, boxes)
     roi_sizes(op, spatial_scale, pooled_height, pooled_width)
-    roi_pixels(op, input)
+    roi_pixels(op, input, INT32_MAX)
 
 
 def ps_roi_align(

@@ -101,11 +101,10 @@ inline RoiShape roi_shape(const char* op, const Tensor& input, const Tensor& box
   return roi_shape(op, sizes, is_channels_last(input));
 }
 
-// For operators whose indices of pixels are 32 bits wide.
-inline void check_roi_pixels(const char* op, const RoiShape& shape) {
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-  if (shape.pixels() > kMost) {
-    reject(op, "input of at most ", kMost, " pixels (height * width), got ", shape.pixels());
+// For operators whose indices are 32 bits wide.
+inline void check_roi_pixels(const char* op, const RoiShape& shape, int64_t most) {
+  if (shape.pixels() > most) {
+    reject(op, "input of at most ", most, " pixels (height * width), got ", shape.pixels());
   }
 }
 

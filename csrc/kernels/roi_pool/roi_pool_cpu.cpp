@@ -30,16 +30,7 @@ struct Boxes {
   static CVK_HD void spread_maxima(const G* grad, const int32_t* argmax, int64_t bin_stride, int64_t channel_stride,
                                    const RoiShape& shape, char*, int channels, int y_begin, int y_end, A* pixels,
                                    int pitch) {
-    const int64_t from = static_cast<int64_t>(y_begin) * shape.width;
-    const uint64_t count = static_cast<uint64_t>(y_end - y_begin) * static_cast<uint64_t>(shape.width);
-    const auto add = [&](int64_t at, int c) {
-      // An index of -1, or one that this operator never gave, is in no band.
-      const uint64_t pixel = static_cast<uint64_t>(argmax[at] - from);
-      if (pixel < count) pixels[pixel * pitch + c] += to_acc(grad[at]);
-    };
-    for (int c = 0; c < channels; ++c) {
-      for (int64_t bin = 0; bin < shape.bins(); ++bin) add(bin * bin_stride + c * channel_stride, c);
-    }
+    spread_pixels(grad, argmax, bin_stride, channel_stride, shape, channels, y_begin, y_end, pixels, pitch);
   }
 };
 
