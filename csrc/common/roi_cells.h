@@ -21,7 +21,7 @@ struct CellAxis {
   int64_t limit;    // cells of the map
   A bin;            // cells of a bin
   int stretch;      // cells of a pixel
-  int first, last;  // pixels of the box that are on the map, half open; empty where last <= first
+  int first, last;  // pixels on the map that bins read, half open; empty where last <= first
 };
 
 struct CellRange {
@@ -52,7 +52,9 @@ CVK_HD CellAxis<A> cell_axis(A low, A high, A spatial_scale, int bins, int exten
   axis.limit = inside ? extent : extent - 1;
   axis.bin = static_cast<A>(axis.size) / static_cast<A>(bins);
   axis.first = static_cast<int>(min_of(max_of<int64_t>(axis.start, 0), max_of<int64_t>(axis.limit, 0)));
-  axis.last = static_cast<int>(min_of(max_of<int64_t>(axis.start + axis.size, 0), max_of<int64_t>(axis.limit, 0)));
+  // Rounding may give the last bin a pixel more than the box has (29 pixels in seven bins of a double): torchvision's, too.
+  const int64_t size = max_of(axis.size, static_cast<int64_t>(ceil(static_cast<A>(bins) * axis.bin)));
+  axis.last = static_cast<int>(min_of(max_of<int64_t>(axis.start + size, 0), max_of<int64_t>(axis.limit, 0)));
   return axis;
 }
 

@@ -209,6 +209,29 @@ def test_a_bin_of_minus_infinity(device: str) -> None:
     assert grad.flatten().tolist() == [1, 0, 0, 0]
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_every_size_equals_torchvision(
+    dtype: torch.dtype, layout: torch.memory_format, device: str
+) -> None:
+    """Rounding gives the last bin of some sizes a pixel that the box does not have."""
+    pytest.importorskip("torchvision")
+    theirs = torch.ops.torchvision
+    x = plane(70, 70, device).to(dtype).repeat(1, 19, 1, 1)  # the last pixel is the greatest
+    x = x.contiguous(memory_format=layout)
+    boxes = box(*[(0, 1, 2, k, k + 1) for k in range(1, 65)]).to(device, dtype)
+    for bins in (3, 7, 10, 14):
+        expected = theirs.roi_pool(x, boxes, 1.0, bins, bins)
+        actual = torch.ops.cvkernels.roi_pool_argmax(x, boxes, 1.0, bins, bins)
+        for a, e in zip(actual, expected, strict=True):
+            assert_same(a.contiguous(), e)
+        upstream = torch.ones_like(actual[0])
+        arguments = boxes, 1.0, bins, bins, *x.shape
+        grad = torch.ops.cvkernels.roi_pool_backward(upstream, actual[1], *arguments)
+        truth = theirs._roi_pool_backward(upstream, boxes, expected[1], *arguments[1:])
+        assert_same(grad.contiguous(), truth)
+
+
 # --------------------------------------------------------------------------------------------------
 # Indices
 
