@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cvkernels.context_aware_roi_pool import ContextAwareRoIPool, context_aware_roi_pool
 from cvkernels.conv2d import Conv2d, SeparableConv2d, conv2d
 from cvkernels.conv_transpose2d import ConvTranspose2d, conv_transpose2d
 from cvkernels.deform_roi_pool import (
@@ -39,6 +40,7 @@ from cvkernels.soft_nms import soft_nms, soft_nms_padded
 from cvkernels.weighted_nms import cluster_nms, softer_nms, weighted_nms, weighted_nms_padded
 
 __all__ = [
+    "ContextAwareRoIPool",
     "Conv2d",
     "ConvTranspose2d",
     "DeformRoIPool",
@@ -58,6 +60,7 @@ __all__ = [
     "box_iou_rotated",
     "cluster_nms",
     "col2im",
+    "context_aware_roi_pool",
     "conv2d",
     "conv2d_im2col",
     "conv_transpose2d",

@@ -71,6 +71,11 @@ Pool = Callable[[Tensor, Tensor], Tensor]
 
 # Every other function of the RoI family: name, what the channels must be a multiple of, a call.
 ROI_FAMILY: tuple[tuple[str, int, Pool], ...] = (
+    (
+        "context_aware_roi_pool",
+        1,
+        lambda x, boxes: ops.context_aware_roi_pool(x, boxes, (7, 7), 1 / 16),
+    ),
     ("prroi_pool", 1, lambda x, boxes: ops.prroi_pool(x, boxes, (7, 7), 1 / 16)),
     (
         "deform_roi_pool",

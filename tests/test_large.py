@@ -17,9 +17,11 @@ from harness import assert_close
 from torch import Tensor
 
 from cvkernels import reference
+from cvkernels.context_aware_roi_pool import context_aware_roi_pool
 from cvkernels.deform_roi_pool import deform_roi_pool
 from cvkernels.prroi_pool import prroi_pool
 from cvkernels.roi_align import roi_align
+from cvkernels.roi_pool import roi_pool
 
 BOUNDARY = 2**31
 SIDE, CHANNELS, WINDOW = 8200, 33, 24
@@ -131,6 +133,26 @@ def test_gradient_of_boxes_across_the_boundary(
         (wanted,) = torch.autograd.grad(pooled, leaf, upstream[rows].double())
         assert_close(out[rows], pooled, torch.bfloat16)
         assert_close(actual[rows], wanted, torch.float32)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("op", "twin"),
+    [
+        (roi_pool, reference.roi_pool),
+        (context_aware_roi_pool, reference.context_aware_roi_pool),
+    ],
+    ids=["roi_pool", "context_aware_roi_pool"],
+)
+def test_maxima_across_the_boundary(
+    op: Callable[..., Tensor], twin: Callable[..., Tensor], channels_last: bool
+) -> None:
+    x = corner_map(channels_last)
+    shift = torch.tensor([0.0, 1, 1, 1, 1]) * (SIDE - WINDOW)
+    bins = 8  # more than the smallest box has pixels
+    out = op(x, torch.cat([LOCAL, LOCAL + shift]), bins)
+    windows = (x[..., :WINDOW, :WINDOW], x[..., -WINDOW:, -WINDOW:])
+    assert_close(out, torch.cat([twin(w, LOCAL, bins) for w in windows]), torch.bfloat16)
 
 
 def test_output_across_the_boundary() -> None:

@@ -46,7 +46,7 @@ def test_rules_know_their_kernels() -> None:
     def kernel(name: str, *opcodes: str) -> check_sass.Kernel:
         return check_sass.Kernel(name, "sm_90a", frozenset(opcodes))
 
-    name = "void cvk::roi_pool_forward_kernel<cvk::half_t, 8, false, true>(cvk::Params)"
+    name = "void cvk::roi_align_forward_kernel<cvk::half_t, 8, false, true>(cvk::Params)"
     assert kernel(name, "LDG.E").problem == "has no 16-byte load"
     assert kernel(name, "LDG.E.128").problem is None
     for free in (name.replace("8, false", "1, false"), name.replace("8, false", "1, true")):
@@ -70,7 +70,10 @@ def test_channels_last_forward_kernels_load_16_bytes() -> None:
     assert [f"{k.arch} {k.name}: {k.problem}" for k in found if k.problem] == []
     # A pyramid is pooled by roi_align's kernels; only levels alone have a kernel of their own.
     assert any("multiscale_roi_align_levels_kernel" in k.name for k in found)
-    wide = {match[1] for k in found if k.is_wide if (match := re.search(r"(\w+)_forward", k.name))}
-    assert {"deform_roi_pool", "prroi_pool", "roi_align", "roi_align_rotated", "roi_pool"} <= wide
+    # The kernel of maxima is told by its parameters.
+    named = re.compile(r"(?:roi_max_forward_kernel<cvk::)?(\w+?)(?:_forward|Params<)")
+    wide = {match[1] for k in found if k.is_wide if (match := named.search(k.name))}
+    assert {"RoiPool", "ContextAwareRoiPool"} <= wide
+    assert {"deform_roi_pool", "prroi_pool", "roi_align", "roi_align_rotated"} <= wide
     products = {match[1] for k in found if (match := re.search(r"(tapped_\w+)_mma_kernel", k.name))}
     assert products == {"tapped_product", "tapped_weight"}

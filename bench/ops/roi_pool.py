@@ -110,12 +110,12 @@ def _compared(level: RoiLevel, data: RoiInput) -> int:
     _, _, height, width = level.shape
     corners = (level.boxes[:, 1:] * level.scale).round().int().tolist()
     return sum(
-        _along(y1, y2, data.output_size[0], height) * _along(x1, x2, data.output_size[1], width)
+        along(y1, y2, data.output_size[0], height) * along(x1, x2, data.output_size[1], width)
         for x1, y1, x2, y2 in corners
     )
 
 
-def _along(first: int, last: int, bins: int, extent: int) -> int:
+def along(first: int, last: int, bins: int, extent: int) -> int:
     """Pixels of a box's bins along one axis, those in two bins counted twice."""
     size = max(last - first + 1, 1)
     found = 0

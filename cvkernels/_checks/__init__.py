@@ -33,6 +33,7 @@ from cvkernels._checks.nms import (
 from cvkernels._checks.roi import (
     ROI_MAX_GRID,
     ROI_MAX_LEVELS,
+    context_aware_roi_pool,
     deform_roi_pool,
     multiscale_roi_align,
     prroi_pool,
@@ -59,6 +60,7 @@ __all__ = [
     "ROI_MAX_LEVELS",
     "box_iou_rotated",
     "cluster_nms",
+    "context_aware_roi_pool",
     "conv",
     "criterion",
     "deform_roi_pool",

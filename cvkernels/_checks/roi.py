@@ -184,6 +184,16 @@ def roi_pool(
     roi_pixels(op, input, INT32_MAX)
 
 
+def context_aware_roi_pool(
+    input: Tensor, boxes: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int
+) -> None:
+    """Checks the arguments of context_aware_roi_pool and context_aware_roi_pool_argmax."""
+    op = "context_aware_roi_pool"
+    roi_tensors(op, input, boxes)
+    roi_sizes(op, spatial_scale, pooled_height, pooled_width)
+    roi_pixels(op, input, INT32_MAX // 3)  # a bin has up to three cells along an enlarged axis
+
+
 def ps_roi_align(
     input: Tensor,
     boxes: Tensor,

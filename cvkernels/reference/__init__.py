@@ -9,6 +9,7 @@ Gradients come from autograd over the same expressions.
 from __future__ import annotations
 
 from cvkernels.reference._precision import precision
+from cvkernels.reference.context_aware_roi_pool import context_aware_roi_pool
 from cvkernels.reference.conv2d import conv2d
 from cvkernels.reference.conv_transpose2d import conv_transpose2d
 from cvkernels.reference.deform_roi_pool import deform_roi_pool
@@ -46,6 +47,7 @@ __all__ = [
     "box_iou_rotated",
     "cluster_nms",
     "col2im",
+    "context_aware_roi_pool",
     "conv2d",
     "conv2d_im2col",
     "conv_transpose2d",

@@ -1,0 +1,4 @@
+// Launch policy of context-aware RoI Pool: that of the family, common/roi_tuning.h.
+#pragma once
+
+#include "common/roi_tuning.h"
