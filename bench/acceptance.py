@@ -25,7 +25,15 @@ from bench import cli, workloads
 from bench.harness import SCHEMA, Context, Trial, check, first_line, write_json
 from bench.libraries import OURS, TORCHVISION, Libraries
 from bench.machine import describe
-from bench.ops import matrix_nms, multiscale_roi_align, nms, roi_align, soft_nms
+from bench.ops import (
+    matrix_nms,
+    multiscale_roi_align,
+    nms,
+    ps_roi_align,
+    roi_align,
+    roi_pool,
+    soft_nms,
+)
 from bench.report import seconds
 from bench.timing import Candidate, Ratio, Samples, Stats, WallClock, interleave
 from cvkernels.demo._detectors import MaskRcnn
@@ -70,6 +78,7 @@ def rows(context: Context, *, quick: bool = False) -> Iterator[Row]:
     yield from tiny_rows(context)
     if context.libraries.ours == OURS:
         yield from family_rows(context, quick=quick)
+        yield from roi_family_rows(context, budget_s=2 if quick else 10)
         yield from pyramid_rows(context, quick=quick)
 
 
@@ -267,6 +276,18 @@ def _memory() -> Row:
     except Exception as error:
         return Row(34, what, target, None, False, first_line(error), {})
     return Row(34, what, target, per_box, per_box < 200, "peak resident memory, Linux", {})
+
+
+# --- line 41: line 1 of the plan of the RoI family ---
+
+
+def roi_family_rows(context: Context, *, budget_s: float) -> Iterator[Row]:
+    """The quantised and the position-sensitive operators against torchvision's."""
+    for direction, least in (("fwd", 12.0), ("fwd+bwd", 10.0)):
+        build = partial(roi_pool.trial, context, workloads.c4(), direction, "float32")
+        yield _against_peer(41, f"roi_pool {direction}", build, TORCHVISION, least, budget_s)
+    build = partial(ps_roi_align.trial, context, workloads.rfcn(), "fwd", "float32")
+    yield _against_peer(41, "ps_roi_align fwd", build, TORCHVISION, 8.0, budget_s)
 
 
 # --- lines 41 and 42: pyramids, of lines 1 and 2 of the plan of the RoI family ---
