@@ -54,8 +54,9 @@ def exponential(x: Tensor) -> Tensor:
 
 
 def divisor(sigma: float, dtype: torch.dtype) -> float:
-    """``sigma`` as a divisor in ``dtype``, in which a tiny one must not become 0."""
-    return max(sigma, torch.finfo(dtype).tiny)
+    """``sigma`` as a divisor in ``dtype``, in which it must become neither 0 nor infinite."""
+    limits = torch.finfo(dtype)
+    return min(max(sigma, limits.tiny), limits.max)
 
 
 def overlap(a: Corners, b: Corners, criterion: str = "iou", beta: float = 1.0) -> Tensor:
