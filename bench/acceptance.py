@@ -80,6 +80,9 @@ def rows(context: Context, *, quick: bool = False) -> Iterator[Row]:
         yield from family_rows(context, quick=quick)
         yield from roi_family_rows(context, budget_s=2 if quick else 10)
         yield from pyramid_rows(context, quick=quick)
+        from bench import acceptance_conv  # which imports from here
+
+        yield from acceptance_conv.rows(context, quick=quick)
 
 
 # --- line 2: RoI Align ---

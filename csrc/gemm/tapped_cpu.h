@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 
 #include "gemm/dot_cpu.h"
@@ -156,17 +157,28 @@ CVK_HD ConvCut tapped_cut(const TappedProduct<T>& p, int threads) {
   int64_t most = p.shape.channels_last ? Tile::kBlockRows : kGemmItemPanels * Tile::kColumns;
   if (p.shape.channels_last && bytes > kGemmNearBytes) most *= bytes > kGemmResidentBytes ? kGemmItemBlocks : 2;
   cut.pixel_blocks = max_of<int64_t>(1, ceil_div(pixels, most));
-  // Few items: as many for each thread, in shorter blocks of pixels, then of columns.
-  const int64_t others = phases * p.shape.groups * cut.column_blocks;
-  if (others * cut.pixel_blocks < int64_t{8} * threads) {
-    const int64_t wanted = round_up<int64_t>(others * cut.pixel_blocks, threads);
-    cut.pixel_blocks = min_of(max_of<int64_t>(1, ceil_div(pixels, int64_t{4} * unit)), ceil_div(wanted, others));
-    if (cut.pixel_blocks < 1) cut.pixel_blocks = 1;
-    const int64_t items = others * cut.pixel_blocks;
-    if (items < threads) {
-      const int column_unit = p.shape.channels_last ? Tile::kColumns : Tile::kRows;
-      cut.column_blocks =
-          min_of(ceil_div<int64_t>(columns, column_unit), cut.column_blocks * ceil_div<int64_t>(threads, items));
+  // Few items: the cut whose last thread is done first. A tile of sums costs 14 of what gathering its pixels, or packing its
+  // columns, costs 3 of.
+  const int64_t others = phases * p.shape.groups;
+  if (pixels > 0 && columns > 0 && others * cut.column_blocks * cut.pixel_blocks < int64_t{8} * threads) {
+    const int column_unit = p.shape.channels_last ? Tile::kColumns : Tile::kRows;
+    const int64_t least = cut.pixel_blocks, first = cut.column_blocks;
+    int64_t best = std::numeric_limits<int64_t>::max();
+    for (int64_t more = 1; more <= threads; more = more < threads ? min_of<int64_t>(2 * more, threads) : more + 1) {
+      const int64_t column_blocks = min_of<int64_t>(first * more, ceil_div<int64_t>(columns, column_unit));
+      for (int rounds = 1; rounds <= 4; ++rounds) {
+        const int64_t wanted = ceil_div<int64_t>(int64_t{rounds} * threads, others * column_blocks);
+        const int64_t pixel_blocks = max_of(least, min_of(wanted, ceil_div<int64_t>(pixels, unit)));
+        const int64_t tiles = ceil_div<int64_t>(ceil_div(pixels, pixel_blocks), unit);
+        const int64_t panels = ceil_div<int64_t>(ceil_div(columns, column_blocks), column_unit);
+        const int64_t items = others * ceil_div<int64_t>(pixels, tiles * unit) *
+                              ceil_div<int64_t>(columns, max_of<int64_t>(1, panels * column_unit));
+        const int64_t time = ceil_div<int64_t>(items, threads) * (14 * tiles * panels + 3 * tiles + 3 * panels);
+        if (time >= best) continue;
+        best = time;
+        cut.pixel_blocks = pixel_blocks;
+        cut.column_blocks = column_blocks;
+      }
     }
   }
   cut.block_pixels = block_of(pixels, cut.pixel_blocks, unit);
@@ -183,16 +195,23 @@ CVK_HD int64_t tapped_items(const TappedProduct<T>& p, const ConvCut& cut) {
 
 // ---- what becomes of the sums
 
-// Columns [begin, begin + columns) of sums by dot products.
-template <Isa isa, class A>
+// Columns [begin, begin + columns) of sums by dot products; with `finish` they leave for it.
+template <Isa isa, class A, class T>
 CVK_HD void dot_block(int rows, int begin, int columns, int depth, const A* left, const A* right, A* sums,
-                      int64_t tile_stride, bool add) {
+                      int64_t tile_stride, bool add, const GemmFinish<T>* finish) {
   using S = Simd<isa, A>;
   using Tile = GemmTile<isa, A>;
   const auto put = [&](int row, int column, A value) {
     A* sum = sums + (row / Tile::kRows * tile_stride + column / Tile::kColumns) * Tile::kSize +
              row % Tile::kRows * Tile::kColumns + column % Tile::kColumns;
-    *sum = add ? *sum + value : value;
+    if (add) value += *sum;
+    if (finish == nullptr) {
+      *sum = value;
+      return;
+    }
+    if (finish->bias != nullptr) value += to_acc(finish->bias[column]);
+    if (finish->relu && value < A(0)) value = A(0);
+    finish->to[row * finish->stride + column] = from_acc<T>(value);
   };
   for (int j = 0; j < columns; j += 2) {
     const bool both = j + 1 < columns;
@@ -211,21 +230,20 @@ CVK_HD void dot_block(int rows, int begin, int columns, int depth, const A* left
   }
 }
 
-// Rows of sums are pixels, columns channels: columns [begin, columns) after first_column, whole vectors before begin.
+// Rows of sums are pixels, columns channels.
 template <Isa isa, class A, class T>
 CVK_HD void store_rows(const TappedProduct<T>& p, const TapGrid& grid, int64_t first_pixel, int rows,
-                       int64_t first_column, int begin, int columns, const A* sums, int64_t tile_stride) {
+                       int64_t first_column, int columns, const A* sums, int64_t tile_stride) {
   using S = Simd<isa, A>;
   using Tile = GemmTile<isa, A>;
   GridWalk walk(grid, first_pixel);
   const int64_t pixels = p.target_plane();
-  if (begin >= columns) return;
   for (int i = 0; i < rows; ++i, walk.advance(1)) {
     T* out = p.target +
              ((*walk).image * pixels + target_pixel(grid, p.target_width(), (*walk).y, (*walk).x)) * p.columns() +
              first_column;
     const A* row = sums + i / Tile::kRows * tile_stride * Tile::kSize + i % Tile::kRows * Tile::kColumns;
-    for (int j = begin; j < columns; j += S::kLanes) {
+    for (int j = 0; j < columns; j += S::kLanes) {
       const int count = min_of(S::kLanes, columns - j);
       typename S::Vec value = S::load(row + j / Tile::kColumns * Tile::kSize + j % Tile::kColumns);
       if (p.bias != nullptr) {
@@ -375,19 +393,18 @@ CVK_HD void multiply_rows(const TappedProduct<T>& p, const TapItem& item, TapScr
       gatherer.gather(block, i, rows, scratch.pixels());
       GemmFinish<T> finish{p.target + (item.first_pixel + i) * p.columns() + column, p.columns(),
                            p.bias != nullptr ? p.bias + column : nullptr, false, p.activation == Activation::kRelu};
+      const GemmFinish<T>* done = last && finishes ? &finish : nullptr;
       gemm_block<isa>(rows, width, block.depth(), scratch.pixels(), panels, Tile::kColumns,
-                      block.depth() * Tile::kColumns, sums, scratch.panels, b > 0,
-                      last && finishes ? &finish : nullptr);
+                      block.depth() * Tile::kColumns, sums, scratch.panels, b > 0, done);
       dot_block<isa>(rows, width, dots, block.depth(), scratch.pixels(), panels + panel_size, sums, scratch.panels,
-                     b > 0);
-      if (!last) continue;
-      const int begin = finishes ? width : 0;
-      store_rows<isa>(p, item.grid, item.first_pixel + i, rows, column, begin, item.width, sums, scratch.panels);
+                     b > 0, done);
+      if (last && !finishes) {
+        store_rows<isa>(p, item.grid, item.first_pixel + i, rows, column, item.width, sums, scratch.panels);
+      }
     }
   }
   if (blocks.count() == 0) {
-    store_rows<isa>(p, item.grid, item.first_pixel, item.pixels, column, 0, item.width, scratch.sums(0),
-                    scratch.panels);
+    store_rows<isa>(p, item.grid, item.first_pixel, item.pixels, column, item.width, scratch.sums(0), scratch.panels);
   }
 }
 
