@@ -26,33 +26,41 @@ struct MaxSoFar {
   }
 };
 
-template <Isa isa, int kVecs, bool kIndices, bool kNan, class E, class A>
+// `count`: the channels of a vector that is not full (kPartial). Perf: the vectors live in variables of their own and the number of
+// loads is known, so that the compiler keeps them in registers and does not store them for each pixel.
+template <Isa isa, int kVecs, bool kIndices, bool kNan, bool kPartial, class E, class A>
 CVK_HD bool scan_bin(const View<E>& view, const PixelRange& y, const PixelRange& x, int width, int64_t c, int count,
                      MaxSoFar<isa, A, kVecs, kIndices>& maxima) {
   using S = Simd<isa, A>;
   const auto load = [&](const E* p, int v) {
-    return count == 0 ? S::load(p + v * S::kLanes) : S::load_partial(p, count);
+    if constexpr (kPartial) return S::load_partial(p, count);
+    return S::load(p + v * S::kLanes);
   };
   const E* first = view.pixel(y.first, x.first) + c;
+  MaxSoFar<isa, A, kVecs, kIndices> found;
   typename S::Vec total[kVecs];
+#pragma GCC unroll 4
   for (int v = 0; v < kVecs; ++v) {
-    maxima.best[v] = load(first, v);
+    found.best[v] = load(first, v);
     total[v] = typename S::Vec{};
-    if (kIndices) maxima.index[v] = typename S::IntVec{} + (y.first * width + x.first);
+    if (kIndices) found.index[v] = typename S::IntVec{} + (y.first * width + x.first);
   }
   for (int row = y.first; row < y.last; ++row) {
     const E* pixel = view.pixel(row, x.first) + c;
     typename S::IntVec at = typename S::IntVec{} + (row * width + x.first);
     for (int column = x.first; column < x.last; ++column, pixel += view.pixel_stride, at += 1) {
+#pragma GCC unroll 4
       for (int v = 0; v < kVecs; ++v) {
         const typename S::Vec value = load(pixel, v);
-        maxima.template offer<kNan>(v, value, at);
+        found.template offer<kNan>(v, value, at);
         if (!kNan) total[v] += value;
       }
     }
   }
   typename S::IntVec unordered = typename S::IntVec{};
+#pragma GCC unroll 4
   for (int v = 0; v < kVecs; ++v) unordered |= total[v] != total[v];
+  maxima = found;
   return !S::any(unordered);
 }
 
@@ -62,8 +70,15 @@ template <Isa isa, int kVecs, bool kIndices, class E, class A>
 CVK_HD void max_of_bin(const View<E>& view, const PixelRange& y, const PixelRange& x, int width, int64_t c, int count,
                        MaxSoFar<isa, A, kVecs, kIndices>& maxima) {
   // Perf: a sum costs less than a second comparison, and it is NaN where a value is.
-  if (scan_bin<isa, kVecs, kIndices, false>(view, y, x, width, c, count, maxima)) return;
-  scan_bin<isa, kVecs, kIndices, true>(view, y, x, width, c, count, maxima);
+  if constexpr (kVecs == 1) {
+    if (count > 0) {
+      if (scan_bin<isa, kVecs, kIndices, false, true>(view, y, x, width, c, count, maxima)) return;
+      scan_bin<isa, kVecs, kIndices, true, true>(view, y, x, width, c, count, maxima);
+      return;
+    }
+  }
+  if (scan_bin<isa, kVecs, kIndices, false, false>(view, y, x, width, c, 0, maxima)) return;
+  scan_bin<isa, kVecs, kIndices, true, false>(view, y, x, width, c, 0, maxima);
 }
 
 // The maxima of one bin to out[c] and, if wanted, index[c], for the channels [0, channels): find(c, count, found) looks at the
