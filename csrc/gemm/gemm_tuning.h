@@ -29,6 +29,12 @@ constexpr int kGemmItemBlocks = 4;
 // Bytes of packed weights above which they come from beyond L2, and are used for two blocks of rows at a time.
 constexpr int64_t kGemmNearBytes = int64_t{3} << 18;
 
+// Where there are few work items for the threads, the cut is the one whose estimate is least: a step of the depth in a tile of
+// sums against making the left or the right operand's part of it. Counted in instructions (28 multiply-adds, two a cycle; some
+// loads, shuffles and stores), not fitted.
+constexpr int kGemmTileCost = 14;
+constexpr int kGemmOperandCost = 3;
+
 // The columns past the last full vector are computed as dot products where that is less work: a dot product costs its depth
 // and, to add up its lanes, as much as a depth of kDotSetup more; a vector's worth of columns costs kDotColumns of them.
 constexpr int kDotSetup = 200;

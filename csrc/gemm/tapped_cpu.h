@@ -157,8 +157,7 @@ CVK_HD ConvCut tapped_cut(const TappedProduct<T>& p, int threads) {
   int64_t most = p.shape.channels_last ? Tile::kBlockRows : kGemmItemPanels * Tile::kColumns;
   if (p.shape.channels_last && bytes > kGemmNearBytes) most *= bytes > kGemmResidentBytes ? kGemmItemBlocks : 2;
   cut.pixel_blocks = max_of<int64_t>(1, ceil_div(pixels, most));
-  // Few items: the cut whose last thread is done first. A tile of sums costs 14 of what gathering its pixels, or packing its
-  // columns, costs 3 of.
+  // Few items: the cut whose last thread is done first.
   const int64_t others = phases * p.shape.groups;
   if (pixels > 0 && columns > 0 && others * cut.column_blocks * cut.pixel_blocks < int64_t{8} * threads) {
     const int column_unit = p.shape.channels_last ? Tile::kColumns : Tile::kRows;
@@ -173,7 +172,8 @@ CVK_HD ConvCut tapped_cut(const TappedProduct<T>& p, int threads) {
         const int64_t panels = ceil_div<int64_t>(ceil_div(columns, column_blocks), column_unit);
         const int64_t items = others * ceil_div<int64_t>(pixels, tiles * unit) *
                               ceil_div<int64_t>(columns, max_of<int64_t>(1, panels * column_unit));
-        const int64_t time = ceil_div<int64_t>(items, threads) * (14 * tiles * panels + 3 * tiles + 3 * panels);
+        const int64_t time =
+            ceil_div<int64_t>(items, threads) * (kGemmTileCost * tiles * panels + kGemmOperandCost * (tiles + panels));
         if (time >= best) continue;
         best = time;
         cut.pixel_blocks = pixel_blocks;
