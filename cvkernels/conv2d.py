@@ -27,6 +27,20 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def _silu_backward(grad: Tensor, x: Tensor) -> Tensor:
+    gate = torch.sigmoid(x)
+    return grad * gate * (1 + x * (1 - gate))
+
+
+# (gradient, what was activated) -> gradient of that; differentiable themselves, as torch's
+# silu_backward is not.
+_SLOPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "silu": _silu_backward,
+    "gelu": torch.ops.aten.gelu_backward,
+    "gelu_tanh": lambda grad, x: torch.ops.aten.gelu_backward(grad, x, approximate="tanh"),
+}
+
+
 def conv2d(
     input: Tensor,
     weight: Tensor,
@@ -309,13 +323,10 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     input, weight, bias, output = ctx.saved_tensors
     if ctx.activation == "relu":
-        grad = torch.where(output > 0, grad, 0)
-    elif ctx.activation != "none":  # reached only by calls of the operator itself
-        with torch.enable_grad():
-            before = _op(input, weight, bias, *ctx.geometry, "none", ctx.tf32)
-            leaf = before.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(_ACTIVATIONS[ctx.activation](leaf).sum(), leaf)
-        grad = grad * slope
+        grad = torch.ops.aten.threshold_backward(grad, output, 0)
+    elif ctx.activation != "none":  # reached by calls of the operator itself and under vmap
+        before = _op(input, weight, bias, *ctx.geometry, "none", ctx.tf32)
+        grad = _SLOPES[ctx.activation](grad, before)
     grad_input = grad_weight = grad_bias = None
     if ctx.needs_input_grad[0]:
         grad_input = _op_input(grad, weight, *ctx.size, *ctx.geometry, ctx.channels_last, ctx.tf32)

@@ -74,7 +74,7 @@ CVK_HD int phase_count(int target, int stride) { return min_of(target, stride); 
 // From `extent` source pixels (those of the convolution's output) back to `target` ones (its input).
 CVK_HD TapAxis transposed_axis(int phase, int extent, int target, int kernel, int stride, int pad, int dilation) {
   TapAxis axis{};
-  axis.grid = (target - phase + stride - 1) / stride;
+  axis.grid = target > phase ? (target - phase - 1) / stride + 1 : 0;  // no sum that could pass 2^31
   axis.target_first = phase;
   axis.target_step = stride;
   axis.extent = extent;
@@ -92,7 +92,7 @@ CVK_HD TapAxis transposed_axis(int phase, int extent, int target, int kernel, in
   while (first < period && first < kernel && distance(first) % stride != 0) ++first;
   axis.offset_step = dilation / divisor;
   if (first >= period || first >= kernel) return axis;
-  axis.taps = (kernel - first + period - 1) / period;
+  axis.taps = (kernel - first - 1) / period + 1;
   // From the last kernel element to the first, so that the source pixels ascend.
   const int last = first + (axis.taps - 1) * period;
   axis.kernel_first = last;

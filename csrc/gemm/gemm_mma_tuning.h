@@ -27,6 +27,9 @@ constexpr int kGemmMmaLeastSteps = 8;
 constexpr int kGemmMmaLeastColumns = 8;
 constexpr int kGemmMmaLeastDepth = 16;
 
+// With more phases of a transposed product, each launches of its own, the plain kernel does: it takes all of them in one.
+constexpr int kGemmMmaMostPhases = 16;
+
 // Threads of the kernels that order weights and add up parts.
 constexpr int kGemmMmaThreads = 256;
 

@@ -376,7 +376,8 @@ bool suits_mma(const ConvShape& shape, int64_t columns, int64_t depth) {
 }
 template <class T>
 bool suits_mma(const TappedProduct<T>& p) {
-  return suits_mma<T>(p.shape, p.group_columns(), p.group_channels() * p.shape.kernel_size());
+  return p.phases() <= kGemmMmaMostPhases &&
+         suits_mma<T>(p.shape, p.group_columns(), p.group_channels() * p.shape.kernel_size());
 }
 template <class T>
 bool suits_mma(const TappedWeightGradient<T>& p) {

@@ -134,6 +134,8 @@ def conv_padding(
             return 0, 0, 0, 0
         if stride != (1, 1):
             fail(op, "stride 1 with padding 'same'", sizes(stride))
+        if len(kernel) != 2:  # refused below
+            return 0, 0, 0, 0
         total = [dilation[i] * (kernel[i] - 1) for i in (0, 1)]
         top, left = total[0] // 2, total[1] // 2
         return top, total[0] - top, left, total[1] - left

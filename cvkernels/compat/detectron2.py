@@ -48,8 +48,21 @@ __all__ = [
 Size = int | tuple[int, int]
 
 
-def _radians(boxes: Tensor) -> Tensor:
-    """Boxes whose last column is in degrees, with radians there; half formats become float32."""
+def _single(boxes: Tensor) -> Tensor:
+    """Floating-point boxes in float32; anything else as it is, to be refused by the operator."""
+    is_float = isinstance(boxes, Tensor) and boxes.is_floating_point()
+    return boxes.float() if is_float else boxes
+
+
+def _radians(boxes: Tensor, columns: int) -> Tensor:
+    """Boxes whose last column is in degrees, with radians there; half formats become float32.
+
+    Anything but floating-point rows of so many columns stays as it is, for the operator to refuse.
+    """
+    if not isinstance(boxes, Tensor) or not boxes.is_floating_point():
+        return boxes
+    if boxes.dim() != 2 or boxes.shape[1] != columns:
+        return boxes
     boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
     angle = (boxes[:, -1:].double() * (math.pi / 180)).to(boxes.dtype)
     return torch.cat([boxes[:, :-1], angle], 1)
@@ -123,8 +136,7 @@ def roi_align_rotated(
         tensor([[[[10.5000,  2.5000],
                   [12.5000,  4.5000]]]])
     """
-    if roi.dim() == 2 and roi.shape[1] == 6:  # others are refused below
-        roi = _radians(roi)
+    roi = _radians(roi, 6)
     return _rotated.roi_align_rotated(input, roi, output_size, spatial_scale, sampling_ratio)
 
 
@@ -178,7 +190,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
         >>> batched_nms(boxes, torch.tensor([0.8, 0.9, 0.5]), torch.tensor([0, 0, 1]), 0.5)
         tensor([1, 2])
     """
-    return _nms.batched_nms(boxes.float(), scores, idxs, iou_threshold)
+    return _nms.batched_nms(_single(boxes), scores, idxs, iou_threshold)
 
 
 def nms_rotated(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -200,8 +212,7 @@ def nms_rotated(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         >>> nms_rotated(boxes, torch.tensor([0.8, 0.9, 0.5]), 0.5)
         tensor([1, 2])
     """
-    if boxes.dim() == 2 and boxes.shape[1] == 5:  # others are refused below
-        boxes = _radians(boxes)
+    boxes = _radians(boxes, 5)
     return _nms_rotated.nms_rotated(boxes, scores, iou_threshold, clockwise=False)
 
 
@@ -227,6 +238,5 @@ def batched_nms_rotated(
         >>> batched_nms_rotated(boxes, scores, classes, 0.5)
         tensor([1, 2])
     """
-    if boxes.dim() == 2 and boxes.shape[1] == 5:
-        boxes = _radians(boxes.float())
+    boxes = _radians(_single(boxes), 5)
     return _nms_rotated.nms_rotated(boxes, scores, iou_threshold, idxs=idxs, clockwise=False)

@@ -15,8 +15,9 @@ pass; its backward pass then is ours too, inside the block or after it.
 
 Left to torch, and counted in the report with the reason: tensors of other dtypes than float16,
 bfloat16, float32 and float64, of other devices than ours, of another layout than strided, and of
-subclasses of ``torch.Tensor``; calls under forward-mode differentiation and ``torch.jit`` tracing;
-calls with arguments that ours refuses, so that errors are torch's own.
+subclasses of ``torch.Tensor``; calls under forward-mode differentiation, under ``torch.func.grad``
+and what is made of it, and under ``torch.jit`` tracing; calls with arguments that ours refuses, so
+that errors are torch's own.
 
 Not reached: calls from C++ (a scripted model, an operator of torch that convolves inside), threads
 that the block starts (``nn.DataParallel``), and what ``torch.utils.checkpoint`` computes again
@@ -36,6 +37,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters as interpreters
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
@@ -140,6 +143,10 @@ class _Mode(TorchFunctionMode):
                 return f"layout {str(tensor.layout).removeprefix('torch.')}"
         if forward_ad._current_level >= 0:
             return "forward-mode differentiation"
+        if torch.compiler.is_compiling():  # which knows neither of what follows
+            return ""
+        if any(level.key() == TransformType.Grad for level in interpreters()):
+            return "torch.func.grad"
         if torch._C._get_tracing_state() is not None:
             return "torch.jit tracing"
         return ""

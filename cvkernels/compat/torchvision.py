@@ -378,11 +378,11 @@ def _apply() -> None:
     boxes = _import_torchvision()
     importlib.import_module("cvkernels.ops")  # Load the kernels, register the fakes.
     _load.load()
+    poolers = importlib.import_module("cvkernels.compat._torchvision_poolers")
     with warnings.catch_warnings():
         # Older torch warns, once a process, that a kernel is being overridden. That is the point.
         warnings.filterwarnings("ignore", message="(?s).*Overriding a previously registered kernel")
         _register(counting)
-    poolers = importlib.import_module("cvkernels.compat._torchvision_poolers")
     if not _state.active:
         _state.originals = {BATCHED_NMS: boxes.batched_nms, MULTISCALE: poolers.original}
         current = _state.originals

@@ -109,6 +109,20 @@ def test_rotated_roi_align_refuses() -> None:
     for bad in (torch.ones(3, 5), torch.ones(6)):
         with pytest.raises(ValueError, match=r"roi_align_rotated: expected rois of shape \(K, 6\)"):
             cvd2.ROIAlignRotated(2, 1.0, 0)(x, bad)
+    with pytest.raises(ValueError, match="expected rois of dtype"):
+        cvd2.roi_align_rotated(x, torch.ones(3, 6, dtype=torch.int64), 2, 1.0, 0)
+
+
+def test_boxes_that_are_no_tensor_are_refused() -> None:
+    scores, classes = torch.ones(1), torch.zeros(1, dtype=torch.int64)
+    bad: Any = [1]
+    for call in (
+        lambda: cvd2.nms_rotated(bad, scores, 0.5),
+        lambda: cvd2.batched_nms_rotated(bad, scores, classes, 0.5),
+        lambda: cvd2.batched_nms(bad, scores, classes, 0.5),
+    ):
+        with pytest.raises(TypeError, match="expected boxes to be a tensor, got list"):
+            call()
 
 
 # -------------------------------------------------------------------------------------------------

@@ -129,6 +129,10 @@ def traced(x: Tensor) -> Any:
     return torch.jit.trace(nn.Conv2d(3, 2, 3), x, check_trace=False)
 
 
+def transformed(x: Tensor) -> None:
+    torch.func.grad(lambda w: F.conv2d(x, w).sum())(torch.ones(2, 3, 3, 3))
+
+
 def forward_mode(x: Tensor) -> Any:
     return torch.func.jvp(lambda t: F.conv2d(t, torch.ones(2, 3, 3, 3)), (x,), (x,))
 
@@ -141,6 +145,7 @@ def forward_mode(x: Tensor) -> Any:
         (subclass, "a Subclass"),
         (traced, "torch.jit tracing"),
         (forward_mode, "forward-mode differentiation"),
+        (transformed, "torch.func.grad"),
     ],
 )
 def test_left_to_torch(call: Callable[[Tensor], Any], reason: str) -> None:

@@ -242,6 +242,11 @@ ERRORS = [
         "(11, 11)",
     ),
     ErrorCase(
+        "weight rank, same padding",
+        good(padding="same", weight=lambda: normal(6, 2, 3)),
+        "conv2d: expected weight of four dimensions, got (6, 2, 3)",
+    ),
+    ErrorCase(
         "padded size",
         good(padding=2**30),
         "conv2d: expected padded sizes below 2^31, got (2147483656, 2147483656)",
@@ -622,6 +627,50 @@ def test_separable_module() -> None:
     assert_close(block(x), expected, torch.float32)
     with torch.no_grad():
         assert_close(block(x), expected, torch.float32)
+
+
+# ---- what a review found
+
+
+@pytest.mark.parametrize("stride", [2**31 - 1, 2**31 - 2, 2**30])
+def test_strides_beyond_every_map(stride: int) -> None:
+    x, w = normal(1, 3, 4, 5).requires_grad_(), normal(2, 3, 3, 2, seed=1).requires_grad_()
+    ours = conv2d(x, w, stride=stride)
+    peer = torch.nn.functional.conv2d(x, w, stride=stride)
+    assert_close(ours, peer, torch.float64)
+    for a, e in zip(
+        torch.autograd.grad(ours.sum(), (x, w)),
+        torch.autograd.grad(peer.sum(), (x, w)),
+        strict=True,
+    ):
+        assert_close(a, e, torch.float64)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
+def test_second_derivative_of_the_fused_operator(activation: str) -> None:
+    """Under vmap, where no tensor says that it wants a gradient, and of the operator itself."""
+    x, w = normal(2, 1, 2, 3, 3).requires_grad_(), normal(3, 2, 2, 2, seed=1)
+    mapped = torch.vmap(lambda a: conv2d(a, w, activation=activation))(x)
+    plain = torch.stack([conv2d(a, w, activation=activation) for a in x])
+    seconds = []
+    for y in (mapped, plain):
+        (first,) = torch.autograd.grad((y**2).sum(), x, create_graph=True)
+        seconds.append(torch.autograd.grad(first.square().sum(), x)[0])
+    assert_close(*seconds, torch.float64)
+    op = torch.ops.cvkernels.conv2d
+    rest = ([1, 1], [0, 0, 0, 0], [1, 1], 1, activation, False)
+    inputs = (normal(1, 2, 3, 3).requires_grad_(), w.detach().requires_grad_())
+    assert torch.autograd.gradgradcheck(
+        lambda a, b: op(a, b, None, *rest), inputs, fast_mode=EMULATED
+    )
+
+
+def test_gradient_of_relu_at_nan() -> None:
+    x = torch.full((1, 1, 1, 1), torch.nan, requires_grad=True)
+    w = torch.ones(1, 1, 1, 1)
+    (grad,) = torch.autograd.grad(conv2d(x, w, activation="relu").sum(), x)
+    (peer,) = torch.autograd.grad(torch.nn.functional.conv2d(x, w).relu().sum(), x)
+    assert_same(grad, peer)
 
 
 # ---- TF32

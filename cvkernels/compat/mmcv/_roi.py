@@ -238,7 +238,7 @@ class _Module(nn.Module):
 
     def extra_repr(self) -> str:
         names = list(inspect.signature(type(self).__init__).parameters)[1:]
-        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names if hasattr(self, name))
 
 
 class RoIAlign(_Module):
