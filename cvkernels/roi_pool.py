@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from cvkernels import _checks, _load, _roi
+from cvkernels import _checks, _load, _roi, _roi_max
 
 __all__ = ["RoIPool", "roi_pool"]
 
 _load.load()
 _op: Callable[..., Tensor] = torch.ops.cvkernels.roi_pool.default
 _op_argmax: Callable[..., tuple[Tensor, Tensor]] = torch.ops.cvkernels.roi_pool_argmax.default
-_op_backward: Callable[..., Tensor] = torch.ops.cvkernels.roi_pool_backward.default
 
 
 def roi_pool(
@@ -104,86 +102,4 @@ class RoIPool(nn.Module):
         return f"output_size={self.output_size}, spatial_scale={self.spatial_scale}"
 
 
-# ---- fake kernels
-
-
-@torch.library.register_fake("cvkernels::roi_pool")
-def _(
-    input: Tensor, boxes: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int
-) -> Tensor:
-    _checks.roi_pool(input, boxes, spatial_scale, pooled_height, pooled_width)
-    return _roi.like(input, (boxes.shape[0], input.shape[1], pooled_height, pooled_width))
-
-
-@torch.library.register_fake("cvkernels::roi_pool_argmax")
-def _(
-    input: Tensor, boxes: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int
-) -> tuple[Tensor, Tensor]:
-    _checks.roi_pool(input, boxes, spatial_scale, pooled_height, pooled_width)
-    size = (boxes.shape[0], input.shape[1], pooled_height, pooled_width)
-    return _roi.like(input, size), _roi.like(input, size, torch.int32)
-
-
-@torch.library.register_fake("cvkernels::roi_pool_backward")
-def _(
-    grad: Tensor,
-    argmax: Tensor,
-    boxes: Tensor,
-    spatial_scale: float,
-    pooled_height: int,
-    pooled_width: int,
-    batch_size: int,
-    channels: int,
-    height: int,
-    width: int,
-) -> Tensor:
-    return _roi.like(grad, (batch_size, channels, height, width))
-
-
-# ---- autograd
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, boxes, *arguments = inputs
-    ctx.arguments = arguments
-    ctx.save_for_backward(input, boxes)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    # Reached only by a direct call of the operator: the maxima are looked up again.
-    input, boxes = ctx.saved_tensors
-    argmax = _op_argmax(input, boxes, *ctx.arguments)[1]
-    return _op_backward(grad, argmax, boxes, *ctx.arguments, *input.shape), None, None, None, None
-
-
-def _setup_argmax(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    input, boxes, *arguments = inputs
-    ctx.arguments = arguments
-    ctx.input_shape = input.shape
-    ctx.save_for_backward(boxes, output[1])
-
-
-def _backward_argmax(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    boxes, argmax = ctx.saved_tensors
-    grad_input = _op_backward(grad, argmax, boxes, *ctx.arguments, *ctx.input_shape)
-    return grad_input, None, None, None, None
-
-
-def _no_double_backward(ctx: Any, *_: Any) -> NoReturn:
-    raise NotImplementedError("roi_pool: expected at most one differentiation, got a second")
-
-
-torch.library.register_autograd("cvkernels::roi_pool", _backward, setup_context=_setup)
-torch.library.register_autograd(
-    "cvkernels::roi_pool_argmax", _backward_argmax, setup_context=_setup_argmax
-)
-torch.library.register_autograd(
-    "cvkernels::roi_pool_backward", _no_double_backward, setup_context=lambda *_, **__: None
-)
-
-
-# ---- vmap
-
-torch.library.register_vmap("cvkernels::roi_pool", _roi.vmap_forward(_op))
-torch.library.register_vmap("cvkernels::roi_pool_argmax", _roi.vmap_forward(_op_argmax))
-torch.library.register_vmap("cvkernels::roi_pool_backward", _roi.vmap_backward(_op_backward, 2))
+_roi_max.register("roi_pool", _checks.roi_pool)

@@ -88,8 +88,8 @@ CVK_HD TapAxis transposed_axis(int phase, int extent, int target, int kernel, in
   }
   const int period = stride / divisor;
   int first = 0;
-  const auto distance = [&](int k) { return int64_t{phase} + pad - int64_t{k} * dilation; };
-  while (first < period && first < kernel && distance(first) % stride != 0) ++first;
+  const int64_t distance = int64_t{phase} + pad;  // of kernel element 0
+  while (first < period && first < kernel && (distance - int64_t{first} * dilation) % stride != 0) ++first;
   axis.offset_step = dilation / divisor;
   if (first >= period || first >= kernel) return axis;
   axis.taps = (kernel - first - 1) / period + 1;
@@ -97,7 +97,7 @@ CVK_HD TapAxis transposed_axis(int phase, int extent, int target, int kernel, in
   const int last = first + (axis.taps - 1) * period;
   axis.kernel_first = last;
   axis.kernel_step = -period;
-  axis.first_offset = static_cast<int>(distance(last) / stride);
+  axis.first_offset = static_cast<int>((distance - int64_t{last} * dilation) / stride);
   return axis;
 }
 
