@@ -1035,5 +1035,6 @@ def test_a_failed_installation_leaves_nothing_behind(monkeypatch: pytest.MonkeyP
 
 def test_importing_the_module_does_not_need_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     hide(monkeypatch, "torchvision")
+    monkeypatch.setattr("cvkernels.compat.torchvision", cvtv)  # set back: the import binds another
     monkeypatch.delitem(sys.modules, "cvkernels.compat.torchvision")
     importlib.import_module("cvkernels.compat.torchvision")
