@@ -727,8 +727,9 @@ def test_pyramids_that_are_left_to_torchvision(device: str) -> None:
     with cvtv.patched(count=True) as report:
         assert pooled(mixed, boxes).dtype is torch.float32
     assert called(report) == {ROI_ALIGN: 4}
-    with cvtv.patched(), pytest.raises(RuntimeError, match="in row 27"):
-        pooled(maps, [*boxes, boxes[0]])
+    if not EMULATED:  # On CUDA such boxes give zeros.
+        with cvtv.patched(), pytest.raises(RuntimeError, match="in row 27"):
+            pooled(maps, [*boxes, boxes[0]])
     with pytest.raises(ValueError, match="images list should not be empty"), cvtv.patched():
         tv.MultiScaleRoIAlign(PYRAMID, 3, 2)(maps, boxes, [])
 
