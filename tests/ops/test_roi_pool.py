@@ -62,7 +62,6 @@ def make_cases() -> list[Case]:
         case("ties", whole_features(2, 3, 9, 10), random_boxes(20, 2, (9, 10)), 3, 1.0),
         case("all equal", torch.ones(2, 2, 9, 10).double(), random_boxes(9, 2, (9, 10)), 2, 1.0),
         case("many bins", features(1, 2, 5, 6), random_boxes(2, 1, (5, 6)), (3, 150), 1.0),
-        # Above kRoiPoolPlaneBytes in float32: the CPU takes its gradient band by band.
         case("large plane", features(1, 2, 256, 260), random_boxes(3, 1, (256, 260)), 2, 1.0),
     ]
 

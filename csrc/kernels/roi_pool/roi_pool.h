@@ -11,8 +11,8 @@
 //            A box with a coordinate that is not finite, once scaled, is empty. Beyond +-2^31 rounded coordinates are clamped.
 //            A batch index outside [0, N): CPU, layout reports the row and the binding raises; CUDA, zeros and argmax -1.
 // CPU        Forward on NCHW carries tiles of channels through a channels-last scratch (common/roi_passes.h), on NHWC reads in
-//            place; value and index stay in vector registers. Backward: a work item owns some planes of an image, or on NHWC and
-//            where a plane outgrows the cache one tile of channels and a band of rows, and adds in the order of boxes and bins.
+//            place; value and index stay in vector registers. Backward: a work item owns one image, one tile of channels and a
+//            band of rows, and adds in the order of boxes and bins.
 // CUDA       Forward: lanes along channels, the ranges of the bins in shared memory. Backward: a block owns a tile of pixels and
 //            32 channels and gathers from the boxes that reach it, in box order.
 // Traffic    input once + output and argmax once; CPU NCHW adds a cache-resident copy of the input. Without a gradient to come
