@@ -29,7 +29,7 @@ struct Buffers {
     }
     expected = conv_tensor<T>(values, s.batch, s.channels, s.pixels(), s.channels_last);
   }
-  ConvTranspose2dParams<TypeParam> params() {
+  ConvTranspose2dParams<T> params() {
     return {shape, input.data(), weight.data(), with_bias ? bias.data() : nullptr, output.data(), {}};
   }
 
