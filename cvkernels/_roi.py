@@ -1,4 +1,4 @@
-"""What the Python modules of the RoI family share: results of fake kernels, and vmap."""
+"""What the Python modules of the RoI family share: results of fake kernels, vmap, linear passes."""
 
 from __future__ import annotations
 
@@ -155,3 +155,57 @@ def refuse_second_derivative_with_boxes(op: str) -> NoReturn:
         f"{op}: expected at most one differentiation where boxes needs a gradient, got a second; "
         "with boxes.detach() input is twice differentiable"
     )
+
+
+# ---- operators that are linear in their map, so that each pass is the derivative of the other
+
+
+def register_linear(name: str) -> None:
+    """Registers autograd and vmap of ``cvkernels::name`` and of its backward operator.
+
+    They are ``name(input, boxes, scale, height, width, *options)`` and ``name_backward(grad, boxes,
+    scale, height, width, N, C, H, W, *options)``, whose fake kernel is registered as well.
+    """
+    op: Callable[..., Tensor] = getattr(torch.ops.cvkernels, name).default
+    op_backward: Callable[..., Tensor] = getattr(torch.ops.cvkernels, f"{name}_backward").default
+
+    def fake_backward(
+        grad: Tensor,
+        boxes: Tensor,
+        spatial_scale: float,
+        pooled_height: int,
+        pooled_width: int,
+        batch_size: int,
+        channels: int,
+        height: int,
+        width: int,
+        *_: Any,
+    ) -> Tensor:
+        return like(grad, (batch_size, channels, height, width))
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, boxes, *ctx.arguments = inputs
+        ctx.input_shape = input.shape
+        ctx.save_for_backward(boxes)
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (boxes,) = ctx.saved_tensors
+        scale, height, width, *options = ctx.arguments
+        grad_input = op_backward(grad, boxes, scale, height, width, *ctx.input_shape, *options)
+        return (grad_input, None, *([None] * len(ctx.arguments)))
+
+    def setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, boxes, *arguments = inputs
+        ctx.arguments = (*arguments[:3], *arguments[7:])
+        ctx.save_for_backward(boxes)
+
+    def double_backward(ctx: Any, grad_grad: Tensor) -> tuple[Tensor | None, ...]:
+        (boxes,) = ctx.saved_tensors
+        return (op(grad_grad, boxes, *ctx.arguments), *([None] * (len(ctx.arguments) + 5)))
+
+    forward, back = f"cvkernels::{name}", f"cvkernels::{name}_backward"
+    torch.library.register_fake(back, fake_backward)
+    torch.library.register_autograd(forward, backward, setup_context=setup)
+    torch.library.register_autograd(back, double_backward, setup_context=setup_backward)
+    torch.library.register_vmap(forward, vmap_forward(op))
+    torch.library.register_vmap(back, vmap_backward(op_backward, 1))

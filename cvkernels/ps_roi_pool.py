@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,6 @@ __all__ = ["PSRoIPool", "ps_roi_pool"]
 
 _load.load()
 _op: Callable[..., Tensor] = torch.ops.cvkernels.ps_roi_pool.default
-_op_backward: Callable[..., Tensor] = torch.ops.cvkernels.ps_roi_pool_backward.default
 
 
 def ps_roi_pool(
@@ -102,7 +100,7 @@ class PSRoIPool(nn.Module):
         return f"output_size={self.output_size}, spatial_scale={self.spatial_scale}"
 
 
-# ---- fake kernels
+# ---- fake kernel, autograd and vmap
 
 
 @torch.library.register_fake("cvkernels::ps_roi_pool")
@@ -118,54 +116,4 @@ def _(
     return _roi.like(input, (boxes.shape[0], channels, pooled_height, pooled_width))
 
 
-@torch.library.register_fake("cvkernels::ps_roi_pool_backward")
-def _(
-    grad: Tensor,
-    boxes: Tensor,
-    spatial_scale: float,
-    pooled_height: int,
-    pooled_width: int,
-    batch_size: int,
-    channels: int,
-    height: int,
-    width: int,
-) -> Tensor:
-    return _roi.like(grad, (batch_size, channels, height, width))
-
-
-# ---- autograd: the mean is linear in its input, so each pass is the derivative of the other
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, boxes, *ctx.arguments = inputs
-    ctx.input_shape = input.shape
-    ctx.save_for_backward(boxes)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    (boxes,) = ctx.saved_tensors
-    grad_input = _op_backward(grad, boxes, *ctx.arguments, *ctx.input_shape)
-    return grad_input, None, None, None, None
-
-
-def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, boxes, *arguments = inputs
-    ctx.arguments = arguments[:3]
-    ctx.save_for_backward(boxes)
-
-
-def _double_backward(ctx: Any, grad_grad: Tensor) -> tuple[Tensor | None, ...]:
-    (boxes,) = ctx.saved_tensors
-    return (_op(grad_grad, boxes, *ctx.arguments), *([None] * 8))
-
-
-torch.library.register_autograd("cvkernels::ps_roi_pool", _backward, setup_context=_setup)
-torch.library.register_autograd(
-    "cvkernels::ps_roi_pool_backward", _double_backward, setup_context=_setup_backward
-)
-
-
-# ---- vmap
-
-torch.library.register_vmap("cvkernels::ps_roi_pool", _roi.vmap_forward(_op))
-torch.library.register_vmap("cvkernels::ps_roi_pool_backward", _roi.vmap_backward(_op_backward, 1))
+_roi.register_linear("ps_roi_pool")

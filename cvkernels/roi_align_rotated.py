@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,6 @@ __all__ = ["RoIAlignRotated", "roi_align_rotated"]
 
 _load.load()
 _op: Callable[..., Tensor] = torch.ops.cvkernels.roi_align_rotated.default
-_op_backward: Callable[..., Tensor] = torch.ops.cvkernels.roi_align_rotated_backward.default
 
 
 def roi_align_rotated(
@@ -137,7 +135,7 @@ class RoIAlignRotated(nn.Module):
         )
 
 
-# ---- fake kernels
+# ---- fake kernel, autograd and vmap
 
 
 @torch.library.register_fake("cvkernels::roi_align_rotated")
@@ -157,58 +155,4 @@ def _(
     return _roi.like(input, (rois.shape[0], input.shape[1], pooled_height, pooled_width))
 
 
-@torch.library.register_fake("cvkernels::roi_align_rotated_backward")
-def _(
-    grad: Tensor,
-    rois: Tensor,
-    spatial_scale: float,
-    pooled_height: int,
-    pooled_width: int,
-    batch_size: int,
-    channels: int,
-    height: int,
-    width: int,
-    *_: Any,
-) -> Tensor:
-    return _roi.like(grad, (batch_size, channels, height, width))
-
-
-# ---- autograd: linear in the input, so the derivative of the backward pass is the forward pass
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, rois, *ctx.arguments = inputs
-    ctx.input_shape = input.shape
-    ctx.save_for_backward(rois)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    (rois,) = ctx.saved_tensors
-    scale, height, width, *options = ctx.arguments
-    grad_input = _op_backward(grad, rois, scale, height, width, *ctx.input_shape, *options)
-    return (grad_input, *([None] * 7))
-
-
-def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, rois, scale, height, width, *_, sampling_ratio, aligned, clockwise = inputs
-    ctx.arguments = (scale, height, width, sampling_ratio, aligned, clockwise)
-    ctx.save_for_backward(rois)
-
-
-def _double_backward(ctx: Any, grad_grad: Tensor) -> tuple[Tensor | None, ...]:
-    (rois,) = ctx.saved_tensors
-    return (_op(grad_grad, rois, *ctx.arguments), *([None] * 11))
-
-
-torch.library.register_autograd("cvkernels::roi_align_rotated", _backward, setup_context=_setup)
-torch.library.register_autograd(
-    "cvkernels::roi_align_rotated_backward", _double_backward, setup_context=_setup_backward
-)
-
-
-# ---- vmap
-
-torch.library.register_vmap("cvkernels::roi_align_rotated", _roi.vmap_forward(_op))
-torch.library.register_vmap(
-    "cvkernels::roi_align_rotated_backward", _roi.vmap_backward(_op_backward, 1)
-)
+_roi.register_linear("roi_align_rotated")

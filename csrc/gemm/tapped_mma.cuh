@@ -190,8 +190,6 @@ static __global__ void __launch_bounds__(kGemmMmaThreads)
 
 // ---- on the host
 
-inline int64_t tapped_aligned(int64_t bytes) { return round_up<int64_t>(bytes, 256); }
-
 // Calls f(math, shape of tiles, vectors) with what suits the type and the problem.
 template <class T, class F>
 cudaError_t with_gemm_tiles(bool tf32, bool vectors, int64_t rows, int64_t columns, int64_t groups,
@@ -233,7 +231,7 @@ class TappedScratch {
   template <class U>
   U* take(int64_t count) {
     U* piece = reinterpret_cast<U*>(memory_ + used_);
-    used_ += tapped_aligned(count * static_cast<int64_t>(sizeof(U)));
+    used_ += round_up<int64_t>(count * static_cast<int64_t>(sizeof(U)), 256);
     return piece;
   }
   int64_t used() const { return used_; }

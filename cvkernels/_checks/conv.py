@@ -11,11 +11,11 @@ from cvkernels._checks import _base
 from cvkernels._checks._base import (
     INT32_MAX,
     choice,
-    dtype,
     fail,
     float_dtype,
     integer,
     same_device,
+    same_dtype,
     shape,
     sizes,
     sizes_differ,
@@ -35,8 +35,7 @@ def conv_map(op: str, name: str, value: Tensor) -> None:
 
 
 def _like(op: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    if value.dtype != other.dtype:
-        fail(op, f"{name} of the dtype of {other_name} ({dtype(other)})", dtype(value))
+    same_dtype(op, name, value, other_name, other)
     same_device(op, name, value, other_name, other)
 
 
