@@ -27,6 +27,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     p.add_argument("--threads", type=int, help="CPU threads; torch's choice by default")
     p.add_argument("--budget", type=float, metavar="S", help="seconds per case (1, quick 0.2)")
+    p.add_argument(
+        "--peers",
+        default=f"{TORCHVISION},{REFERENCE}",
+        metavar="A,B",
+        help="libraries to time beside ours (default %(default)s); a reference may take long",
+    )
     p.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON")
     p.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the ratios (matplotlib)")
     p.add_argument("--html", type=Path, metavar="FILE", help="write the report as one page")
@@ -56,7 +62,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
         return acceptance.run(quick=arguments.quick, path=arguments.json, noise=arguments.noise)
     everything = [case for op in arguments.op or ops.names() for case in ops.cases(op)]
-    chosen = select(everything, quick=arguments.quick, pattern=arguments.filter)
+    kind = torch.device(arguments.device).type
+    chosen = select(everything, quick=arguments.quick, pattern=arguments.filter, device=kind)
     if not chosen:
         raise ValueError(f"bench: no case holds {arguments.filter!r}; see --list")
     if arguments.noise:  # torchvision has no bfloat16 on the CPU
@@ -69,7 +76,9 @@ def _run(arguments: argparse.Namespace) -> int:
     device = open_device(arguments.device)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    libraries = Libraries(TORCHVISION, (TORCHVISION,)) if arguments.noise else Libraries()
+    libraries = Libraries(peers=tuple(arguments.peers.split(",")))
+    if arguments.noise:
+        libraries = Libraries(TORCHVISION, (TORCHVISION,))
     for op in {case.op for case in chosen}:
         libraries.our(op, op)  # fail now, in one line, where nothing is built
     budget = arguments.budget or (0.2 if arguments.quick else 1.0)
@@ -88,6 +97,10 @@ def open_device(name: str) -> torch.device:
         raise ValueError(f"bench: expected device cpu or cuda, got {name!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("bench: --device cuda, but torch.cuda.is_available() is False here")
+    if device.type == "cuda":
+        # float32 means float32: the cases in TF32 ask for it. And the peer at its best.
+        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+        torch.backends.cudnn.benchmark = True
     return device
 
 
@@ -97,13 +110,18 @@ def run(cases: Sequence[Case], context: Context, *, budget_s: float, quick: bool
     found = Report.start(context.device, ceiling_s=0.6 if quick else 2.0)
     progress("")
     if context.libraries.ours == OURS:
-        absent = [name for name in (TORCHVISION, REFERENCE) if not _present(name, context, cases)]
+        peers = context.libraries.peers
+        absent = [name for name in peers if not _present(name, context, cases)]
         if absent:
             print(f"note: {' and '.join(absent)} not importable here, so not a peer")
     print("\n".join(report.machine_lines(found)) + "\n\n" + report.header(), flush=True)
     for number, case in enumerate(cases, 1):
         progress(f"[{number}/{len(cases)}] {case.name}")
-        result = run_case(case, context, found.ceilings, budget_s=budget_s)
+        try:
+            result = run_case(case, context, found.ceilings, budget_s=budget_s)
+        except KeyboardInterrupt:  # what has been measured is not lost
+            print(f"interrupted: {number - 1} of {len(cases)} cases measured", file=sys.stderr)
+            break
         progress("")
         print(report.line(result), flush=True)
         found.results.append(result)

@@ -29,6 +29,7 @@ _TOLERANCE = {  # largest error allowed, relative to the largest value expected
     "float32": 2e-5,
     "float16": 2e-3,
     "bfloat16": 1.6e-2,
+    "tf32": 2e-3,
 }
 
 
@@ -67,7 +68,11 @@ class Context:
 
 @dataclass(frozen=True)
 class Case:
-    """A benchmark before its inputs exist; `quick` ones make up `--quick` and `pytest bench`."""
+    """A benchmark before its inputs exist; `quick` ones make up `--quick` and `pytest bench`.
+
+    Attributes:
+        device: The kind of device it is for, "cpu" or "cuda"; empty for any.
+    """
 
     op: str
     direction: str  # "fwd" or "fwd+bwd"
@@ -75,6 +80,7 @@ class Case:
     workload: str
     build: Callable[[Context], Trial]
     quick: bool = False
+    device: str = ""
 
     @property
     def name(self) -> str:
@@ -290,6 +296,14 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
-def select(cases: Sequence[Case], *, quick: bool, pattern: str = "") -> list[Case]:
-    """The quick cases or all, and of these the ones whose name contains `pattern`."""
-    return [c for c in cases if (c.quick or not quick) and pattern.lower() in c.name.lower()]
+def select(
+    cases: Sequence[Case], *, quick: bool, pattern: str = "", device: str = "cpu"
+) -> list[Case]:
+    """The quick cases or all, of these the ones whose name contains `pattern` and for `device`."""
+    return [
+        case
+        for case in cases
+        if (case.quick or not quick)
+        and pattern.lower() in case.name.lower()
+        and case.device in ("", device)
+    ]

@@ -50,11 +50,14 @@ class Ceilings:
             sets live in caches, so a bound from main memory alone would be too easy to beat.
         flops: fp32 rate of the fastest dense product found, in FLOP/s; stands for the FMA rate.
         flops64: The same in fp64.
+        flops_tf32, flops16: Of the tensor cores in TF32 and bf16; 0 where there are none.
     """
 
     copy: tuple[tuple[float, float], ...]
     flops: float
     flops64: float
+    flops_tf32: float = 0.0
+    flops16: float = 0.0
 
     def bandwidth(self, working_set: float) -> float:
         """Copy bandwidth for a working set, interpolated in the logarithm of its size."""
@@ -68,13 +71,20 @@ class Ceilings:
 
     def bound_s(self, cost: Cost, dtype: str) -> float:
         """Shortest time the machine could need: the larger of memory and arithmetic."""
-        rate = self.flops64 if dtype == "float64" else self.flops
+        rates = {
+            "float64": self.flops64,
+            "tf32": self.flops_tf32,
+            "float16": self.flops16,
+            "bfloat16": self.flops16,
+        }
+        rate = rates.get(dtype) or self.flops
         return max(cost.bytes / self.bandwidth(cost.bytes), cost.flops / rate)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Ceilings:
         pairs = tuple((float(size), float(rate)) for size, rate in values["copy"])
-        return cls(pairs, float(values["flops"]), float(values["flops64"]))
+        rates = ("flops", "flops64", "flops_tf32", "flops16")
+        return cls(pairs, *(float(values.get(rate, 0.0)) for rate in rates))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -91,23 +101,32 @@ def measure_ceilings(device: torch.device, *, seconds: float = 2.0) -> Ceilings:
         copy.append((float(size), size / _best(partial(target.copy_, source), device, share)))
     # A small set can always be moved as fast as part of a large one.
     copy = [(size, max(rate for _, rate in copy[i:])) for i, (size, _) in enumerate(copy)]
-    n = 1536 if device.type == "cpu" else 8192
+    on_cpu = device.type == "cpu"
+    n = 1536 if on_cpu else 8192
     flops = _product_rate(n, torch.float32, device, share)
-    if (
-        device.type == "cpu"
-    ):  # on CUDA a convolution may go to the tensor cores, which we do not use
+    if on_cpu:  # on CUDA a convolution may go to the tensor cores
         flops = max(flops, _conv_rate(share))
     return Ceilings(
         copy=tuple(copy),
         flops=flops,
         flops64=_product_rate(n // 2, torch.float64, device, share),
+        flops_tf32=0.0 if on_cpu else _product_rate(n, torch.float32, device, share, tf32=True),
+        flops16=0.0 if on_cpu else _product_rate(n, torch.bfloat16, device, share),
     )
 
 
-def _product_rate(n: int, dtype: torch.dtype, device: torch.device, seconds: float) -> float:
-    a, b = torch.ones(2, n, n, dtype=dtype, device=device).unbind()
+def _product_rate(
+    n: int, dtype: torch.dtype, device: torch.device, seconds: float, *, tf32: bool = False
+) -> float:
+    # Random factors: on zeros or ones a GPU draws less power and runs faster than on real data.
+    a, b = torch.randn(2, n, n, device=device).to(dtype).unbind()
     out = torch.empty_like(a)
-    return 2.0 * n**3 / _best(lambda: torch.mm(a, b, out=out), device, seconds)
+    switches = torch.backends.cuda.matmul
+    before, switches.fp32_precision = switches.fp32_precision, "tf32" if tf32 else "ieee"
+    try:
+        return 2.0 * n**3 / _best(lambda: torch.mm(a, b, out=out), device, seconds)
+    finally:
+        switches.fp32_precision = before
 
 
 def _conv_rate(seconds: float) -> float:

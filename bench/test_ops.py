@@ -20,7 +20,11 @@ _SECONDS = 0.1  # per implementation
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     everything = [case for op in ops.names() for case in ops.cases(op)]
-    chosen = select(everything, quick=not metafunc.config.getoption("--bench-all"))
+    chosen = select(
+        everything,
+        quick=not metafunc.config.getoption("--bench-all"),
+        device=torch.device(metafunc.config.getoption("--bench-device")).type,
+    )
     pairs = [(case, name) for case in chosen for name in (OURS, TORCHVISION, REFERENCE)]
     ids = [f"{case.name} {name}".replace(" ", "-") for case, name in pairs]
     metafunc.parametrize(("case", "library"), pairs, ids=ids)

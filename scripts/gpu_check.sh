@@ -6,15 +6,16 @@
 #   environment    driver, GPU, toolkit, torch, libraries
 #   ptxas          registers and spills, where the build's reports are at hand
 #   small cases    one small case of every kernel, CUDA against CPU
-#   pytest cuda    the suite's CUDA half
-#   memcheck, racecheck, initcheck, synccheck    compute-sanitizer over the small cases
-#   bench          detector workloads against the peers, JSON
-#   pytest bench   the same through pytest-benchmark, JSON
+#   bench          detector workloads against the peers, JSON; interrupted at its limit, it keeps what it has
+#   pytest cuda    the suite's CUDA half, with pytest-xdist where it is installed
+#   memcheck, racecheck, synccheck, initcheck    compute-sanitizer over the small cases
+#   pytest bench   the bench through pytest-benchmark, JSON
 #   nsys, ncu      profiles of detector-sized cases, where the tools are installed
 # The logs and the summary table (summary.txt) land in OUTDIR. Needs no network. Exit status 1 when a step failed.
 #
 # PYTHON chooses the interpreter (default .venv/bin/python, else python3). CVKERNELS_GPU_SCALE scales every time limit
-# (2 doubles them), CVKERNELS_GPU_STEPS limits the steps to those whose name matches the pattern.
+# (2 doubles them), CVKERNELS_GPU_STEPS limits the steps to those whose name matches the pattern, CVKERNELS_GPU_BENCH
+# holds further arguments of the bench (operators, --quick, --peers), CVKERNELS_GPU_LIMIT is the longest a step may take.
 set -uo pipefail
 out=${1:?usage: scripts/gpu_check.sh OUTDIR}
 mkdir -p "$out"
@@ -31,13 +32,14 @@ export PATH="$PATH:/usr/local/cuda/bin"
 
 summary=()
 failed=0
-step() {  # step NAME LIMIT_SECONDS COMMAND...
+step() {  # [signal=INT] step NAME LIMIT_SECONDS COMMAND...    the signal that ends it at its limit
   local name=$1 limit=$(($2 * scale)) start=$SECONDS status=0 word=passed log
+  [ "$limit" -gt "${CVKERNELS_GPU_LIMIT:-$limit}" ] && limit=$CVKERNELS_GPU_LIMIT
   shift 2
   [[ $name =~ $steps ]] || return 0
   log=$out/${name// /_}.log
   printf '\n==== %s (at most %d s)\n' "$name" "$limit"
-  timeout --kill-after=20 "$limit" "$@" >"$log" 2>&1 || status=$?
+  timeout --signal="${signal:-TERM}" --kill-after=20 "$limit" "$@" >"$log" 2>&1 || status=$?
   tail -n 25 "$log"
   case $status in
     0) ;;
@@ -63,8 +65,18 @@ if "_cuda" not in _load.info()["loaded"]: sys.exit("gpu_check: cvkernels._cuda i
 print(torch.cuda.get_device_name(0), "driver", torch._C._cuda_getDriverVersion())
 '
 }
+# sharded COMMAND...: the small cases dealt to processes that run side by side.
+sharded() {
+  local shard shards=$((($(nproc) + 3) / 4)) pids=() pid status=0
+  for ((shard = 0; shard < shards; shard++)); do
+    OMP_NUM_THREADS=4 "$@" "$PYTHON" scripts/gpu_small_cases.py --shard "$shard/$shards" &
+    pids+=($!)
+  done
+  for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
+  return "$status"
+}
 export PYTHON
-export -f environment
+export -f environment sharded
 
 if [ -f cvkernels/_cuda.so ] && [ -f cvkernels/_C.so ]; then
   skip build "prebuilt libraries are used"
@@ -82,9 +94,14 @@ if [ -n "$(find build -name '*.ptxas.txt' -print -quit 2>/dev/null)" ]; then
 else
   skip ptxas "no ptxas reports here"
 fi
-step "small cases" 180 "$PYTHON" scripts/gpu_small_cases.py
+step "small cases" 180 bash -c 'sharded env'
+# shellcheck disable=SC2086  # arguments, separated by spaces
+signal=INT step bench 600 "$PYTHON" -m cvkernels bench ${CVKERNELS_GPU_BENCH:-} --device cuda --json "$out/bench.json"
 if "$PYTHON" -c 'import pytest' 2>/dev/null; then
-  step "pytest cuda" 600 "$PYTHON" -m pytest -q tests -k "cuda or gpu" -p no:cacheprovider --junitxml="$out/pytest.xml"
+  workers=()
+  "$PYTHON" -c 'import xdist' 2>/dev/null && workers=(-n "$(nproc)")
+  signal=INT step "pytest cuda" 600 env OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 "$PYTHON" -m pytest -v tests -k "cuda or gpu" \
+    ${workers[@]+"${workers[@]}"} --tb=short -p no:cacheprovider --junitxml="$out/pytest.xml"
 else
   skip "pytest cuda" "pytest is not installed"
 fi
@@ -95,15 +112,14 @@ for tool in memcheck racecheck synccheck initcheck; do
   [ "$tool" = initcheck ] && only=()
   if [ -n "$sanitizer" ]; then
     # torch's caching allocator would hide an access past a tensor's end.
-    step "$tool" 240 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$tool" --error-exitcode 3 \
-      ${only[@]+"${only[@]}"} "$PYTHON" scripts/gpu_small_cases.py
+    step "$tool" 240 bash -c 'sharded "$@"' "$tool" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+      "$sanitizer" --tool "$tool" --error-exitcode 3 ${only[@]+"${only[@]}"}
   else
     skip "$tool" "compute-sanitizer is not installed"
   fi
 done
-step bench 600 "$PYTHON" -m cvkernels bench --device cuda --json "$out/bench.json"
 if "$PYTHON" -c 'import pytest_benchmark' 2>/dev/null; then
-  step "pytest bench" 300 "$PYTHON" -m pytest -q bench -k cuda -p no:cacheprovider --benchmark-json="$out/pytest-benchmark.json"
+  step "pytest bench" 300 "$PYTHON" -m pytest -q bench --bench-device cuda -p no:cacheprovider --benchmark-json="$out/pytest-benchmark.json"
 else
   skip "pytest bench" "pytest-benchmark is not installed"
 fi

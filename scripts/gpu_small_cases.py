@@ -1,6 +1,6 @@
 """Runs one small case of every kernel on the GPU; compute-sanitizer, nsys and ncu watch it.
 
-    python scripts/gpu_small_cases.py [--large] [--list]
+    python scripts/gpu_small_cases.py [--large] [--list] [--shard I/N]
 
 --large uses detector-sized inputs (for profiles); the default is small, because the sanitizers
 slow kernels a hundredfold. Each case is checked against the CPU and wrapped in an NVTX range with
@@ -368,6 +368,38 @@ def conv_cases(*, large: bool) -> Iterator[Case]:
                 yield f"{name} {dtype} {word}", dtype, run
 
 
+def agrees(
+    name: str, dtype: torch.dtype, run: Callable[[str], list[Tensor]], device: str, repeat: int
+) -> bool:
+    """Runs one case on the device and on the CPU; says what went wrong."""
+    on_gpu = device != "cpu"
+    try:
+        for _ in range(repeat):
+            if on_gpu:
+                torch.cuda.nvtx.range_push(name)
+            ours = run(device)
+            if on_gpu:
+                torch.cuda.synchronize()
+                torch.cuda.nvtx.range_pop()
+    except RuntimeError as error:
+        print(f"FAILED: {name}: {str(error).strip().splitlines()[0]}", flush=True)
+        if on_gpu:
+            torch.cuda.synchronize()  # raises where the context is broken: the rest would fail too
+        return False
+    tolerance = TOLERANCE[dtype]
+    for place, (got, expected) in enumerate(zip(ours, run("cpu"), strict=True)):
+        if got.shape != expected.shape:
+            print(f"DIFFERS: {name}: {tuple(got.shape)} instead of {tuple(expected.shape)}")
+            return False
+        got, expected = got.cpu().double(), expected.double()
+        if not torch.allclose(got, expected, rtol=tolerance, atol=tolerance):
+            error = float((got - expected).abs().max())
+            largest = float(expected.abs().max())
+            print(f"DIFFERS: {name}: result {place} by {error:.3g} of {largest:.3g}", flush=True)
+            return False
+    return True
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--large", action="store_true", help="detector-sized inputs")
@@ -376,7 +408,10 @@ def main() -> int:
         "--device", default="cuda", help="cuda (default) or cpu, to try this script out"
     )
     parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--shard", default="0/1", metavar="I/N", help="every Nth case from the Ith")
     arguments = parser.parse_args()
+    # float32 means float32 in the convolutions too.
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
     generators = (
         roi_align_cases,
         multiscale_roi_align_cases,
@@ -395,25 +430,9 @@ def main() -> int:
     if arguments.list:
         print("\n".join(name for name, _, _ in cases))
         return 0
-    on_gpu = arguments.device != "cpu"
-    failures = 0
-    for name, dtype, run in cases:
-        for _ in range(arguments.repeat):
-            if on_gpu:
-                torch.cuda.nvtx.range_push(name)
-            ours = run(arguments.device)
-            if on_gpu:
-                torch.cuda.synchronize()
-                torch.cuda.nvtx.range_pop()
-        tolerance = TOLERANCE[dtype]
-        for got, expected in zip(ours, run("cpu"), strict=True):
-            same_shape = got.shape == expected.shape
-            if not same_shape or not torch.allclose(
-                got.cpu().double(), expected.double(), rtol=tolerance, atol=tolerance
-            ):
-                print(f"DIFFERS from the CPU: {name}")
-                failures += 1
-                break
+    shard, shards = map(int, arguments.shard.split("/"))
+    cases = cases[shard::shards]
+    failures = sum(not agrees(*case, arguments.device, arguments.repeat) for case in cases)
     print(f"small cases: {len(cases) - failures} agree with the CPU, {failures} differ")
     return 1 if failures else 0
 

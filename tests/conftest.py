@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests import harness
 pytest.register_assert_rewrite("harness")
@@ -27,6 +31,22 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: needs tens of seconds or gigabytes")
     config.addinivalue_line("markers", "gpu: needs a CUDA device")
     config.addinivalue_line("markers", "native: says nothing about emulated CUDA kernels")
+    # Tolerances are float32's; the tests of TF32 switch it on themselves.
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Ends a pytest-xdist worker whose CUDA context is broken: its other tests would all fail."""
+    outcome: Any = yield
+    report = outcome.get_result()
+    if report.failed and harness.HAVE_CUDA and os.environ.get("PYTEST_XDIST_WORKER"):
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            print(f"broke the GPU: {item.nodeid}\n{report.longreprtext}", file=sys.stderr)
+            sys.stderr.flush()
+            os._exit(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -43,11 +43,29 @@ LAYERS = (
     conv(120, 120, 5, 28, groups=120),
     conv(960, 960, 5, 7, groups=960),
 )
+# A GPU needs more work at once: layers of ResNet-50 and of a detector's head.
+GPU_LAYERS = (
+    conv(256, 256, 3, 50, 84, batch=8),
+    conv(64, 64, 3, 56, batch=32),
+    conv(128, 128, 3, 28, batch=32),
+    conv(256, 256, 3, 14, batch=32),
+    conv(512, 512, 3, 7, batch=32),
+    conv(64, 256, 1, 56, batch=32),
+    conv(256, 64, 1, 56, batch=32),
+    conv(1024, 256, 1, 14, batch=32),
+    conv(3, 64, 7, 224, batch=32, stride=2),
+    conv(33, 65, 3, 56, batch=32),
+    conv(128, 128, 3, 56, batch=32, groups=128),
+)
 
 
 def cases() -> list[Case]:
     """Every case; float32 in both layouts, other dtypes on the first layers."""
     found = []
+    for layer in GPU_LAYERS:
+        for dtype, channels_last in (("float16", True), ("float16", False), ("tf32", True)):
+            found.append(_case(layer, "fwd", dtype, channels_last, device="cuda"))
+        found.append(_case(layer, "fwd+bwd", "float16", True, device="cuda"))
     for layer in LAYERS:
         for channels_last in (False, True):
             found.append(_case(layer, "fwd", "float32", channels_last, quick=layer in QUICK))
@@ -60,25 +78,36 @@ def cases() -> list[Case]:
 
 
 def _case(
-    layer: ConvShape, direction: str, dtype: str, channels_last: bool, *, quick: bool = False
+    layer: ConvShape,
+    direction: str,
+    dtype: str,
+    channels_last: bool,
+    *,
+    quick: bool = False,
+    device: str = "",
 ) -> Case:
     def build(context: Context) -> Trial:
         return trial(context, layer, direction, dtype, channels_last=channels_last)
 
     name = layer.name + (" channels_last" if channels_last else "")
-    return Case("conv2d", direction, dtype, name, build, quick=quick)
+    return Case("conv2d", direction, dtype, name, build, quick=quick, device=device)
 
 
 def trial(
     context: Context, layer: ConvShape, direction: str, dtype: str, *, channels_last: bool = False
 ) -> Trial:
-    """Calls for one layer: ours, torch on the same layout and on the other, and by columns."""
-    calls = Calls(layer, direction, getattr(torch, dtype), context.device, channels_last)
-    other = Calls(layer, direction, getattr(torch, dtype), context.device, not channels_last)
+    """Calls for one layer: ours, torch on the same layout and on the other, and by columns.
+
+    The dtype "tf32" is float32 with both libraries allowed to round factors to TF32.
+    """
+    tf32 = dtype == "tf32"
+    element = torch.float32 if tf32 else getattr(torch, dtype)
+    calls = Calls(layer, direction, element, context.device, channels_last, tf32)
+    other = Calls(layer, direction, element, context.device, not channels_last, tf32)
     peers = {TORCH: calls.of(F.conv2d), OTHER: other.of(F.conv2d)}
     if layer.products * 4 < 2**31:  # the columns of larger ones would not fit
         peers[UNFOLD] = calls.of(by_unfold)
-    narrow = dtype in ("float16", "bfloat16")
+    narrow = dtype in ("float16", "bfloat16", "tf32")
     return Trial(
         ours=calls.of(context.libraries.our("conv2d", "conv2d")),
         peers=peers,
@@ -109,10 +138,12 @@ class Calls:
         dtype: torch.dtype,
         device: torch.device,
         channels_last: bool,
+        tf32: bool = False,
     ) -> None:
         g = torch.Generator().manual_seed(1)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.layer, self.dtype, self.backward = layer, dtype, direction == "fwd+bwd"
+        self.tf32 = tf32
 
         def random(*shape: int, scale: float = 1.0) -> Tensor:
             value = (torch.randn(shape, generator=g) * scale).to(device, dtype)
@@ -131,6 +162,7 @@ class Calls:
         """The same numbers, rounded to the narrow dtype as they are, in float32."""
         wide = object.__new__(Calls)
         wide.layer, wide.dtype, wide.backward = self.layer, torch.float32, self.backward
+        wide.tf32 = False
         wide.tensors = tuple(t.detach().float().requires_grad_(self.backward) for t in self.tensors)
         wide.grad = self.grad.float()
         return wide
@@ -139,9 +171,27 @@ class Calls:
         """The layer as one call of `function`, which has torch's signature."""
         s = self.layer
         forward = partial(function, *self.tensors, s.stride, s.padding, s.dilation, s.groups)
-        if not self.backward:
-            return forward
-        return lambda: torch.autograd.grad(forward(), self.tensors, self.grad)
+        run: Callable[[], Any] = forward
+        if self.backward:
+
+            def run() -> Any:
+                return torch.autograd.grad(forward(), self.tensors, self.grad)
+
+        return in_tf32(run) if self.tf32 else run
+
+
+def in_tf32(run: Callable[[], Any]) -> Callable[[], Any]:
+    """The call with torch's switch on; on the CPU it means nothing."""
+
+    def call() -> Any:
+        switches = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+        before, switches.fp32_precision = switches.fp32_precision, "tf32"
+        try:
+            return run()
+        finally:
+            switches.fp32_precision = before
+
+    return call
 
 
 def cost(layer: ConvShape, direction: str, itemsize: int) -> Cost:
