@@ -259,15 +259,17 @@ def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype, what: str
     scale = e.abs().max()
     excess = (a - e).abs() - (tolerance.rtol * e.abs() + tolerance.atol * scale)
     worst = excess.argmax()
-    assert excess.max() <= 0, (
+    most = float(excess.flatten()[worst])  # numbers, not tensors, which pytest would print
+    assert most <= 0, (
         f"{what}: {int((excess > 0).sum())} of {e.numel()} elements differ; worst "
         f"{a.flatten()[worst]} expected {e.flatten()[worst]} at flat index {int(worst)}"
     )
     if scale > 0:
         a, e = a / scale, e / scale  # squares of large numbers overflow
-        norm = e.norm()
-        assert (a - e).norm() <= tolerance.l2 * norm, f"{what}: relative L2 {(a - e).norm() / norm}"
-        angle = 1 - (a.flatten() @ e.flatten()) / (a.norm() * norm)
+        norm = float(e.norm())
+        distance = float((a - e).norm()) / norm
+        assert distance <= tolerance.l2, f"{what}: relative L2 {distance}"
+        angle = 1 - float(a.flatten() @ e.flatten()) / (float(a.norm()) * norm)
         assert angle <= tolerance.cosine, f"{what}: 1 - cosine = {angle}"
 
 

@@ -155,6 +155,12 @@ def test_nan_is_not_close_to_a_number() -> None:
         assert_close(torch.tensor([1.0, float("nan")]), torch.tensor([1.0, 2.0]), torch.float32)
 
 
+def test_what_differs_is_said_in_short() -> None:
+    with pytest.raises(AssertionError, match="1 of 2 elements differ") as caught:
+        assert_close(torch.tensor([1.0, 2.5]), torch.tensor([1.0, 2.0]), torch.float32)
+    assert "tensor(" not in str(caught.value)
+
+
 def test_layouts_hold_the_same_values() -> None:
     x = build(CASE)["input"]
     for layout in ("contiguous", "channels_last", "sliced", "unaligned"):
