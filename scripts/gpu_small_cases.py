@@ -393,9 +393,9 @@ def agrees(
             return False
         got, expected = got.cpu().double(), expected.double()
         if not torch.allclose(got, expected, rtol=tolerance, atol=tolerance):
-            error = float((got - expected).abs().max())
+            distance = float((got - expected).abs().max())
             largest = float(expected.abs().max())
-            print(f"DIFFERS: {name}: result {place} by {error:.3g} of {largest:.3g}", flush=True)
+            print(f"DIFFERS: {name}: result {place} by {distance:.3g} of {largest:.3g}", flush=True)
             return False
     return True
 
