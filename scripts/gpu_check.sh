@@ -62,7 +62,7 @@ import sys, torch
 from cvkernels import _load
 if not torch.cuda.is_available(): sys.exit("gpu_check: torch sees no GPU")
 if "_cuda" not in _load.info()["loaded"]: sys.exit("gpu_check: cvkernels._cuda is not loaded; build it with nvcc on PATH")
-print(torch.cuda.get_device_name(0), "driver", torch._C._cuda_getDriverVersion())
+print(torch.cuda.get_device_name(0), "torch", torch.__version__)  # nvidia-smi has named the driver
 '
 }
 # sharded COMMAND...: the small cases dealt to processes that run side by side.
