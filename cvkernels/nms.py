@@ -517,7 +517,8 @@ def iou_guided_nms(
         "amax",
         include_self=False,
     )
-    return keep, best[1:]
+    # Both ends: of a length that only the data knows, inductor of torch 2.11 cannot lower best[1:].
+    return keep, best[1 : keep.shape[0] + 1]
 
 
 # ---- fake kernels
