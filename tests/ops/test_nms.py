@@ -886,9 +886,13 @@ def test_nms_equals_torchvision(threshold: float, dtype: torch.dtype, device: st
             assert_same(nms(boxes, scores, threshold), ops.nms(boxes, scores, threshold), kind)
 
 
-def test_batched_nms_equals_torchvision_where_that_is_exact(device: str) -> None:
-    # Whole non-negative coordinates and few classes: its coordinate offsets are exact.
+@pytest.mark.parametrize("threshold", [0.375, 0.4])
+def test_batched_nms_equals_torchvision_where_that_is_exact(threshold: float, device: str) -> None:
+    # Whole non-negative coordinates and few classes: its coordinate offsets are exact. 0.4 is no
+    # float32, and of these boxes many overlap by 2/5.
     ops = pytest.importorskip("torchvision.ops")
+    if device == "cuda" and threshold == 0.4:
+        pytest.skip("torchvision's CUDA kernel compares with a rounded threshold")
     for seed in range(5):
         boxes = grid_boxes(120, seed).float().to(device)
         boxes = torch.cat(
@@ -896,8 +900,8 @@ def test_batched_nms_equals_torchvision_where_that_is_exact(device: str) -> None
         )
         scores = random_scores(120, seed).float().to(device)
         idxs = classes(120, 6, seed).to(device)
-        ours = batched_nms(boxes, scores, idxs, 0.4)
-        assert_same(ours, ops.batched_nms(boxes, scores, idxs, 0.4))
+        ours = batched_nms(boxes, scores, idxs, threshold)
+        assert_same(ours, ops.batched_nms(boxes, scores, idxs, threshold))
 
 
 def test_batched_nms_is_exact_where_torchvision_is_not(device: str) -> None:
