@@ -195,6 +195,7 @@ def compare(actual: Any, expected: Any, match: str) -> str:
         return next((f"result {i}: {words}" for i, words in found if words), "")
     if actual.shape != expected.shape:
         return f"shape {tuple(actual.shape)} instead of {tuple(expected.shape)}"
+    expected = expected.to(actual.device)  # a truth may be worked out on the CPU
     if match == EXACT:
         wrong = int((actual != expected).sum())
         return f"{wrong} of {expected.numel()} values differ" if wrong else ""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 # Last, so that an installed cvkernels is not shadowed by the checkout's.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
@@ -30,7 +31,7 @@ from bench.harness import (
 )
 from bench.libraries import Libraries
 from bench.machine import Ceilings, Cost
-from bench.ops import nms, roi_align
+from bench.ops import nms, roi_align, soft_nms
 from bench.timing import Candidate, Ratio, Samples, Stats, WallClock, interleave, quantile
 from cvkernels import _bench
 
@@ -198,6 +199,24 @@ def test_compare() -> None:
     assert "result 1" in compare([a, a + 1], [a, a], "float32")
     assert "1 results instead of 2" in compare([a], [a, a], "float32")
     assert compare(torch.empty(0, 3), torch.empty(0, 3), "float32") == ""
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_truth_worked_out_on_the_cpu_serves_for_cuda() -> None:
+    a = torch.tensor([1.0, 2.0])
+    for match in (EXACT, "float32"):
+        assert compare(a.cuda(), a, match) == ""
+        assert compare(a.cuda(), a + 1, match) != ""
+
+
+def test_loops_on_the_cpu_are_no_peers_of_cuda() -> None:
+    found = soft_nms.trial(CPU, workloads.uniform(10), "linear")
+    assert found.peers.keys() == {"plain C++", "numpy"}
+    with FakeTensorMode():  # wherever there is no GPU
+        found = soft_nms.trial(Context(torch.device("cuda")), workloads.uniform(10), "linear")
+    assert not found.peers
+    assert found.expected
 
 
 def trial(ours: object, peer: object = None, truth: object = None) -> Trial:
