@@ -114,7 +114,8 @@ def run(cases: Sequence[Case], context: Context, *, budget_s: float, quick: bool
         absent = [name for name in peers if not _present(name, context, cases)]
         if absent:
             print(f"note: {' and '.join(absent)} not importable here, so not a peer")
-    print("\n".join(report.machine_lines(found)) + "\n\n" + report.header(), flush=True)
+    widths = report.Widths.of(cases)
+    print("\n".join(report.machine_lines(found)) + "\n\n" + report.header(widths), flush=True)
     for number, case in enumerate(cases, 1):
         progress(f"[{number}/{len(cases)}] {case.name}")
         try:
@@ -123,7 +124,7 @@ def run(cases: Sequence[Case], context: Context, *, budget_s: float, quick: bool
             print(f"interrupted: {number - 1} of {len(cases)} cases measured", file=sys.stderr)
             break
         progress("")
-        print(report.line(result), flush=True)
+        print(report.line(result, widths), flush=True)
         found.results.append(result)
     return found
 

@@ -4,36 +4,53 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.harness import Report, Result
+from bench.harness import Case, Report, Result
 
-_COLUMNS = (
-    f"{'op':<10} {'pass':<8} {'dtype':<9} {'workload':<26} {'ours':>9}  {'peer':>9} {'':<12}"
-    f"{'ratio':>8} {'(p10..p90)':>15} {'% of bound':>11}"
-)
+_PEER = 14  # the longest name of a first peer
 
 
-def header() -> str:
+@dataclass(frozen=True)
+class Widths:
+    """How wide the columns of operators and workloads are."""
+
+    op: int = 0
+    workload: int = 0
+
+    @classmethod
+    def of(cls, cases: Sequence[Case]) -> Widths:
+        """As wide as the longest name."""
+        return cls(max(len(c.op) for c in cases), max(len(c.workload) for c in cases))
+
+
+def header(widths: Widths) -> str:
     """The line above the first `line`."""
-    return _COLUMNS
+    return (
+        f"{'op':<{widths.op}} {'pass':<8} {'dtype':<9} {'workload':<{widths.workload}} "
+        f"{'ours':>9}  {'peer':>9} {'':<{_PEER}}{'ratio':>8} {'(p10..p90)':>15} {'% of bound':>11}"
+    )
 
 
-def line(result: Result) -> str:
+def line(result: Result, widths: Widths = Widths()) -> str:
     """One workload: our time, the first peer's, their ratio and its spread, and the bound."""
-    start = f"{result.op:<10} {result.direction:<8} {result.dtype:<9} {result.workload:<26} "
+    start = (
+        f"{result.op:<{widths.op}} {result.direction:<8} {result.dtype:<9} "
+        f"{result.workload:<{widths.workload}} "
+    )
     if result.status != "ok":
         return f"{start}{result.status.upper()}: {result.message}"
     ours = result.times[result.ours]
     text = f"{start}{seconds(ours.median):>9}  "
     peer = next(iter(result.ratio), None)
     if peer is None:
-        text += f"{'-':>9} {'':<12}{'-':>8} {'':>15}"
+        text += f"{'-':>9} {'':<{_PEER}}{'-':>8} {'':>15}"
     else:
         ratio = result.ratio[peer]
         spread = f"({ratio.p10:.3g}..{ratio.p90:.3g})"
-        text += f"{seconds(result.times[peer].median):>9} {peer:<12}"
+        text += f"{seconds(result.times[peer].median):>9} {peer:<{_PEER}}"
         text += f"{ratio.median:>7.2f}x {spread:>15}"
     percent = result.percent_of_bound
     text += f" {'-' if percent is None else f'{percent:.2g}%':>11}"

@@ -303,6 +303,20 @@ def test_line_and_page_show_the_figures() -> None:
     assert "http" not in page  # self-contained
 
 
+def test_lines_are_aligned() -> None:
+    cases = [case for op in ops.names() for case in ops.cases(op)]
+    widths = report.Widths.of(cases)
+    stats = Stats(1.0, 1.0, 1.0, 3)
+    columns = set()
+    for case in cases:
+        result = Result(case.op, case.direction, case.dtype, case.workload, ours="ours")
+        result.wall = {"ours": stats, "torch matrices": stats}
+        result.ratio = {"torch matrices": Ratio(1.0, 1.0, 1.0)}
+        columns.add(report.line(result, widths).index("1.00x"))
+    assert len(columns) == 1
+    assert report.header(widths).index("ratio") == columns.pop()
+
+
 def test_seconds() -> None:
     words = [report.seconds(value) for value in (2.5, 0.0123, 4.56e-5, 1e-9, 1234.0)]
     assert words == ["2.5 s", "12.3 ms", "45.6 us", "1 ns", "1234 s"]
