@@ -1,7 +1,7 @@
 // The matrix engine on CUDA, by tensor cores: out[m, n] = sum over k of left[m, k] * right[n, k].
 //
-// Neither operand need exist as a matrix. A gatherer says where element (outer, inner) lies; along `inner` a vector of
-// kVector elements is contiguous. The depth k is the inner index of an operand (kDepthInner: pixels by channels in a forward
+// Neither operand need exist as a matrix. A gatherer says where chunk (outer, inner) lies, 16 bytes of elements that are
+// neighbours along the inner index; what is not there counts as zeros, and its address is not read. The depth k is the inner index of an operand (kDepthInner: pixels by channels in a forward
 // pass, weights) or its outer one (both operands of a weight gradient, whose depth is pixels).
 //
 // A block owns a tile of rows and columns. Its operands pass through shared memory in kStages buffers that asynchronous
@@ -37,6 +37,16 @@ struct GemmTraits {
   static constexpr int kSums = math == GemmMath::kDouble ? 2 : 4;  // of a lane in a step's tile
   static constexpr int kVector = kWide<T>;                         // elements of 16 bytes
 };
+
+// Chunk number `index`, of 16 bytes, behind `data`; its address need not exist. Perf: numbers of chunks fit 32 bits up to 32 GiB,
+// which halves the arithmetic of addresses and their registers; beyond that the plain kernels do.
+CVK_DEVICE const void* gemm_chunk(const void* data, int index) {
+  return static_cast<const char*>(data) + int64_t{index} * 16;
+}
+template <class T>
+CVK_HD bool gemm_addressable(int64_t elements) {
+  return elements / kWide<T> < (int64_t{1} << 31);
+}
 
 // ---- operands in shared memory
 
@@ -75,51 +85,53 @@ struct GemmCopy {
 };
 
 // Brings an operand's tiles, one after another along the depth, into shared memory.
-template <class Gatherer, bool kDepthInner, int lines, int elements, int threads, bool kVectors>
+//
+// Perf: nothing here branches, so that a step of the engine is one block of code, in which the compiler puts the addresses between
+// the products. (With branches, a warp worked out its addresses first and multiplied afterwards: 1.5 times the time on an H100.)
+template <class Gatherer, bool kDepthInner, int lines, int elements, int threads>
 class GemmStream {
  public:
   using T = typename Gatherer::Element;
   using Operand = GemmOperand<T, lines, elements>;
   using Copy = GemmCopy<Operand, lines, threads>;
-  static constexpr int kVector = Operand::kChunkElements;
 
   // From depth `depth` on; `first` is the first row (or column) of the tile.
-  CVK_DEVICE GemmStream(const Gatherer& gatherer, int64_t first, int64_t depth) : gatherer_(gatherer) {
-    const int64_t inner = (kDepthInner ? depth : first) + Copy::chunk() * kVector;
-    inner_ = gatherer.inner(inner);
+  CVK_DEVICE GemmStream(const Gatherer& gatherer, int64_t first, int64_t depth)
+      : gatherer_(gatherer),
+        inner_(gatherer.inner((kDepthInner ? depth : first) / Operand::kChunkElements + Copy::chunk())) {
 #pragma unroll
-    for (int i = 0; i < Copy::kLines; ++i) {
-      outer_[i] = gatherer.outer((kDepthInner ? first : depth) + Copy::line(i));
+    for (int i = 0; i < kOuters; ++i) outer_[i] = gatherer.outer((kDepthInner ? first : depth) + Copy::line(i));
+    if (kDepthInner) {
+      inner_step_ = gatherer.inner_step(Copy::kChunks);
+    } else {
+      outer_step_ = gatherer.outer_step(Copy::kLines > 1 ? Copy::kStride : lines);
     }
   }
 
-  // Starts the copies of the next tile.
-  CVK_DEVICE void fetch(Operand& to) {
+  // Starts the copies of the next tile; where it is not `wanted`, copies zeros.
+  CVK_DEVICE void fetch(Operand& to, bool wanted) {
 #pragma unroll
     for (int i = 0; i < Copy::kLines; ++i) {
+      auto& outer = outer_[kDepthInner ? i : 0];
       const int line = Copy::line(i);
-      if (lines % Copy::kStride != 0 && line >= lines) break;
-      T* chunk = to.chunk(line, Copy::chunk());
-      if (kVectors) {
-        const T* from = gatherer_.find(outer_[i], inner_);
-        copy_async<16>(chunk, from == nullptr ? gatherer_.anywhere() : from, from != nullptr);
-      } else {
-        auto inner = inner_;
-        for (int j = 0; j < kVector; ++j) {
-          const T* from = gatherer_.find(outer_[i], inner);
-          chunk[j] = from == nullptr ? T{} : *from;
-          gatherer_.advance_inner(inner, 1);
-        }
+      const bool there = gatherer_.there(outer, inner_) && wanted;
+      if (Copy::kStride <= lines || line < lines) {
+        copy_async<16>(to.chunk(line, Copy::chunk()), gatherer_.at(outer, inner_), there);
       }
-      if (!kDepthInner) gatherer_.advance_outer(outer_[i], lines);
+      if (!kDepthInner) gatherer_.advance_outer(outer, outer_step_);
     }
-    if (kDepthInner) gatherer_.advance_inner(inner_, elements);
+    if (kDepthInner) gatherer_.advance_inner(inner_, inner_step_);
   }
 
  private:
+  static_assert(Copy::kStride >= lines || lines % Copy::kStride == 0, "a thread's lines are evenly apart");
   const Gatherer& gatherer_;
   typename Gatherer::Inner inner_;
-  typename Gatherer::Outer outer_[Copy::kLines];
+  typename Gatherer::InnerStep inner_step_;
+  typename Gatherer::OuterStep outer_step_;
+  // Registers: along the outer index, a thread's lines of a tile are stations of one walk.
+  static constexpr int kOuters = kDepthInner ? Copy::kLines : 1;
+  typename Gatherer::Outer outer_[kOuters];
 };
 
 // ---- fragments
@@ -305,11 +317,14 @@ struct GemmWarp {
 // ---- the kernel
 
 // A tile of kRows x kColumns, kDepth deep at a time; a warp has kWarpRows x kWarpColumns of it.
-template <int rows, int columns, int depth, int warp_rows, int warp_columns, int stages>
+template <int rows, int columns, int depth, int warp_rows, int warp_columns, int stages, int blocks, int alone,
+          int busy>
 struct GemmShape {
   static constexpr int kRows = rows, kColumns = columns, kDepth = depth;
   static constexpr int kWarpRows = warp_rows, kWarpColumns = warp_columns, kStages = stages;
   static constexpr int kThreads = 32 * (rows / warp_rows) * (columns / warp_columns);
+  static constexpr int kBlocksPerSm = blocks;
+  static constexpr double kAlone = alone / 100.0, kBusy = busy / 100.0;
 };
 
 struct GemmExtent {
@@ -368,8 +383,7 @@ constexpr size_t gemm_shared_bytes() {
 }
 
 // Computes the block's tile into shared memory, where it is once this returns, for all threads. The whole block calls it.
-template <GemmMath math, class Shape, bool kLeftDepthInner, bool kRightDepthInner, bool kVectors, class Left,
-          class Right>
+template <GemmMath math, class Shape, bool kLeftDepthInner, bool kRightDepthInner, class Left, class Right>
 CVK_DEVICE GemmResult<Acc<typename Left::Element>, Shape>& gemm_tile(const Left& left, const Right& right,
                                                                      const GemmExtent& extent, const GemmBlock& block) {
   using T = typename Left::Element;
@@ -384,10 +398,10 @@ CVK_DEVICE GemmResult<Acc<typename Left::Element>, Shape>& gemm_tile(const Left&
   const int64_t end = min_of(extent.depth, begin + extent.split_depth);
   const int steps = static_cast<int>(ceil_div<int64_t>(max_of<int64_t>(end - begin, 0), Shape::kDepth));
   GemmStream<Left, kLeftDepthInner, kLeftDepthInner ? Shape::kRows : Shape::kDepth,
-             kLeftDepthInner ? Shape::kDepth : Shape::kRows, kThreads, kVectors>
+             kLeftDepthInner ? Shape::kDepth : Shape::kRows, kThreads>
       left_stream(left, block.first_row, begin);
   GemmStream<Right, kRightDepthInner, kRightDepthInner ? Shape::kColumns : Shape::kDepth,
-             kRightDepthInner ? Shape::kDepth : Shape::kColumns, kThreads, kVectors>
+             kRightDepthInner ? Shape::kDepth : Shape::kColumns, kThreads>
       right_stream(right, block.first_column, begin);
 
   const int warp = static_cast<int>(threadIdx.x) / 32;
@@ -397,24 +411,23 @@ CVK_DEVICE GemmResult<Acc<typename Left::Element>, Shape>& gemm_tile(const Left&
 
 #pragma unroll
   for (int s = 0; s < kStages - 1; ++s) {
-    if (s < steps) {
-      left_stream.fetch(stages[s].left);
-      right_stream.fetch(stages[s].right);
-    }
-    copy_async_commit();  // an empty group keeps the count
+    left_stream.fetch(stages[s].left, s < steps);
+    right_stream.fetch(stages[s].right, s < steps);
+    copy_async_commit();
   }
   for (int step = 0; step < steps; ++step) {
     copy_async_wait<kStages - 2>();
     __syncthreads();  // the copies of all threads are there, and nobody reads the buffer that is filled next
-    if (step + kStages - 1 < steps) {
-      Stage& next = stages[(step + kStages - 1) % kStages];
-      left_stream.fetch(next.left);
-      right_stream.fetch(next.right);
-    }
-    copy_async_commit();
     const Stage& stage = stages[step % kStages];
+    sums.template multiply<kLeftDepthInner, kRightDepthInner>(stage.left, stage.right, row, column, 0);
+    // Perf: between the products, so that addresses are worked out while they are under way.
+    Stage& next = stages[(step + kStages - 1) % kStages];
+    const bool wanted = step + kStages - 1 < steps;
+    left_stream.fetch(next.left, wanted);
+    right_stream.fetch(next.right, wanted);
+    copy_async_commit();
 #pragma unroll
-    for (int k = 0; k < Shape::kDepth; k += Traits::kStepDepth) {
+    for (int k = Traits::kStepDepth; k < Shape::kDepth; k += Traits::kStepDepth) {
       sums.template multiply<kLeftDepthInner, kRightDepthInner>(stage.left, stage.right, row, column, k);
     }
   }
@@ -436,23 +449,27 @@ template <class T>
 struct DenseGatherer {
   using Element = T;
   struct Outer {
-    int64_t index;
+    int index, offset;
   };
-  struct Inner {
-    int64_t index;
-  };
-  const T* data;  // [outers, inners], `stride` elements from one outer index to the next
-  int64_t outers, inners, stride;
+  using OuterStep = Outer;
+  using Inner = int;
+  using InnerStep = int;
+  const T* data;  // [outers, chunks], aligned
+  int outers;
+  int chunks;  // of 16 bytes
+  int stride;  // chunks from one outer index to the next
 
-  CVK_DEVICE Outer outer(int64_t index) const { return {index}; }
-  CVK_DEVICE Inner inner(int64_t index) const { return {index}; }
-  CVK_DEVICE void advance_outer(Outer& outer, int count) const { outer.index += count; }
-  CVK_DEVICE void advance_inner(Inner& inner, int count) const { inner.index += count; }
-  // Null for what is not there, which counts as zeros.
-  CVK_DEVICE const T* find(const Outer& outer, const Inner& inner) const {
-    return outer.index < outers && inner.index < inners ? data + outer.index * stride + inner.index : nullptr;
+  CVK_DEVICE Outer outer(int64_t index) const { return {static_cast<int>(index), static_cast<int>(index * stride)}; }
+  CVK_DEVICE Inner inner(int64_t chunk) const { return static_cast<int>(chunk); }
+  CVK_DEVICE OuterStep outer_step(int count) const { return outer(count); }
+  CVK_DEVICE InnerStep inner_step(int count) const { return count; }
+  CVK_DEVICE void advance_outer(Outer& outer, const OuterStep& step) const {
+    outer.index += step.index;
+    outer.offset += step.offset;
   }
-  CVK_DEVICE const T* anywhere() const { return data; }
+  CVK_DEVICE void advance_inner(Inner& inner, InnerStep step) const { inner += step; }
+  CVK_DEVICE bool there(const Outer& outer, Inner inner) const { return outer.index < outers && inner < chunks; }
+  CVK_DEVICE const void* at(const Outer& outer, Inner inner) const { return gemm_chunk(data, outer.offset + inner); }
 };
 
 }  // namespace cvk

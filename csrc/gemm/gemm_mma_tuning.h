@@ -1,36 +1,44 @@
-// Tiles of the tensor-core engine. Chosen from the descriptions of sm_80 and sm_90, not yet measured.
+// Tiles of the tensor-core engine, and what decides between them.
 #pragma once
 
 namespace cvk {
 
-template <int rows, int columns, int depth, int warp_rows, int warp_columns, int stages>
+template <int rows, int columns, int depth, int warp_rows, int warp_columns, int stages, int blocks, int alone,
+          int busy>
 struct GemmShape;
 
-// Rows x columns x depth of a block, rows x columns of a warp, stages. Depths are 64 bytes: four chunks of 16. With two blocks
-// on an SM ptxas 13.0 takes, without spills: 64 x 64 of a warp 230 registers in half, 64 x 32 151 in half and 133 in TF32.
-// Three products for one (3xTF32) spill there, and fit in 32 x 32: 184.
-using GemmHalfLarge = GemmShape<128, 128, 32, 64, 64, 4>;
-using GemmHalfMedium = GemmShape<128, 64, 32, 64, 32, 4>;
-using GemmHalfSmall = GemmShape<64, 64, 32, 32, 32, 4>;
-using GemmTf32Medium = GemmShape<128, 64, 16, 64, 32, 4>;
-using GemmFloatSmall = GemmShape<64, 64, 16, 32, 32, 4>;  // both TF32 and 3xTF32
-using GemmDoubleSmall = GemmShape<64, 64, 8, 32, 32, 3>;
+// Rows x columns x depth of a block, rows x columns of a warp, stages, blocks that an SM holds; then the time of a step, in
+// hundredths of that of two large tiles: of a block that has an SM for itself, and a block's share of a full SM. Depths are 64 bytes:
+// four chunks of 16.
+using GemmHalfLarge = GemmShape<128, 128, 32, 64, 64, 4, 2, 60, 50>;
+using GemmHalfMedium = GemmShape<128, 64, 32, 64, 32, 4, 3, 45, 27>;
+using GemmHalfSmall = GemmShape<64, 64, 32, 32, 32, 4, 4, 40, 15>;
+using GemmHalfNarrow = GemmShape<128, 16, 32, 32, 16, 4, 4, 35, 10>;
+using GemmTf32Large = GemmShape<128, 128, 16, 64, 64, 4, 2, 60, 50>;
+using GemmTf32Medium = GemmShape<128, 64, 16, 64, 32, 4, 2, 45, 29>;
+using GemmFloatSmall = GemmShape<64, 64, 16, 32, 32, 4, 2, 40, 17>;  // both TF32 and 3xTF32
+using GemmFloatNarrow = GemmShape<128, 16, 16, 32, 16, 4, 2, 35, 17>;
+using GemmDoubleSmall = GemmShape<64, 64, 8, 32, 32, 3, 2, 60, 50>;
+using GemmDoubleNarrow = GemmShape<128, 16, 8, 32, 16, 3, 2, 50, 30>;
 
-// Blocks that must fit on one SM.
-constexpr int kGemmMmaBlocksPerSm = 2;
+// The count of time that plans are chosen by; its unit took 0.8 us on an H100.
+constexpr int kGemmMmaSms = 132;
+constexpr double kGemmMmaEnds = 6;             // steps: filling the stages and storing the result
+constexpr double kGemmMmaSumLaunch = 6;        // the launch that adds the parts
+constexpr double kGemmMmaSumsPerStep = 350e3;  // elements of parts that pass through memory in a unit
 
-// Blocks that fill a device: two on each of 132 SMs. With fewer tiles the depth is cut, each part at least so many steps deep.
-constexpr int kGemmMmaWantedBlocks = 264;
+// Parts of the depth: at most so many, each at least so many steps deep.
+constexpr int kGemmMmaMostSplits = 64;
 constexpr int kGemmMmaLeastSteps = 8;
 
-// With fewer columns or a smaller depth the plain kernels do: most of a step's tile would be zeros.
-constexpr int kGemmMmaLeastColumns = 8;
+// With a smaller depth the plain kernels do: most of a step's tile would be zeros.
 constexpr int kGemmMmaLeastDepth = 16;
 
 // With more phases of a transposed product, each launches of its own, the plain kernel does: it takes all of them in one.
 constexpr int kGemmMmaMostPhases = 16;
 
-// Threads of the kernels that order weights and add up parts.
+// Threads of the kernels that copy maps, order weights and add up parts; weights are turned in square tiles.
 constexpr int kGemmMmaThreads = 256;
+constexpr int kGemmMmaWeightTile = 32;
 
 }  // namespace cvk

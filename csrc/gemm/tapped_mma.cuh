@@ -18,81 +18,159 @@ namespace cvk {
 
 // ---- operands
 
-// Pixels of a phase (outer) by taps and channels (inner) of a channels-last map.
+// Pixels of a phase (outer) by taps and chunks of channels (inner) of a channels-last map. What one index alone decides is worked
+// out when that index moves, so that an address is a sum of two offsets.
 template <class T>
 struct PixelGatherer {
   using Element = T;
-  struct Outer {
-    int64_t image;
-    int y, x;  // in the phase
+  struct OuterStep {
+    int image, grid_y, grid_x;  // in the phase
   };
-  struct Inner {
-    int y, x, c;  // tap and channel
+  struct Outer : OuterStep {
+    int y, x;    // source pixel of tap (0, 0)
+    int offset;  // of its first chunk; such a pixel may lie outside
+  };
+  struct InnerStep {
+    int tap_y, tap_x, chunk;
+  };
+  struct Inner : InnerStep {
+    int y, x;    // of the tap, from the first
+    int offset;  // with the chunk
   };
   const T* map;  // the group's first channel
   TapGrid grid;
-  int64_t images, channels;
-  int group_channels;
+  int images, chunks, group_chunks;  // chunks of a pixel: of all groups, of this one
 
+  CVK_DEVICE void place(Outer& outer) const {
+    outer.y = outer.grid_y * grid.y.source_step + grid.y.first_offset;
+    outer.x = outer.grid_x * grid.x.source_step + grid.x.first_offset;
+    outer.offset = ((outer.image * grid.y.extent + outer.y) * grid.x.extent + outer.x) * chunks;
+  }
+  CVK_DEVICE void place(Inner& inner) const {
+    inner.y = inner.tap_y * grid.y.offset_step;
+    inner.x = inner.tap_x * grid.x.offset_step;
+    inner.offset = (inner.y * grid.x.extent + inner.x) * chunks + inner.chunk;
+  }
+  CVK_DEVICE OuterStep outer_step(int64_t count) const {
+    const int64_t rest = count % grid.pixels();
+    return {static_cast<int>(count / grid.pixels()), static_cast<int>(rest / grid.x.grid),
+            static_cast<int>(rest % grid.x.grid)};
+  }
+  CVK_DEVICE InnerStep inner_step(int64_t count) const {
+    const int taps = max_of(grid.x.taps, 1);  // without taps nothing is read
+    const int64_t tap = count / group_chunks;
+    return {static_cast<int>(tap / taps), static_cast<int>(tap % taps), static_cast<int>(count % group_chunks)};
+  }
   CVK_DEVICE Outer outer(int64_t index) const {
-    const int64_t rest = index % grid.pixels();
-    return {index / grid.pixels(), static_cast<int>(rest / grid.x.grid), static_cast<int>(rest % grid.x.grid)};
+    Outer outer{outer_step(index)};
+    place(outer);
+    return outer;
   }
   CVK_DEVICE Inner inner(int64_t index) const {
-    const int channels = max_of(group_channels, 1), taps = max_of(grid.x.taps, 1);  // without depth nothing is read
-    const int64_t tap = index / channels;
-    return {static_cast<int>(tap / taps), static_cast<int>(tap % taps), static_cast<int>(index % channels)};
+    Inner inner{inner_step(index)};
+    place(inner);
+    return inner;
   }
-  CVK_DEVICE void advance_outer(Outer& outer, int count) const {
-    outer.x += count;
-    while (outer.x >= grid.x.grid) {
-      outer.x -= grid.x.grid;
-      if (++outer.y == grid.y.grid) {
-        outer.y = 0;
-        ++outer.image;
-      }
-    }
+  // As numbers are added whose digits are images, rows and pixels; taps and chunks.
+  CVK_DEVICE void advance_outer(Outer& outer, const OuterStep& step) const {
+    outer.grid_x += step.grid_x;
+    const bool next_row = outer.grid_x >= grid.x.grid;
+    outer.grid_x -= next_row ? grid.x.grid : 0;
+    outer.grid_y += step.grid_y + next_row;
+    const bool next_image = outer.grid_y >= grid.y.grid;
+    outer.grid_y -= next_image ? grid.y.grid : 0;
+    outer.image += step.image + next_image;
+    place(outer);
   }
-  CVK_DEVICE void advance_inner(Inner& inner, int count) const {
-    inner.c += count;
-    while (inner.c >= group_channels) {
-      inner.c -= group_channels;
-      if (++inner.x == grid.x.taps) {
-        inner.x = 0;
-        ++inner.y;
-      }
-    }
+  CVK_DEVICE void advance_inner(Inner& inner, const InnerStep& step) const {
+    inner.chunk += step.chunk;
+    const bool next_tap = inner.chunk >= group_chunks;
+    inner.chunk -= next_tap ? group_chunks : 0;
+    inner.tap_x += step.tap_x + next_tap;
+    const bool next_row = inner.tap_x >= grid.x.taps;
+    inner.tap_x -= next_row ? grid.x.taps : 0;
+    inner.tap_y += step.tap_y + next_row;
+    place(inner);
   }
-  CVK_DEVICE const T* find(const Outer& outer, const Inner& inner) const {
-    const int y = outer.y * grid.y.source_step + grid.y.first_offset + inner.y * grid.y.offset_step;
-    const int x = outer.x * grid.x.source_step + grid.x.first_offset + inner.x * grid.x.offset_step;
-    const bool there =
-        outer.image < images && inner.y < grid.y.taps && y >= 0 && y < grid.y.extent && x >= 0 && x < grid.x.extent;
-    return there ? map + ((outer.image * grid.y.extent + y) * grid.x.extent + x) * channels + inner.c : nullptr;
+  CVK_DEVICE bool there(const Outer& outer, const Inner& inner) const {
+    const auto y = static_cast<unsigned>(outer.y + inner.y), x = static_cast<unsigned>(outer.x + inner.x);
+    return outer.image < images && inner.tap_y < grid.y.taps && y < static_cast<unsigned>(grid.y.extent) &&
+           x < static_cast<unsigned>(grid.x.extent);
   }
-  CVK_DEVICE const T* anywhere() const { return map; }
+  CVK_DEVICE const void* at(const Outer& outer, const Inner& inner) const {
+    return gemm_chunk(map, outer.offset + inner.offset);
+  }
 };
 
-// ---- weights in the order of the depth: [groups, columns, taps of the phase, channels]
+// ---- a map with channels in 16-byte chunks: [N, pixels, groups * padded], zeros after each group's channels
 
+// A thread: a chunk of one pixel; lanes are pixels.
 template <class T>
 static __global__ void __launch_bounds__(kGemmMmaThreads)
-    tapped_weights_kernel(TappedProduct<T> p, int64_t phase, T* to, int64_t count) {
+    tapped_padded_kernel(const T* from, T* to, int64_t pixels, int64_t plane, int groups, int64_t group_channels,
+                         int64_t padded, bool channels_last) {
+  const int64_t chunks = groups * padded / kWide<T>;
+  const int64_t thread = int64_t{blockIdx.x} * kGemmMmaThreads + threadIdx.x;
+  const int64_t chunk = thread / 32 % chunks, pixel = thread / 32 / chunks * 32 + thread % 32;
+  if (pixel >= pixels) return;
+  const int64_t group = chunk * kWide<T> / padded, first = chunk * kWide<T> % padded;
+  const int64_t channels = groups * group_channels, c = group * group_channels + first;
+  const int64_t step = channels_last ? 1 : plane;
+  from += channels_last ? pixel * channels + c : (pixel / plane * channels + c) * plane + pixel % plane;
+  Group<T, kWide<T>> values;
+#pragma unroll
+  for (int i = 0; i < kWide<T>; ++i) values.values[i] = first + i < group_channels ? from[i * step] : T{};
+  *reinterpret_cast<Group<T, kWide<T>>*>(to + pixel * groups * padded + chunk * kWide<T>) = values;
+}
+
+// ---- weights in the order of the depth: [groups, columns, taps of the phase, channels as padded]
+
+// A block: a square of columns by channels of one tap and group, through shared memory where the columns are nearer to each other
+// than the channels.
+template <class T>
+static __global__ void __launch_bounds__(kGemmMmaThreads)
+    tapped_weights_kernel(TappedProduct<T> p, int64_t phase, int64_t padded, T* to) {
+  constexpr int kTile = kGemmMmaWeightTile;
   struct Shared {
     TapGrid grid;
+    T tile[kTile][kTile + 2];  // [channels, columns]
   };
   auto& shared = static_shared<Shared>();
   if (threadIdx.x == 0) shared.grid = p.grid(phase);
   __syncthreads();
-  const TapGrid& grid = shared.grid;
-  const int64_t index = int64_t{blockIdx.x} * kGemmMmaThreads + threadIdx.x;
-  if (index >= count) return;
+  const int taps = shared.grid.taps();
   const int64_t channels = p.group_channels(), columns = p.group_columns();
-  const int64_t c = index % channels, t = index / channels % grid.taps();
-  const int64_t j = index / channels / grid.taps() % columns, group = index / channels / grid.taps() / columns;
+  const int64_t channel_tiles = ceil_div<int64_t>(padded, kTile), column_tiles = ceil_div<int64_t>(columns, kTile);
+  const int64_t block = blockIdx.x;
+  const int64_t first_channel = block % channel_tiles * kTile,
+                first_column = block / channel_tiles % column_tiles * kTile;
+  const int t = static_cast<int>(block / channel_tiles / column_tiles % taps);
+  const int64_t group = block / channel_tiles / column_tiles / taps;
   const auto strides = p.strides();
-  to[index] = p.weights[group * strides.group + j * strides.column + c * strides.channel +
-                        kernel_of(grid, p.shape.kernel_width, static_cast<int>(t)) * strides.tap];
+  const T* from = p.weights + group * strides.group + kernel_of(shared.grid, p.shape.kernel_width, t) * strides.tap;
+  const bool turned = strides.column < strides.channel;
+  const int lane = static_cast<int>(threadIdx.x) % kTile;
+  for (int i = static_cast<int>(threadIdx.x) / kTile; i < kTile; i += kGemmMmaThreads / kTile) {
+    const int row = turned ? i : lane, place = turned ? lane : i;
+    const int64_t c = first_channel + row, j = first_column + place;
+    shared.tile[row][place] = c < channels && j < columns ? from[j * strides.column + c * strides.channel] : T{};
+  }
+  __syncthreads();
+  for (int i = static_cast<int>(threadIdx.x) / kTile; i < kTile; i += kGemmMmaThreads / kTile) {
+    const int64_t c = first_channel + lane, j = first_column + i;
+    if (c < padded && j < columns) to[((group * columns + j) * taps + t) * padded + c] = shared.tile[lane][i];
+  }
+}
+
+template <class T>
+cudaError_t tapped_weights(const TappedProduct<T>& p, int64_t phase, int64_t padded, T* to, CudaStream stream) {
+  const int64_t blocks = int64_t{p.shape.groups} * p.grid(phase).taps() *
+                         ceil_div<int64_t>(padded, kGemmMmaWeightTile) *
+                         ceil_div<int64_t>(p.group_columns(), kGemmMmaWeightTile);
+  if (blocks == 0) return cudaSuccess;
+  if (const cudaError_t status = grid_fits(blocks); status != cudaSuccess) return status;
+  return launch(tapped_weights_kernel<T>, {dim3(static_cast<unsigned>(blocks)), dim3(kGemmMmaThreads)}, stream, p,
+                phase, padded, to);
 }
 
 // ---- kernels. Static: every .cu file launches its own copy.
@@ -108,40 +186,74 @@ CVK_DEVICE TappedTile tapped_tile(const GemmExtent& extent) {
   return {gemm_block<Shape>(extent, blockIdx.x % per_group), blockIdx.x / per_group};
 }
 
-// What becomes of the sum for pixel `row` of the phase and column `column` of all groups.
+// Where the results of a row, a pixel of the phase, go: column 0, and the distance from column to column.
 template <class T>
-CVK_DEVICE void tapped_finish(const TappedProduct<T>& p, const TapGrid& grid, int64_t row, int64_t column, Acc<T> sum) {
-  const int64_t image = row / grid.pixels(), rest = row % grid.pixels();
-  const int64_t place =
-      target_pixel(grid, p.target_width(), static_cast<int>(rest / grid.x.grid), static_cast<int>(rest % grid.x.grid));
+struct TappedRow {
+  T* first;
+  int64_t step;
+};
+template <class T>
+CVK_DEVICE TappedRow<T> tapped_row(const TappedProduct<T>& p, const TapGrid& grid, int64_t row) {
+  int64_t pixel = row;  // of all images
+  if (p.transposed || !p.shape.channels_last) {
+    const int64_t image = quotient(row, grid.pixels()), rest = row - image * grid.pixels();
+    const int y = static_cast<int>(quotient(rest, grid.x.grid)), x = static_cast<int>(rest - int64_t{y} * grid.x.grid);
+    const int64_t place = target_pixel(grid, p.target_width(), y, x);
+    if (!p.shape.channels_last) return {p.target + image * p.columns() * p.target_plane() + place, p.target_plane()};
+    pixel = image * p.target_plane() + place;
+  }
+  return {p.target + pixel * p.columns(), 1};
+}
+
+template <class T>
+CVK_DEVICE T tapped_result(const TappedProduct<T>& p, int64_t column, Acc<T> sum) {
   const Acc<T> bias = p.bias != nullptr ? to_acc(p.bias[column]) : Acc<T>(0);
-  T* out = p.target + (p.shape.channels_last ? (image * p.target_plane() + place) * p.columns() + column
-                                             : (image * p.columns() + column) * p.target_plane() + place);
-  *out = from_acc<T>(activate(p.activation, sum + bias));
+  return from_acc<T>(activate(p.activation, sum + bias));
 }
 
 // A block: a tile of pixels by columns of one group. With several splits it leaves its sums in partials [splits, groups, rows,
-// columns].
-template <class T, GemmMath math, class Shape, bool kVectors>
-static __global__ void __launch_bounds__(Shape::kThreads, kGemmMmaBlocksPerSm)
+// columns]. `wide` says that 16 bytes of the target may be stored at once.
+template <class T, GemmMath math, class Shape>
+static __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerSm)
     tapped_product_mma_kernel(TappedProduct<T> p, PixelGatherer<T> pixels, DenseGatherer<T> weights, GemmExtent extent,
-                              Acc<T>* partials) {
+                              Acc<T>* partials, bool wide) {
   const TappedTile tile = tapped_tile<Shape>(extent);
-  pixels.map += tile.group * pixels.group_channels;
-  weights.data += tile.group * weights.outers * weights.stride;
-  const auto& result = gemm_tile<math, Shape, true, true, kVectors>(pixels, weights, extent, tile.block);
-  const bool last = p.shape.channels_last;
-  for (int i = static_cast<int>(threadIdx.x); i < Shape::kRows * Shape::kColumns; i += Shape::kThreads) {
-    // Neighbouring threads store neighbours.
-    const int row = last ? i / Shape::kColumns : i % Shape::kRows;
-    const int column = last ? i % Shape::kColumns : i / Shape::kRows;
-    const int64_t m = tile.block.first_row + row, n = tile.block.first_column + column;
-    if (m >= extent.rows || n >= extent.columns) continue;
-    if (partials == nullptr) {
-      tapped_finish(p, pixels.grid, m, tile.group * extent.columns + n, result.values[row][column]);
-    } else {
-      const int64_t part = tile.block.split * int64_t{p.shape.groups} + tile.group;
-      partials[(part * extent.rows + m) * extent.columns + n] = result.values[row][column];
+  pixels.map += tile.group * pixels.group_chunks * kWide<T>;
+  weights.data += tile.group * weights.outers * weights.stride * kWide<T>;
+  const auto& result = gemm_tile<math, Shape, true, true>(pixels, weights, extent, tile.block);
+  const int thread = static_cast<int>(threadIdx.x);
+  const int64_t first_row = tile.block.first_row, first_column = tile.group * extent.columns + tile.block.first_column;
+  const int rows = static_cast<int>(min_of<int64_t>(Shape::kRows, extent.rows - first_row));
+  const int columns = static_cast<int>(min_of<int64_t>(Shape::kColumns, extent.columns - tile.block.first_column));
+  if (partials != nullptr) {
+    const int64_t part = tile.block.split * int64_t{p.shape.groups} + tile.group;
+    Acc<T>* to = partials + (part * extent.rows + first_row) * extent.columns + tile.block.first_column;
+    for (int i = thread; i < Shape::kRows * Shape::kColumns; i += Shape::kThreads) {
+      const int row = i / Shape::kColumns, column = i % Shape::kColumns;
+      if (row < rows && column < columns) to[row * extent.columns + column] = result.values[row][column];
+    }
+  } else if (wide) {  // channels-last: a thread keeps its chunk of the columns
+    constexpr int kChunk = kWide<T>, kChunks = Shape::kColumns / kChunk;
+    static_assert(Shape::kThreads % kChunks == 0, "a thread keeps its chunk");
+    const int column = thread % kChunks * kChunk;
+    if (column >= columns) return;
+    Acc<T> bias[kChunk];
+#pragma unroll
+    for (int j = 0; j < kChunk; ++j)
+      bias[j] = p.bias != nullptr ? to_acc(p.bias[first_column + column + j]) : Acc<T>(0);
+    for (int row = thread / kChunks; row < rows; row += Shape::kThreads / kChunks) {
+      Acc<T> values[kChunk];
+#pragma unroll
+      for (int j = 0; j < kChunk; ++j) values[j] = activate(p.activation, result.values[row][column + j] + bias[j]);
+      store_group(tapped_row(p, pixels.grid, first_row + row).first + first_column + column, values);
+    }
+  } else {  // neighbouring threads store neighbouring pixels; where there is but one plane of them, that is no loss
+    static_assert(Shape::kThreads % Shape::kRows == 0, "a thread keeps its row");
+    const int row = thread % Shape::kRows;
+    if (row >= rows) return;
+    const TappedRow<T> to = tapped_row(p, pixels.grid, first_row + row);
+    for (int column = thread / Shape::kRows; column < columns; column += Shape::kThreads / Shape::kRows) {
+      to.first[(first_column + column) * to.step] = tapped_result(p, first_column + column, result.values[row][column]);
     }
   }
 }
@@ -155,25 +267,28 @@ static __global__ void __launch_bounds__(kGemmMmaThreads)
   if (index >= each) return;
   Acc<T> sum = Acc<T>(0);
   for (int split = 0; split < extent.splits; ++split) sum += partials[split * each + index];
-  const int64_t group = index / extent.columns / extent.rows;
-  tapped_finish(p, grid, index / extent.columns % extent.rows, group * extent.columns + index % extent.columns, sum);
+  const int64_t line = quotient(index, extent.columns), group = quotient(line, extent.rows);
+  const int64_t column = group * extent.columns + index - line * extent.columns;
+  const TappedRow<T> to = tapped_row(p, grid, line - group * extent.rows);
+  to.first[column * to.step] = tapped_result(p, column, sum);
 }
 
 // A block: a tile of filters by taps and channels of one group; the depth is pixels, shared by the splits.
-template <class T, GemmMath math, class Shape, bool kVectors>
-static __global__ void __launch_bounds__(Shape::kThreads, kGemmMmaBlocksPerSm)
+template <class T, GemmMath math, class Shape>
+static __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerSm)
     tapped_weight_mma_kernel(TappedWeightGradient<T> p, DenseGatherer<T> grads, PixelGatherer<T> pixels,
                              GemmExtent extent) {
   const TappedTile tile = tapped_tile<Shape>(extent);
-  grads.data += tile.group * grads.inners;
-  pixels.map += tile.group * pixels.group_channels;
-  const auto& result = gemm_tile<math, Shape, false, false, kVectors>(grads, pixels, extent, tile.block);
+  grads.data += tile.group * grads.chunks * kWide<T>;
+  pixels.map += tile.group * pixels.group_chunks * kWide<T>;
+  const auto& result = gemm_tile<math, Shape, false, false>(grads, pixels, extent, tile.block);
   for (int i = static_cast<int>(threadIdx.x); i < Shape::kRows * Shape::kColumns; i += Shape::kThreads) {
     const int64_t filter = tile.block.first_row + i / Shape::kColumns,
                   k = tile.block.first_column + i % Shape::kColumns;
-    if (filter >= extent.rows || k >= extent.columns) continue;
-    const int64_t at = p.weight_at(tile.group * extent.rows + filter, k % pixels.group_channels,
-                                   static_cast<int>(k / pixels.group_channels));
+    const int64_t channels = int64_t{pixels.group_chunks} * kWide<T>;  // as padded
+    const int64_t tap = quotient(k, channels), c = k - tap * channels;
+    if (filter >= extent.rows || k >= extent.columns || c >= p.shape.group_channels()) continue;
+    const int64_t at = p.weight_at(tile.group * extent.rows + filter, c, static_cast<int>(tap));
     p.put(tile.block.split, at, result.values[i / Shape::kColumns][i % Shape::kColumns]);
   }
 }
@@ -190,38 +305,86 @@ static __global__ void __launch_bounds__(kGemmMmaThreads)
 
 // ---- on the host
 
-// Calls f(math, shape of tiles, vectors) with what suits the type and the problem.
-template <class T, class F>
-cudaError_t with_gemm_tiles(bool tf32, bool vectors, int64_t rows, int64_t columns, int64_t groups,
-                            int64_t wanted_blocks, F&& f) {
-  using std::false_type;
-  using std::true_type;
-  const auto by_vectors = [&](auto math, auto shape) {
-    return vectors ? f(math, shape, true_type{}) : f(math, shape, false_type{});
-  };
+// Calls f(math, shape of tiles) for each shape that a type has. Registers: a weight gradient in TF32 reads both operands element by
+// element, and the largest shape would spill.
+template <class T, bool kWeight, class F>
+void for_each_gemm_shape(bool tf32, F&& f) {
   if constexpr (sizeof(T) == 8) {
-    return by_vectors(std::integral_constant<GemmMath, GemmMath::kDouble>{}, GemmDoubleSmall{});
+    using Double = std::integral_constant<GemmMath, GemmMath::kDouble>;
+    f(Double{}, GemmDoubleSmall{});
+    f(Double{}, GemmDoubleNarrow{});
   } else if constexpr (sizeof(T) == 4) {
-    if (tf32) return by_vectors(std::integral_constant<GemmMath, GemmMath::kTf32>{}, GemmFloatSmall{});
-    return by_vectors(std::integral_constant<GemmMath, GemmMath::k3xTf32>{}, GemmFloatSmall{});
+    using Tf32 = std::integral_constant<GemmMath, GemmMath::kTf32>;
+    using Exact = std::integral_constant<GemmMath, GemmMath::k3xTf32>;
+    if (tf32) {
+      if constexpr (!kWeight) f(Tf32{}, GemmTf32Large{});
+      f(Tf32{}, GemmTf32Medium{});
+      f(Tf32{}, GemmFloatSmall{});
+      f(Tf32{}, GemmFloatNarrow{});
+    } else {
+      f(Exact{}, GemmFloatSmall{});
+      f(Exact{}, GemmFloatNarrow{});
+    }
   } else {
     using Half = std::integral_constant<GemmMath, GemmMath::kHalf>;
-    const int64_t large =
-        groups * ceil_div<int64_t>(rows, GemmHalfLarge::kRows) * ceil_div<int64_t>(columns, GemmHalfLarge::kColumns);
-    if (vectors && columns > GemmHalfSmall::kColumns && large >= wanted_blocks) {
-      return f(Half{}, GemmHalfLarge{}, true_type{});
-    }
-    return by_vectors(Half{}, GemmHalfSmall{});
+    f(Half{}, GemmHalfLarge{});
+    f(Half{}, GemmHalfMedium{});
+    f(Half{}, GemmHalfSmall{});
+    f(Half{}, GemmHalfNarrow{});
   }
 }
 
-// Into how many parts the depth of a tile is cut. A function of the problem alone, so that sums are the same on every device.
+// How a problem is cut: which shape of tiles, and into how many parts the depth.
+struct GemmPlan {
+  int shape = 0;
+  int splits = 1;
+  double cost = 0;
+};
+
+// The time of a step of `blocks` blocks of an SM: they hide each other's latency until its units are busy.
 template <class Shape>
-int gemm_splits(int64_t rows, int64_t columns, int64_t depth, int64_t groups, int64_t wanted_blocks) {
-  const int64_t tiles = groups * ceil_div<int64_t>(rows, Shape::kRows) * ceil_div<int64_t>(columns, Shape::kColumns);
-  const int64_t wanted = wanted_blocks / max_of<int64_t>(tiles, 1);
-  const int64_t most = depth / (Shape::kDepth * kGemmMmaLeastSteps);
-  return static_cast<int>(max_of<int64_t>(1, min_of(wanted, most)));
+double gemm_step_cost(int64_t blocks) {
+  return max_of(Shape::kAlone, static_cast<double>(blocks) * Shape::kBusy);
+}
+
+// The cheapest plan by a rough count of time. A function of the problem alone, so that sums are the same on every device.
+// `most_splits` bounds the parts.
+template <class T, bool kWeight>
+GemmPlan plan_gemm(bool tf32, int64_t rows, int64_t columns, int64_t depth, int64_t groups,
+                   int64_t most_splits = kGemmMmaMostSplits) {
+  GemmPlan best;
+  int index = 0;
+  for_each_gemm_shape<T, kWeight>(tf32, [&](auto, auto shape) {
+    using Shape = decltype(shape);
+    const int64_t tiles = groups * ceil_div<int64_t>(rows, Shape::kRows) * ceil_div<int64_t>(columns, Shape::kColumns);
+    const int64_t steps = max_of<int64_t>(1, ceil_div<int64_t>(depth, Shape::kDepth));
+    const int64_t most = max_of<int64_t>(1, min_of(most_splits, steps / kGemmMmaLeastSteps));
+    for (int64_t splits = 1; splits <= most; ++splits) {
+      const int64_t blocks = ceil_div<int64_t>(tiles * splits, kGemmMmaSms);  // on the busiest SM
+      const int64_t rounds = blocks / Shape::kBlocksPerSm, rest = blocks % Shape::kBlocksPerSm;
+      const double step = static_cast<double>(rounds) * gemm_step_cost<Shape>(Shape::kBlocksPerSm) +
+                          (rest > 0 ? gemm_step_cost<Shape>(rest) : 0.0);
+      double cost =
+          step * (static_cast<double>(ceil_div<int64_t>(steps, splits)) + kGemmMmaEnds * (splits > 1 ? 2 : 1));
+      if (splits > 1) {
+        cost += kGemmMmaSumLaunch + static_cast<double>(groups * rows * columns * (splits + 1)) / kGemmMmaSumsPerStep;
+      }
+      if (best.cost == 0 || cost < best.cost) best = {index, static_cast<int>(splits), cost};
+    }
+    ++index;
+  });
+  return best;
+}
+
+// Calls f(math, shape of tiles) for the shape of a plan.
+template <class T, bool kWeight, class F>
+cudaError_t with_gemm_shape(bool tf32, const GemmPlan& plan, F&& f) {
+  int index = 0;
+  cudaError_t status = cudaSuccess;
+  for_each_gemm_shape<T, kWeight>(tf32, [&](auto math, auto shape) {
+    if (index++ == plan.shape) status = f(math, shape);
+  });
+  return status;
 }
 
 // Scratch, piece by piece. Where it is only counted, memory is null and what is taken is nowhere.
@@ -241,32 +404,53 @@ class TappedScratch {
   int64_t used_ = 0;
 };
 
-// A channels-last map, itself or its copy.
+// A map as the engine reads it: itself, or a copy that is channels-last, aligned, and of whole chunks in every group.
 template <class T>
-cudaError_t tapped_channels_last(const T*& map, bool channels_last, int64_t images, int64_t channels, int64_t pixels,
-                                 TappedScratch& scratch, bool runs, CudaStream stream) {
-  if (channels_last || channels == 1 || pixels == 1) return cudaSuccess;
-  const T* planes = map;
-  T* copy = scratch.take<T>(images * channels * pixels);
-  map = copy;
-  return runs ? planes_to_channels_last(planes, copy, images, channels, pixels, stream) : cudaSuccess;
+struct TappedMap {
+  const T* data;
+  int64_t group_channels;  // as padded
+};
+template <class T>
+cudaError_t tapped_map(const T* from, bool channels_last, int64_t images, int groups, int64_t group_channels,
+                       int64_t plane, TappedMap<T>& map, TappedScratch& scratch, bool runs, CudaStream stream) {
+  const int64_t channels = groups * group_channels, padded = round_up<int64_t>(group_channels, kWide<T>);
+  const bool in_order = channels_last || channels == 1 || plane == 1;
+  map = {from, padded};
+  if (in_order && padded == group_channels && is_wide_aligned(from)) return cudaSuccess;
+  T* copy = scratch.take<T>(images * plane * groups * padded);
+  map.data = copy;
+  if (!runs || images * plane * channels == 0) return cudaSuccess;
+  if (!in_order && padded == group_channels) {
+    return planes_to_channels_last(from, copy, images, channels, plane, stream);
+  }
+  const int64_t threads = round_up<int64_t>(images * plane, 32) * (groups * padded / kWide<T>);
+  const int64_t blocks = ceil_div<int64_t>(threads, kGemmMmaThreads);
+  if (const cudaError_t status = grid_fits(blocks); status != cudaSuccess) return status;
+  return launch(tapped_padded_kernel<T>, {dim3(static_cast<unsigned>(blocks)), dim3(kGemmMmaThreads)}, stream, from,
+                copy, images * plane, plane, groups, group_channels, padded, in_order);
 }
 
 template <class T>
-bool tapped_wide(const T* pointer, int64_t channels, int64_t group_channels) {
-  return channels % kWide<T> == 0 && group_channels % kWide<T> == 0 && reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+PixelGatherer<T> tapped_pixels(const TappedMap<T>& map, const TapGrid& grid, int64_t images, int groups) {
+  const int chunks = static_cast<int>(map.group_channels / kWide<T>);
+  return {map.data, grid, static_cast<int>(images), groups * chunks, chunks};
 }
 
 // Runs the product, or with `used` only counts the bytes of scratch that it takes.
 template <class T>
-cudaError_t tapped_product_mma(TappedProduct<T> p, bool tf32, void* memory, CudaStream stream, int64_t* used,
-                               int64_t wanted_blocks = kGemmMmaWantedBlocks) {
+cudaError_t tapped_product_mma(const TappedProduct<T>& p, bool tf32, void* memory, CudaStream stream, int64_t* used,
+                               int64_t most_splits = kGemmMmaMostSplits) {
   const bool runs = used == nullptr;
   TappedScratch scratch(memory);
-  const int64_t channels = p.group_channels(), columns = p.group_columns(), groups = p.shape.groups;
-  cudaError_t status = tapped_channels_last(p.source, p.shape.channels_last, p.shape.batch, p.channels(),
-                                            p.source_plane(), scratch, runs, stream);
-  const bool ordered = !p.transposed && (p.shape.weight_channels_last || p.shape.kernel_size() == 1);
+  const int64_t columns = p.group_columns();
+  const int groups = p.shape.groups;
+  TappedMap<T> map;
+  cudaError_t status = tapped_map(p.source, p.shape.channels_last, p.shape.batch, groups, p.group_channels(),
+                                  p.source_plane(), map, scratch, runs, stream);
+  const int64_t channels = map.group_channels;
+  const bool ordered = !p.transposed && channels == p.group_channels() && is_wide_aligned(p.weights) &&
+                       (p.shape.weight_channels_last || p.shape.kernel_size() == 1);
+  const bool wide_target = p.shape.channels_last && columns % kWide<T> == 0 && is_wide_aligned(p.target);
   int64_t most = 0;  // the phases use one piece of scratch after the other
   const TappedScratch before = scratch;
   for (int64_t phase = 0; phase < p.phases() && status == cudaSuccess; ++phase) {
@@ -276,45 +460,34 @@ cudaError_t tapped_product_mma(TappedProduct<T> p, bool tf32, void* memory, Cuda
     if (rows == 0) continue;
     const T* weights = p.weights;
     if (!ordered) {
-      const int64_t count = groups * columns * depth;
-      T* packed = scratch.take<T>(max_of<int64_t>(count, 1));
-      if (runs && count > 0) {
-        const int64_t blocks = ceil_div<int64_t>(count, kGemmMmaThreads);
-        status = grid_fits(blocks);
-        if (status == cudaSuccess) {
-          status = launch(tapped_weights_kernel<T>, {dim3(static_cast<unsigned>(blocks)), dim3(kGemmMmaThreads)},
-                          stream, p, phase, packed, count);
-        }
-      }
+      T* packed = scratch.take<T>(max_of<int64_t>(groups * columns * depth, 1));
+      if (runs) status = tapped_weights(p, phase, channels, packed, stream);
       weights = packed;
     }
-    const bool vectors = tapped_wide(p.source, p.channels(), channels) && tapped_wide(weights, depth, depth);
-    if (status == cudaSuccess) {
-      status = with_gemm_tiles<T>(
-          tf32, vectors, rows, columns, groups, wanted_blocks, [&](auto math, auto shape, auto wide) {
-            using Shape = decltype(shape);
-            const GemmExtent extent = gemm_extent<Shape>(
-                rows, columns, depth, gemm_splits<Shape>(rows, columns, depth, groups, wanted_blocks));
-            Acc<T>* partials =
-                extent.splits > 1 ? scratch.take<Acc<T>>(extent.splits * groups * rows * columns) : nullptr;
-            if (!runs) return cudaSuccess;
-            const PixelGatherer<T> pixels{p.source, grid, p.shape.batch, p.channels(), static_cast<int>(channels)};
-            const DenseGatherer<T> dense{weights, columns, depth, depth};
-            const int64_t blocks = groups * extent.row_tiles * extent.column_tiles * extent.splits;
-            cudaError_t launched = grid_fits(blocks);
-            if (launched != cudaSuccess) return launched;
-            launched = launch(
-                tapped_product_mma_kernel<T, decltype(math)::value, Shape, decltype(wide)::value>,
-                {dim3(static_cast<unsigned>(blocks)), dim3(Shape::kThreads), gemm_shared_bytes<T, Shape, true, true>()},
-                stream, p, pixels, dense, extent, partials);
-            if (launched != cudaSuccess || partials == nullptr) return launched;
-            const int64_t sums = ceil_div<int64_t>(groups * rows * columns, kGemmMmaThreads);
-            launched = grid_fits(sums);
-            if (launched != cudaSuccess) return launched;
-            return launch(tapped_finish_kernel<T>, {dim3(static_cast<unsigned>(sums)), dim3(kGemmMmaThreads)}, stream,
-                          p, grid, extent, static_cast<const Acc<T>*>(partials));
-          });
-    }
+    if (status != cudaSuccess) break;
+    const GemmPlan plan = plan_gemm<T, false>(tf32, rows, columns, depth, groups, most_splits);
+    status = with_gemm_shape<T, false>(tf32, plan, [&](auto math, auto shape) {
+      using Shape = decltype(shape);
+      const GemmExtent extent = gemm_extent<Shape>(rows, columns, depth, plan.splits);
+      Acc<T>* partials = extent.splits > 1 ? scratch.take<Acc<T>>(extent.splits * groups * rows * columns) : nullptr;
+      if (!runs) return cudaSuccess;
+      const PixelGatherer<T> pixels = tapped_pixels(map, grid, p.shape.batch, groups);
+      const int chunks = static_cast<int>(depth / kWide<T>);
+      const DenseGatherer<T> dense{weights, static_cast<int>(columns), chunks, chunks};
+      const int64_t blocks = groups * extent.row_tiles * extent.column_tiles * extent.splits;
+      cudaError_t launched = grid_fits(blocks);
+      if (launched != cudaSuccess) return launched;
+      launched = launch(
+          tapped_product_mma_kernel<T, decltype(math)::value, Shape>,
+          {dim3(static_cast<unsigned>(blocks)), dim3(Shape::kThreads), gemm_shared_bytes<T, Shape, true, true>()},
+          stream, p, pixels, dense, extent, partials, wide_target);
+      if (launched != cudaSuccess || partials == nullptr) return launched;
+      const int64_t sums = ceil_div<int64_t>(groups * rows * columns, kGemmMmaThreads);
+      launched = grid_fits(sums);
+      if (launched != cudaSuccess) return launched;
+      return launch(tapped_finish_kernel<T>, {dim3(static_cast<unsigned>(sums)), dim3(kGemmMmaThreads)}, stream, p,
+                    grid, extent, static_cast<const Acc<T>*>(partials));
+    });
     most = max_of(most, scratch.used());
   }
   if (used != nullptr) *used = max_of(most, before.used());
@@ -324,62 +497,65 @@ cudaError_t tapped_product_mma(TappedProduct<T> p, bool tf32, void* memory, Cuda
 // The same for the gradient with respect to the weights.
 template <class T>
 cudaError_t tapped_weight_mma(TappedWeightGradient<T> p, bool tf32, void* memory, CudaStream stream, int64_t* used,
-                              int64_t wanted_blocks = kGemmMmaWantedBlocks) {
+                              int64_t most_splits = kGemmMmaMostSplits) {
   const bool runs = used == nullptr;
   const ConvShape& s = p.shape;
   TappedScratch scratch(memory);
-  cudaError_t status =
-      tapped_channels_last(p.input, s.channels_last, s.batch, s.channels, s.pixels(), scratch, runs, stream);
+  TappedMap<T> input, grad;
+  cudaError_t status = tapped_map(p.input, s.channels_last, s.batch, s.groups, s.group_channels(), s.pixels(), input,
+                                  scratch, runs, stream);
   if (status == cudaSuccess) {
-    status =
-        tapped_channels_last(p.grad_output, s.channels_last, s.batch, s.filters, s.out_pixels(), scratch, runs, stream);
+    status = tapped_map(p.grad_output, s.channels_last, s.batch, s.groups, s.group_filters(), s.out_pixels(), grad,
+                        scratch, runs, stream);
   }
   if (status != cudaSuccess) return status;
   const TapGrid grid = correlation_grid(s);
-  const int64_t filters = s.group_filters(), channels = s.group_channels(), depth = p.pixels();
+  const int64_t filters = s.group_filters(), channels = input.group_channels, depth = p.pixels();
   const int64_t columns = channels * grid.taps();
-  const bool vectors = tapped_wide(p.input, s.channels, channels) && tapped_wide(p.grad_output, s.filters, filters);
-  status = with_gemm_tiles<T>(
-      tf32, vectors, filters, columns, s.groups, wanted_blocks, [&](auto math, auto shape, auto wide) {
-        using Shape = decltype(shape);
-        const GemmExtent extent = gemm_extent<Shape>(
-            filters, columns, depth, gemm_splits<Shape>(filters, columns, depth, s.groups, wanted_blocks));
-        p.partials = extent.splits > 1 ? scratch.take<Acc<T>>(extent.splits * s.weights()) : nullptr;
-        if (!runs) return cudaSuccess;
-        const DenseGatherer<T> grads{p.grad_output, depth, filters, s.filters};
-        const PixelGatherer<T> pixels{p.input, grid, s.batch, s.channels, static_cast<int>(channels)};
-        const int64_t blocks = s.groups * extent.row_tiles * extent.column_tiles * extent.splits;
-        cudaError_t launched = grid_fits(blocks);
-        if (launched != cudaSuccess) return launched;
-        launched = launch(
-            tapped_weight_mma_kernel<T, decltype(math)::value, Shape, decltype(wide)::value>,
-            {dim3(static_cast<unsigned>(blocks)), dim3(Shape::kThreads), gemm_shared_bytes<T, Shape, false, false>()},
-            stream, p, grads, pixels, extent);
-        if (launched != cudaSuccess || p.partials == nullptr) return launched;
-        const int64_t sums = ceil_div<int64_t>(s.weights(), kGemmMmaThreads);
-        launched = grid_fits(sums);
-        if (launched != cudaSuccess) return launched;
-        return launch(tapped_weight_sum_kernel<T>, {dim3(static_cast<unsigned>(sums)), dim3(kGemmMmaThreads)}, stream,
-                      p, extent.splits);
-      });
+  const GemmPlan plan = plan_gemm<T, true>(tf32, filters, columns, depth, s.groups, most_splits);
+  status = with_gemm_shape<T, true>(tf32, plan, [&](auto math, auto shape) {
+    using Shape = decltype(shape);
+    const GemmExtent extent = gemm_extent<Shape>(filters, columns, depth, plan.splits);
+    p.partials = extent.splits > 1 ? scratch.take<Acc<T>>(extent.splits * s.weights()) : nullptr;
+    if (!runs) return cudaSuccess;
+    const int chunks = static_cast<int>(grad.group_channels / kWide<T>);
+    const DenseGatherer<T> grads{grad.data, static_cast<int>(depth), chunks, s.groups * chunks};
+    const PixelGatherer<T> pixels = tapped_pixels(input, grid, s.batch, s.groups);
+    const int64_t blocks = s.groups * extent.row_tiles * extent.column_tiles * extent.splits;
+    cudaError_t launched = grid_fits(blocks);
+    if (launched != cudaSuccess) return launched;
+    launched = launch(
+        tapped_weight_mma_kernel<T, decltype(math)::value, Shape>,
+        {dim3(static_cast<unsigned>(blocks)), dim3(Shape::kThreads), gemm_shared_bytes<T, Shape, false, false>()},
+        stream, p, grads, pixels, extent);
+    if (launched != cudaSuccess || p.partials == nullptr) return launched;
+    const int64_t sums = ceil_div<int64_t>(s.weights(), kGemmMmaThreads);
+    launched = grid_fits(sums);
+    if (launched != cudaSuccess) return launched;
+    return launch(tapped_weight_sum_kernel<T>, {dim3(static_cast<unsigned>(sums)), dim3(kGemmMmaThreads)}, stream, p,
+                  extent.splits);
+  });
   if (used != nullptr) *used = scratch.used();
   return status;
 }
 
-// ---- with tensor cores where they have something to do: some columns, and the depth of a step
+// ---- with tensor cores where they have something to do: the depth of a step
 
 template <class T>
-bool suits_mma(const ConvShape& shape, int64_t columns, int64_t depth) {
-  return !is_depthwise(shape) && columns >= kGemmMmaLeastColumns && depth >= kGemmMmaLeastDepth;
+bool suits_mma(const ConvShape& s, int64_t depth) {
+  const int64_t channels = s.groups * round_up<int64_t>(s.group_channels(), kWide<T>);
+  const int64_t filters = s.groups * round_up<int64_t>(s.group_filters(), kWide<T>);
+  return !is_depthwise(s) && depth >= kGemmMmaLeastDepth && gemm_addressable<T>(s.batch * s.pixels() * channels) &&
+         gemm_addressable<T>(s.batch * s.out_pixels() * filters) &&
+         gemm_addressable<T>(channels * filters * s.kernel_size());
 }
 template <class T>
 bool suits_mma(const TappedProduct<T>& p) {
-  return p.phases() <= kGemmMmaMostPhases &&
-         suits_mma<T>(p.shape, p.group_columns(), p.group_channels() * p.shape.kernel_size());
+  return p.phases() <= kGemmMmaMostPhases && suits_mma<T>(p.shape, p.group_channels() * p.shape.kernel_size());
 }
 template <class T>
 bool suits_mma(const TappedWeightGradient<T>& p) {
-  return suits_mma<T>(p.shape, p.shape.group_channels() * p.shape.kernel_size(), p.pixels());
+  return suits_mma<T>(p.shape, p.pixels());
 }
 
 template <class T>

@@ -12,11 +12,11 @@ namespace {
 
 using namespace cvk;
 
-template <GemmMath math, class Shape, bool kLeftDepthInner, bool kRightDepthInner, bool kVectors, class T>
+template <GemmMath math, class Shape, bool kLeftDepthInner, bool kRightDepthInner, class T>
 __global__ void __launch_bounds__(Shape::kThreads)
     product_kernel(DenseGatherer<T> left, DenseGatherer<T> right, GemmExtent extent, Acc<T>* out) {  // [splits, m, n]
   const GemmBlock block = gemm_block<Shape>(extent, blockIdx.x);
-  const auto& result = gemm_tile<math, Shape, kLeftDepthInner, kRightDepthInner, kVectors>(left, right, extent, block);
+  const auto& result = gemm_tile<math, Shape, kLeftDepthInner, kRightDepthInner>(left, right, extent, block);
   for (int i = static_cast<int>(threadIdx.x); i < Shape::kRows * Shape::kColumns; i += Shape::kThreads) {
     const int64_t m = block.first_row + i / Shape::kColumns, n = block.first_column + i % Shape::kColumns;
     if (m < extent.rows && n < extent.columns) {
@@ -33,45 +33,50 @@ double number(int64_t i, int64_t j) {
   return 2 * (x - std::floor(x)) - 1;
 }
 
-// outers x inners elements behind a stride that keeps lines aligned to 16 bytes, or is odd.
+// outers x inners elements; lines are whole chunks of 16 bytes, with zeros behind a depth that is none, and NaN behind rows.
 template <class T>
 struct Matrix {
   std::vector<T> memory;
   int64_t outers, inners, stride;
   T* data;
 
-  Matrix(int64_t rows, int64_t depth, bool depth_inner, bool vectors, int64_t which)
+  Matrix(int64_t rows, int64_t depth, bool depth_inner, int64_t which)
       : outers(depth_inner ? rows : depth), inners(depth_inner ? depth : rows) {
-    stride = vectors ? (inners + kWide<T> - 1) / kWide<T> * kWide<T> : inners + 1;
+    stride = round_up<int64_t>(inners, kWide<T>);
     memory.assign(outers * stride + 64, from_acc<T>(static_cast<Acc<T>>(NAN)));
     const auto address = reinterpret_cast<uintptr_t>(memory.data());
-    data = memory.data() + ((64 - address % 64) % 64) / sizeof(T) + (vectors ? 0 : 1);
+    data = memory.data() + ((64 - address % 64) % 64) / sizeof(T);
     for (int64_t o = 0; o < outers; ++o) {
       for (int64_t i = 0; i < inners; ++i) {
         data[o * stride + i] =
             from_acc<T>(static_cast<Acc<T>>(depth_inner ? number(which + o, i) : number(which + i, o)));
       }
+      for (int64_t i = inners; depth_inner && i < stride; ++i) data[o * stride + i] = T{};
     }
+  }
+  DenseGatherer<T> gatherer() const {
+    const int chunks = static_cast<int>(stride / kWide<T>);
+    return {data, static_cast<int>(outers), chunks, chunks};
   }
   double at(int64_t row, int64_t k, bool depth_inner) const {
     return static_cast<double>(to_acc(depth_inner ? data[row * stride + k] : data[k * stride + row]));
   }
 };
 
-template <GemmMath math, class Shape, bool kLeftDepthInner, bool kRightDepthInner, bool kVectors, class T>
+template <GemmMath math, class Shape, bool kLeftDepthInner, bool kRightDepthInner, class T>
 void expect_product(int64_t m, int64_t n, int64_t k, int splits, double tolerance) {
   SCOPED_TRACE(std::to_string(m) + " x " + std::to_string(n) + " x " + std::to_string(k) + ", " +
                std::to_string(splits) + " splits, depth " + (kLeftDepthInner ? "inner, " : "outer, ") +
-               (kRightDepthInner ? "inner" : "outer") + (kVectors ? ", vectors" : ", elements"));
-  const Matrix<T> a(m, k, kLeftDepthInner, kVectors, 0), b(n, k, kRightDepthInner, kVectors, 1000);
+               (kRightDepthInner ? "inner" : "outer"));
+  const Matrix<T> a(m, k, kLeftDepthInner, 0), b(n, k, kRightDepthInner, 1000);
   const GemmExtent extent = gemm_extent<Shape>(m, n, k, splits);
   std::vector<Acc<T>> out(extent.splits * m * n, static_cast<Acc<T>>(NAN));
-  const DenseGatherer<T> left{a.data, a.outers, a.inners, a.stride}, right{b.data, b.outers, b.inners, b.stride};
+  const DenseGatherer<T> left = a.gatherer(), right = b.gatherer();
   const int64_t blocks = extent.row_tiles * extent.column_tiles * extent.splits;
   const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(Shape::kThreads),
                             gemm_shared_bytes<T, Shape, kLeftDepthInner, kRightDepthInner>()};
-  ASSERT_EQ(launch(product_kernel<math, Shape, kLeftDepthInner, kRightDepthInner, kVectors, T>, config, nullptr, left,
-                   right, extent, out.data()),
+  ASSERT_EQ(launch(product_kernel<math, Shape, kLeftDepthInner, kRightDepthInner, T>, config, nullptr, left, right,
+                   extent, out.data()),
             cudaSuccess)
       << emulation::last_error_message();
   double worst = 0;
@@ -88,12 +93,12 @@ void expect_product(int64_t m, int64_t n, int64_t k, int splits, double toleranc
 
 template <GemmMath math, class Shape, class T, bool kLeftDepthInner, bool kRightDepthInner>
 void expect_products(double tolerance) {
-  expect_product<math, Shape, kLeftDepthInner, kRightDepthInner, true, T>(Shape::kRows, Shape::kColumns,
-                                                                          Shape::kDepth * 2, 1, tolerance);
-  expect_product<math, Shape, kLeftDepthInner, kRightDepthInner, true, T>(Shape::kRows + 24, 40, Shape::kDepth * 7 + 8,
-                                                                          3, tolerance);
-  expect_product<math, Shape, kLeftDepthInner, kRightDepthInner, false, T>(37, 21, Shape::kDepth * 3 + 5, 2, tolerance);
-  expect_product<math, Shape, kLeftDepthInner, kRightDepthInner, false, T>(3, 70, 1, 4, tolerance);
+  expect_product<math, Shape, kLeftDepthInner, kRightDepthInner, T>(Shape::kRows, Shape::kColumns, Shape::kDepth * 2, 1,
+                                                                    tolerance);
+  expect_product<math, Shape, kLeftDepthInner, kRightDepthInner, T>(Shape::kRows + 24, 40, Shape::kDepth * 7 + 8, 3,
+                                                                    tolerance);
+  expect_product<math, Shape, kLeftDepthInner, kRightDepthInner, T>(37, 21, Shape::kDepth * 3 + 5, 2, tolerance);
+  expect_product<math, Shape, kLeftDepthInner, kRightDepthInner, T>(3, 70, 1, 4, tolerance);
 }
 
 template <GemmMath math, class Shape, class T>
@@ -110,25 +115,32 @@ TEST(GemmMma, Bfloat16) { expect_all_orders<GemmMath::kHalf, GemmHalfSmall, bflo
 TEST(GemmMma, Tf32) { expect_all_orders<GemmMath::kTf32, GemmFloatSmall, float>(2e-3); }
 TEST(GemmMma, ThreeTimesTf32) { expect_all_orders<GemmMath::k3xTf32, GemmFloatSmall, float>(1e-6); }
 TEST(GemmMma, Double) { expect_all_orders<GemmMath::kDouble, GemmDoubleSmall, double>(1e-14); }
+TEST(GemmMma, NarrowTiles) {
+  expect_all_orders<GemmMath::kHalf, GemmHalfNarrow, half_t>(1e-6);
+  expect_all_orders<GemmMath::kTf32, GemmFloatNarrow, float>(2e-3);
+  expect_all_orders<GemmMath::k3xTf32, GemmFloatNarrow, float>(1e-6);
+  expect_all_orders<GemmMath::kDouble, GemmDoubleNarrow, double>(1e-14);
+}
 
 // The shapes that large problems take.
 TEST(GemmMma, LargerTiles) {
-  expect_product<GemmMath::kHalf, GemmHalfLarge, true, true, true, half_t>(200, 136, 96, 1, 1e-6);
-  expect_product<GemmMath::kHalf, GemmHalfLarge, false, false, true, bfloat16_t>(136, 200, 72, 1, 1e-6);
-  expect_product<GemmMath::kHalf, GemmHalfMedium, true, true, true, half_t>(200, 72, 96, 1, 1e-6);
-  expect_product<GemmMath::kTf32, GemmTf32Medium, false, false, true, float>(132, 72, 40, 1, 2e-3);
+  expect_product<GemmMath::kHalf, GemmHalfLarge, true, true, half_t>(200, 136, 96, 1, 1e-6);
+  expect_product<GemmMath::kHalf, GemmHalfLarge, false, false, bfloat16_t>(136, 200, 72, 1, 1e-6);
+  expect_product<GemmMath::kHalf, GemmHalfMedium, true, true, half_t>(200, 72, 96, 1, 1e-6);
+  expect_product<GemmMath::kTf32, GemmTf32Medium, false, false, float>(132, 72, 40, 1, 2e-3);
+  expect_product<GemmMath::kTf32, GemmTf32Large, true, true, float>(132, 136, 40, 1, 2e-3);
 }
 
 TEST(GemmMma, SeedsAgree) {  // a missing barrier or wait would show
   for (int seed = 0; seed < 6; ++seed) {
     emulation::set_seed(seed);
-    expect_product<GemmMath::kHalf, GemmHalfSmall, true, true, true, half_t>(80, 72, 32 * 9, 1, 1e-6);
-    expect_product<GemmMath::kHalf, GemmHalfSmall, false, false, true, half_t>(80, 72, 32 * 6, 1, 1e-6);
+    expect_product<GemmMath::kHalf, GemmHalfSmall, true, true, half_t>(80, 72, 32 * 9, 1, 1e-6);
+    expect_product<GemmMath::kHalf, GemmHalfSmall, false, false, half_t>(80, 72, 32 * 6, 1, 1e-6);
   }
 }
 
 TEST(GemmMma, NothingToAdd) {  // no depth: zeros
-  expect_product<GemmMath::kHalf, GemmHalfSmall, true, true, false, half_t>(5, 7, 0, 1, 0);
+  expect_product<GemmMath::kHalf, GemmHalfSmall, true, true, half_t>(5, 7, 0, 1, 0);
 }
 
 TEST(GemmMma, InfinitiesAsInFloat) {
@@ -137,8 +149,8 @@ TEST(GemmMma, InfinitiesAsInFloat) {
   a[3 * 16 + 5] = INFINITY;   // times 1
   b[7 * 16 + 2] = -INFINITY;  // times 1
   const GemmExtent extent = gemm_extent<Shape>(64, 64, 16, 1);
-  const DenseGatherer<float> left{a.data(), 64, 16, 16}, right{b.data(), 64, 16, 16};
-  ASSERT_EQ(launch(product_kernel<GemmMath::k3xTf32, Shape, true, true, false, float>,
+  const DenseGatherer<float> left{a.data(), 64, 4, 4}, right{b.data(), 64, 4, 4};
+  ASSERT_EQ(launch(product_kernel<GemmMath::k3xTf32, Shape, true, true, float>,
                    {dim3(1), dim3(Shape::kThreads), gemm_shared_bytes<float, Shape, true, true>()}, nullptr, left,
                    right, extent, out.data()),
             cudaSuccess);

@@ -25,12 +25,12 @@ std::vector<ConvShape> shapes() {
 }
 
 template <class T>
-void expect_all(const ConvShape& any, uint64_t seed, bool tf32, int64_t wanted_blocks) {
+void expect_all(const ConvShape& any, uint64_t seed, bool tf32, int64_t most_splits) {
   const ConvProblem problem(any, seed);
   emulation::set_seed(seed);
   for_each_layout(any, [&](const ConvShape& s) {
     std::ostringstream what;
-    what << s << (tf32 ? " tf32" : "") << ", blocks wanted: " << wanted_blocks;
+    what << s << (tf32 ? " tf32" : "") << ", splits: " << most_splits;
     const auto input = conv_tensor<T>(problem.input, s.batch, s.channels, s.pixels(), s.channels_last);
     const auto weight =
         conv_tensor<T>(problem.weight, s.filters, s.group_channels(), s.kernel_size(), s.weight_channels_last);
@@ -46,19 +46,19 @@ void expect_all(const ConvShape& any, uint64_t seed, bool tf32, int64_t wanted_b
     };
     const TappedProduct<T> forward{s, false, input.data(), weight.data(), nullptr, Activation::kNone, output.data()};
     run([&](void* memory, int64_t* used) {
-      return tapped_product_mma(forward, tf32, memory, nullptr, used, wanted_blocks);
+      return tapped_product_mma(forward, tf32, memory, nullptr, used, most_splits);
     });
     expect_equal(output, conv_tensor<T>(problem.output, s.batch, s.filters, s.out_pixels(), s.channels_last),
                  what.str() + ", output");
     const TappedProduct<T> backward{s, true, grad.data(), weight.data(), nullptr, Activation::kNone, back.data()};
     run([&](void* memory, int64_t* used) {
-      return tapped_product_mma(backward, tf32, memory, nullptr, used, wanted_blocks);
+      return tapped_product_mma(backward, tf32, memory, nullptr, used, most_splits);
     });
     expect_equal(back, conv_tensor<T>(problem.back, s.batch, s.channels, s.pixels(), s.channels_last),
                  what.str() + ", input");
     const TappedWeightGradient<T> gradient{s, grad.data(), input.data(), grad_weight.data(), nullptr};
     run([&](void* memory, int64_t* used) {
-      return tapped_weight_mma(gradient, tf32, memory, nullptr, used, wanted_blocks);
+      return tapped_weight_mma(gradient, tf32, memory, nullptr, used, most_splits);
     });
     expect_equal(
         grad_weight,
@@ -71,18 +71,25 @@ TYPED_TEST(TappedMmaTest, EqualsTheDefinition) {
   uint64_t seed = 0;
   for (const ConvShape& any : shapes()) {
     ++seed;
-    // 1: the largest tiles, and no splits; many: the smallest, and as many splits as the depth allows.
-    for (const int64_t wanted_blocks : {1, 1000}) expect_all<TypeParam>(any, seed, false, wanted_blocks);
-    if (sizeof(TypeParam) == 4) expect_all<TypeParam>(any, seed, true, 1000);
+    for (const int64_t most_splits : {1, 64}) expect_all<TypeParam>(any, seed, false, most_splits);
+    if (sizeof(TypeParam) == 4) expect_all<TypeParam>(any, seed, true, 64);
   }
 }
 
-TEST(TappedMma, SplitsTakeEnoughSteps) {
-  EXPECT_EQ(gemm_splits<GemmHalfSmall>(64, 64, 1 << 20, 1, 264), 264);
-  EXPECT_EQ(gemm_splits<GemmHalfSmall>(64, 64 * 100, 1 << 20, 1, 264), 2);
-  EXPECT_EQ(gemm_splits<GemmHalfSmall>(64, 64 * 1000, 1 << 20, 1, 264), 1);
-  EXPECT_EQ(gemm_splits<GemmHalfSmall>(64, 64, GemmHalfSmall::kDepth * kGemmMmaLeastSteps * 3, 1, 264), 3);
-  EXPECT_EQ(gemm_splits<GemmHalfSmall>(64, 64, 5, 1, 264), 1);
+// Plans: large tiles for large problems, narrow ones for few columns, and parts of the depth where tiles are few.
+TEST(TappedMma, Plans) {
+  const auto plan = [](int64_t rows, int64_t columns, int64_t depth) {
+    return plan_gemm<half_t, false>(false, rows, columns, depth, 1);
+  };
+  EXPECT_EQ(plan(1 << 20, 256, 2304).shape, 0);
+  EXPECT_EQ(plan(1 << 20, 256, 2304).splits, 1);
+  EXPECT_EQ(plan(1 << 20, 64, 576).shape, 1);
+  EXPECT_EQ(plan(1 << 20, 3, 576).shape, 3);
+  EXPECT_GT(plan(64, 64, 1 << 20).splits, 32);
+  EXPECT_EQ(plan(64, 64, 5).splits, 1);
+  EXPECT_EQ(plan(0, 64, 0).splits, 1);
+  const int64_t steps = GemmHalfSmall::kDepth * kGemmMmaLeastSteps;
+  EXPECT_LE(plan(64, 64, 3 * steps).splits, 3);
 }
 
 }  // namespace
