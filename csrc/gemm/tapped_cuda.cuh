@@ -1,8 +1,9 @@
-// Tapped products (tapped.h) on CUDA: the operands of a convolution for the matrix engine, its kernels, and the depthwise ones.
+// Tapped products (tapped.h) on CUDA: the operands of a convolution for the matrix engine, and its kernels; depthwise_cuda.cuh has what is no product.
 #pragma once
 
 #include <cstdint>
 
+#include "gemm/depthwise_cuda.cuh"
 #include "gemm/gemm_cuda.cuh"
 #include "gemm/tapped.h"
 
@@ -183,84 +184,35 @@ static __global__ void __launch_bounds__(kGemmThreads)
   }
 }
 
-// A thread: one element of the target, in the order of memory.
+// Adds the parts of a weight gradient. A block: kWeightSumThreads / lanes weights; the lanes of a weight share the parts, and
+// their sums are added in order.
 template <class T>
-static __global__ void __launch_bounds__(kDepthwiseThreads)
-    depthwise_product_kernel(TappedProduct<T> p, int64_t elements) {
-  using A = Acc<T>;
-  const ConvShape& s = p.shape;
-  const int64_t index = int64_t{blockIdx.x} * kDepthwiseThreads + threadIdx.x;
-  if (index >= elements) return;
-  const int64_t plane = p.target_plane();
-  const int64_t c = s.channels_last ? index % s.channels : index / plane % s.channels;
-  const int64_t pixel = s.channels_last ? index / s.channels % plane : index % plane;
-  const int64_t image = index / (s.channels * plane);
-  const int64_t y = pixel / p.target_width(), x = pixel % p.target_width();
-  const int height = p.transposed ? s.out_height : s.height, width = p.transposed ? s.out_width : s.width;
-  A sum = A(0);
-  for (int i = 0; i < s.kernel_height; ++i) {
-    const int64_t v = p.transposed ? transposed_source(y, i, s.stride_y, s.pad_top, s.dilation_y, height)
-                                   : correlation_source(y, i, s.stride_y, s.pad_top, s.dilation_y, height);
-    if (v < 0) continue;
-    for (int j = 0; j < s.kernel_width; ++j) {
-      const int64_t u = p.transposed ? transposed_source(x, j, s.stride_x, s.pad_left, s.dilation_x, width)
-                                     : correlation_source(x, j, s.stride_x, s.pad_left, s.dilation_x, width);
-      if (u < 0) continue;
-      const int64_t at = s.channels_last ? ((image * height + v) * width + u) * s.channels + c
-                                         : ((image * s.channels + c) * height + v) * width + u;
-      sum = mul_add(to_acc(p.weights[c * s.kernel_size() + i * s.kernel_width + j]), to_acc(p.source[at]), sum);
-    }
-  }
-  if (p.bias != nullptr) sum = sum + to_acc(p.bias[c]);
-  p.target[index] = from_acc<T>(activate(p.activation, sum));
-}
-
-// A block: one weight; its threads share the pixels, and their sums are added in the order of a tree.
-template <class T>
-static __global__ void __launch_bounds__(kDepthwiseThreads) depthwise_weight_kernel(TappedWeightGradient<T> p) {
+static __global__ void __launch_bounds__(kWeightSumThreads)
+    tapped_weight_sum_kernel(TappedWeightGradient<T> p, int parts, int lanes) {
   using A = Acc<T>;
   struct Shared {
-    A sum[kDepthwiseThreads];
+    A sum[kWeightSumThreads];
   };
   auto& shared = static_shared<Shared>();
-  const ConvShape& s = p.shape;
-  const int64_t weight = blockIdx.x, c = weight / s.kernel_size();
-  const int tap = static_cast<int>(weight % s.kernel_size());
-  const int thread = static_cast<int>(threadIdx.x);
+  const int thread = static_cast<int>(threadIdx.x), weights = kWeightSumThreads / lanes;
+  const int64_t count = p.shape.weights(), index = int64_t{blockIdx.x} * weights + thread % weights;
   A sum = A(0);
-  for (int64_t pixel = thread; pixel < p.pixels(); pixel += kDepthwiseThreads) {
-    const int64_t image = pixel / s.out_pixels(), rest = pixel % s.out_pixels();
-    const int64_t y =
-        correlation_source(rest / s.out_width, tap / s.kernel_width, s.stride_y, s.pad_top, s.dilation_y, s.height);
-    const int64_t x =
-        correlation_source(rest % s.out_width, tap % s.kernel_width, s.stride_x, s.pad_left, s.dilation_x, s.width);
-    if (y < 0 || x < 0) continue;
-    const int64_t in = y * s.width + x, map = image * s.channels;
-    const A grad = to_acc(p.grad_output[s.channels_last ? pixel * s.channels + c : (map + c) * s.out_pixels() + rest]);
-    const A value =
-        to_acc(p.input[s.channels_last ? (image * s.pixels() + in) * s.channels + c : (map + c) * s.pixels() + in]);
-    sum = mul_add(grad, value, sum);
+  if (index < count) {
+#pragma unroll 8
+    for (int part = thread / weights; part < parts; part += lanes) sum += p.partials[part * count + index];
   }
   shared.sum[thread] = sum;
   __syncthreads();
-  for (int width = kDepthwiseThreads / 2; width > 0; width /= 2) {
-    if (thread < width) shared.sum[thread] += shared.sum[thread + width];
-    __syncthreads();
-  }
-  if (thread == 0) p.put(0, weight, shared.sum[0]);
+  if (thread >= weights || index >= count) return;
+  for (int lane = 1; lane < lanes; ++lane) sum += shared.sum[lane * weights + thread];
+  p.grad_weight[index] = from_acc<T>(sum);
 }
 
 // ---- launches
 
 template <class T>
 cudaError_t launch_tapped_product(const TappedProduct<T>& p, cudaStream_t stream) {
-  if (is_depthwise(p.shape)) {
-    const int64_t elements = p.shape.batch * p.shape.channels * p.target_plane();
-    const int64_t blocks = ceil_div<int64_t>(elements, kDepthwiseThreads);
-    if (const cudaError_t status = grid_fits(blocks); status != cudaSuccess) return status;
-    return launch(depthwise_product_kernel<T>, {dim3(static_cast<unsigned>(blocks)), dim3(kDepthwiseThreads)}, stream,
-                  p, elements);
-  }
+  if (is_depthwise(p.shape)) return launch_depthwise_product(p, stream);
   const int64_t pixel_tiles = ceil_div<int64_t>(p.shape.batch * p.grid(0).pixels(), kGemmTile);
   const int64_t column_tiles = ceil_div<int64_t>(p.group_columns(), kGemmTile);
   const int64_t blocks = p.phases() * p.shape.groups * pixel_tiles * column_tiles;
@@ -269,13 +221,31 @@ cudaError_t launch_tapped_product(const TappedProduct<T>& p, cudaStream_t stream
                 pixel_tiles, column_tiles);
 }
 
+// From p.partials [parts, weights] to p.grad_weight.
 template <class T>
-cudaError_t launch_tapped_weight(const TappedWeightGradient<T>& p, cudaStream_t stream) {
+cudaError_t launch_tapped_weight_sum(const TappedWeightGradient<T>& p, int64_t parts, cudaStream_t stream) {
+  const int lanes = parts >= kWeightSumManyParts ? kWeightSumLanes : 1;
+  const int64_t blocks = ceil_div<int64_t>(p.shape.weights(), kWeightSumThreads / lanes);
+  if (const cudaError_t status = grid_fits(blocks); status != cudaSuccess) return status;
+  return launch(tapped_weight_sum_kernel<T>, {dim3(static_cast<unsigned>(blocks)), dim3(kWeightSumThreads)}, stream, p,
+                static_cast<int>(parts), lanes);
+}
+
+// Bytes of scratch of launch_tapped_weight.
+template <class T>
+int64_t plain_weight_scratch(const TappedWeightGradient<T>& p) {
+  return is_depthwise(p.shape) ? depthwise_weight_scratch(p) : 0;
+}
+
+template <class T>
+cudaError_t launch_tapped_weight(TappedWeightGradient<T> p, void* scratch, cudaStream_t stream) {
   const ConvShape& s = p.shape;
+  p.partials = nullptr;
   if (is_depthwise(s)) {
-    if (const cudaError_t status = grid_fits(s.weights()); status != cudaSuccess) return status;
-    return launch(depthwise_weight_kernel<T>, {dim3(static_cast<unsigned>(s.weights())), dim3(kDepthwiseThreads)},
-                  stream, p);
+    const int64_t parts = depthwise_plan(p).parts;
+    if (parts > 1) p.partials = static_cast<Acc<T>*>(scratch);
+    const cudaError_t status = launch_depthwise_weight(p, stream);
+    return status == cudaSuccess && parts > 1 ? launch_tapped_weight_sum(p, parts, stream) : status;
   }
   const int64_t filter_tiles = ceil_div<int64_t>(s.group_filters(), kGemmTile);
   const int64_t depth_tiles = ceil_div<int64_t>(s.group_channels() * s.kernel_size(), kGemmTile);

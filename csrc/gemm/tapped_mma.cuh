@@ -293,16 +293,6 @@ static __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerSm)
   }
 }
 
-template <class T>
-static __global__ void __launch_bounds__(kGemmMmaThreads)
-    tapped_weight_sum_kernel(TappedWeightGradient<T> p, int parts) {
-  const int64_t count = p.shape.weights(), index = int64_t{blockIdx.x} * kGemmMmaThreads + threadIdx.x;
-  if (index >= count) return;
-  Acc<T> sum = Acc<T>(0);
-  for (int part = 0; part < parts; ++part) sum += p.partials[part * count + index];
-  p.grad_weight[index] = from_acc<T>(sum);
-}
-
 // ---- on the host
 
 // Calls f(math, shape of tiles) for each shape that a type has. Registers: a weight gradient in TF32 reads both operands element by
@@ -529,11 +519,7 @@ cudaError_t tapped_weight_mma(TappedWeightGradient<T> p, bool tf32, void* memory
         {dim3(static_cast<unsigned>(blocks)), dim3(Shape::kThreads), gemm_shared_bytes<T, Shape, false, false>()},
         stream, p, grads, pixels, extent);
     if (launched != cudaSuccess || p.partials == nullptr) return launched;
-    const int64_t sums = ceil_div<int64_t>(s.weights(), kGemmMmaThreads);
-    launched = grid_fits(sums);
-    if (launched != cudaSuccess) return launched;
-    return launch(tapped_weight_sum_kernel<T>, {dim3(static_cast<unsigned>(sums)), dim3(kGemmMmaThreads)}, stream, p,
-                  extent.splits);
+    return launch_tapped_weight_sum(p, extent.splits, stream);
   });
   if (used != nullptr) *used = scratch.used();
   return status;
@@ -572,14 +558,14 @@ CudaStatus run_tapped_product(const TappedProduct<T>& p, bool tf32, void* scratc
 
 template <class T>
 int64_t tapped_weight_scratch(const TappedWeightGradient<T>& p, bool tf32) {
-  int64_t used = 0;
+  int64_t used = plain_weight_scratch(p);
   if (suits_mma(p)) tapped_weight_mma(p, tf32, nullptr, nullptr, &used);
   return used;
 }
 template <class T>
 CudaStatus run_tapped_weight(const TappedWeightGradient<T>& p, bool tf32, void* scratch, CudaStream stream) {
   if (suits_mma(p)) return tapped_weight_mma(p, tf32, scratch, stream, nullptr);
-  return launch_tapped_weight(p, stream);
+  return launch_tapped_weight(p, scratch, stream);
 }
 
 }  // namespace cvk

@@ -127,25 +127,27 @@ TYPED_TEST(Conv2dTest, EmulatedCudaEqualsTheDefinition) {
 
 // Every instruction set and CUDA use one formula: the same bits but for the fused operation that a sum may contain.
 TEST(Conv2d, ActivationsAreApplied) {
-  const ConvShape shape = conv_shape(1, 3, 7, 9, 20, 3, 3, 1, 1);
-  const ConvProblem problem(shape, 3);
-  for (const Activation activation : {Activation::kRelu, Activation::kSilu, Activation::kGelu, Activation::kGeluTanh}) {
-    for_each_layout(shape, [&](const ConvShape& s) {
-      Buffers<float> buffers(problem, s, true);
-      std::vector<float> expected = buffers.expected_output;
-      for (float& value : expected) value = activate(activation, value);
-      for_each_isa([&](auto isa) {
+  for (const ConvShape& shape : {conv_shape(1, 3, 7, 9, 20, 3, 3, 1, 1), conv_shape(1, 8, 7, 9, 8, 3, 3, 1, 1, 1, 8)}) {
+    const ConvProblem problem(shape, 3);
+    for (const Activation activation :
+         {Activation::kRelu, Activation::kSilu, Activation::kGelu, Activation::kGeluTanh}) {
+      for_each_layout(shape, [&](const ConvShape& s) {
+        Buffers<float> buffers(problem, s, true);
+        std::vector<float> expected = buffers.expected_output;
+        for (float& value : expected) value = activate(activation, value);
+        for_each_isa([&](auto isa) {
+          Conv2dParams<float> params = buffers.params();
+          params.activation = activation;
+          in_slices(conv2d_forward_items_cpu<isa.value>(params, 1), true,
+                    [&](int64_t first, int64_t last) { conv2d_forward_cpu<isa.value>(params, first, last); });
+          expect_equal(buffers.output, expected, isa_name(isa.value));
+        });
         Conv2dParams<float> params = buffers.params();
         params.activation = activation;
-        in_slices(conv2d_forward_items_cpu<isa.value>(params, 1), true,
-                  [&](int64_t first, int64_t last) { conv2d_forward_cpu<isa.value>(params, first, last); });
-        expect_equal(buffers.output, expected, isa_name(isa.value));
+        ASSERT_EQ(forward_on_cuda(params), 0);
+        expect_equal(buffers.output, expected, "emulated");
       });
-      Conv2dParams<float> params = buffers.params();
-      params.activation = activation;
-      ASSERT_EQ(forward_on_cuda(params), 0);
-      expect_equal(buffers.output, expected, "emulated");
-    });
+    }
   }
 }
 
@@ -165,6 +167,16 @@ TEST(Conv2d, WeightGradientInParts) {
       });
     });
   }
+}
+
+// On CUDA: so many parts that several threads add those of one weight.
+TEST(Conv2d, DepthwiseWeightGradientInManyParts) {
+  ConvShape shape = conv_shape(2, 64, 40, 64, 64, 3, 3, 1, 1, 1, 64);
+  shape.channels_last = true;
+  Buffers<float> buffers(ConvProblem(shape, 5), shape, false);
+  EXPECT_GE(conv2d_weight_scratch_cuda(buffers.params()), 64 * shape.weights() * static_cast<int64_t>(sizeof(float)));
+  ASSERT_EQ(weight_on_cuda(buffers.params()), 0) << emulation::last_error_message();
+  expect_equal(buffers.grad_weight, buffers.expected_weight, "weights");
 }
 
 }  // namespace

@@ -93,6 +93,16 @@ inline std::vector<ConvShape> conv_shapes() {
       conv_shape(1, 2, 60, 90, 2, 3, 3, 1, 1, 1, 2),
       conv_shape(2, 37, 13, 15, 37, 5, 3, 2, 2, 1, 37),
       conv_shape(1, 9, 120, 130, 9, 3, 3, 2, 1, 1, 9),  // several strips
+      conv_shape(2, 16, 9, 11, 16, 3, 3, 1, 1, 1, 16),  // whole vectors of channels, from here on
+      conv_shape(1, 152, 7, 10, 152, 3, 3, 2, 1, 1, 152),
+      conv_shape(1, 8, 11, 13, 8, 5, 5, 1, 2, 1, 8),
+      conv_shape(1, 24, 12, 11, 24, 3, 4, 1, 1, 2, 24),
+      conv_shape(1, 8, 17, 20, 8, 4, 2, 3, 1, 1, 8, 1),
+      conv_shape(1, 16, 9, 9, 16, 3, 3, 4, 3, 6, 16),
+      conv_shape(1, 8, 3, 1, 8, 1, 3, 1, 2, 1, 8),
+      conv_shape(2, 8, 60, 71, 8, 3, 3, 1, 1, 1, 8),          // parts of the weight gradient
+      conv_shape(1, 128, 12, 13, 128, 12, 11, 1, 1, 1, 128),  // weights beyond shared memory
+      conv_shape(0, 8, 4, 5, 8, 3, 3, 1, 1, 1, 8),
   };
   shapes[3].stride_x = 2;
   shapes[3].out_width = 8;

@@ -87,6 +87,8 @@ CASES = [
     case(
         "depthwise blocks of channels", (1, 80, 4, 4), (80, 1, 4, 4), stride=2, padding=1, groups=80
     ),
+    case("depthwise vectors", (1, 16, 6, 7), (16, 1, 3, 3), padding=1, groups=16),
+    case("depthwise vectors strided", (1, 8, 6, 7), (8, 1, 3, 3), stride=2, groups=8),
     case("depthwise wide", (1, 2, 20, 60), (2, 1, 4, 4), stride=2, padding=1, groups=2),
     case("depthwise dilated", (1, 5, 6, 7), (5, 1, 3, 3), stride=3, dilation=2, groups=5),
     case("no images", (0, 3, 4, 5), (3, 2, 3, 3)),
