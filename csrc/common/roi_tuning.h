@@ -52,6 +52,10 @@ constexpr int kRoiTileThreads = kRoiTileHeight * kRoiTileChannels;
 // Bins of one axis staged in shared memory at a time; 8 x 8 bins of 32 channels are 8 KiB in float32.
 constexpr int kRoiStagedBins = 8;
 
+// Blocks of a gathering pass over grids that must fit on one SM: most of its time is spent waiting for gradients and weights.
+template <class T>
+inline constexpr int kRoiGridBlocksPerSm = sizeof(T) == 8 ? 2 : 4;
+
 // Bins that such a block stages at a time: their gradients are one load of the block.
 constexpr int kRoiGatherBins = kRoiTileThreads / kRoiTileChannels;
 

@@ -70,13 +70,15 @@ __global__ void __launch_bounds__(kRoiBlockThreads, kPrRoIPoolBlocksPerSm)
 }
 
 // Block: a tile of pixels and channels (common/roi_gather.cuh), past which the boxes that reach it go in order.
-template <class T>
-__global__ void __launch_bounds__(kRoiTileThreads, kPrRoIPoolBlocksPerSm)
+template <class T, bool kPlanar>
+__global__ void __launch_bounds__(kRoiTileThreads, kRoiGridBlocksPerSm<T>)
     prroi_pool_backward_kernel(PrRoIPoolParams<T> params) {
   using A = Acc<T>;
   struct Shared {
-    GridShared<PrRoIAxis<A>, A, false> grid;
-    RoiTileRows<A> rows;
+    union {  // one after the other
+      GridShared<PrRoIAxis<A>, A, kPlanar, false> grid;
+      RoiTileRows<A> rows;
+    };
   };
   auto& shared = static_shared<Shared>();
   const RoiShape& shape = params.shape;
@@ -92,6 +94,7 @@ __global__ void __launch_bounds__(kRoiTileThreads, kPrRoIPoolBlocksPerSm)
                span_reaches(prroi_span(box[1], box[3], scale), tile.x, tile.x + kRoiTileWidth);
       },
       sum);
+  __syncthreads();
   store_tile(shape, tile, sum, shared.rows, params.grad_input);
 }
 
@@ -123,11 +126,14 @@ CudaStatus prroi_pool_forward_cuda(const PrRoIPoolParams<T>& call, void* scratch
 
 template <class T>
 CudaStatus prroi_pool_backward_cuda(const PrRoIPoolParams<T>& params, CudaStream stream) {
-  const int64_t grid = roi_tiles(params.shape);
+  const RoiShape& shape = params.shape;
+  const int64_t grid = roi_tiles(shape);
   cudaError_t status = grid_fits(grid);
+  if (status == cudaSuccess) status = grid_bins_fit(shape);
   if (status == cudaSuccess) {
-    status = launch(prroi_pool_backward_kernel<T>, {dim3(static_cast<unsigned>(grid)), dim3(kRoiTileThreads)}, stream,
-                    params);
+    const LaunchConfig config{dim3(static_cast<unsigned>(grid)), dim3(kRoiTileThreads)};
+    status = shape.channels_last ? launch(prroi_pool_backward_kernel<T, false>, config, stream, params)
+                                 : launch(prroi_pool_backward_kernel<T, true>, config, stream, params);
   }
   return static_cast<CudaStatus>(status);
 }
