@@ -72,7 +72,7 @@ static __global__ void __launch_bounds__(kRoiTileThreads, kPsBlocksPerSm)
     A x_weight[kRoiTileWidth][kRoiTileChannels];
     RoiTileRows<A> rows;
     SharedAxes<Axis> axes;
-    RoiStretch stretch;
+    RoiStretch<> stretch;
   };
   static_assert(kRoiTileWidth == kRoiTileHeight, "a warp for each column");
   auto& shared = static_shared<Shared>();

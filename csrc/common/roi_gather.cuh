@@ -46,46 +46,64 @@ CVK_DEVICE bool span_reaches(const RoiSpan<A>& span, int first, int last) {
   return max_of(span.start, end) >= static_cast<A>(first - 2) && min_of(span.start, end) <= static_cast<A>(last + 1);
 }
 
-// The boxes of one stretch of kRoiTileThreads that reach a block's tile, in shared memory.
+// The boxes of one stretch that reach a block's tile, in shared memory.
+template <int kThreads = kRoiTileThreads, int kEach = 1>
 struct RoiStretch {
-  int64_t boxes[kRoiTileThreads];
-  int found[kRoiTileHeight];
+  static constexpr int kSize = kThreads * kEach;
+  int64_t boxes[kSize];
+  int found[kEach][kThreads / 32];
 };
 
-// Collects, in order, the boxes k in [begin, begin + kRoiTileThreads) and below `count` for which reaches(k); returns how
-// many. All threads of the block call it; the list may be read at once, and until the next call.
-template <class Reaches>
-CVK_DEVICE int collect_boxes(int64_t begin, int64_t count, RoiStretch& stretch, Reaches&& reaches) {
+// Collects, in order, the boxes k in [begin, begin + kSize) and below `count` for which reaches(k); returns how many. All threads
+// of the block call it; the list may be read at once, and until the next call.
+template <int kThreads, int kEach, class Reaches>
+CVK_DEVICE int collect_boxes(int64_t begin, int64_t count, RoiStretch<kThreads, kEach>& stretch, Reaches&& reaches) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const int64_t candidate = begin + static_cast<int64_t>(threadIdx.x);
-  const bool chosen = candidate < count && reaches(candidate);
-  const unsigned ballot = __ballot_sync(0xffffffffu, chosen);
-  __syncthreads();  // the previous stretch's list has been read
-  if (lane == 0) stretch.found[warp] = __popc(ballot);
-  __syncthreads();
-  int before = 0, total = 0;
-  for (int w = 0; w < kRoiTileHeight; ++w) {
-    if (w < warp) before += stretch.found[w];
-    total += stretch.found[w];
+  unsigned ballot[kEach];
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int64_t candidate = begin + i * kThreads + static_cast<int64_t>(threadIdx.x);
+    ballot[i] = __ballot_sync(0xffffffffu, candidate < count && reaches(candidate));
   }
-  if (chosen) stretch.boxes[before + __popc(ballot & ((1u << lane) - 1u))] = candidate;
+  __syncthreads();  // the previous stretch's list has been read
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    if (lane == 0) stretch.found[i][warp] = __popc(ballot[i]);
+  }
+  __syncthreads();
+  int total = 0;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    int before = total;
+    for (int w = 0; w < kThreads / 32; ++w) {
+      if (w < warp) before += stretch.found[i][w];
+      total += stretch.found[i][w];
+    }
+    if ((ballot[i] >> lane & 1u) != 0) {
+      stretch.boxes[before + __popc(ballot[i] & ((1u << lane) - 1u))] =
+          begin + i * kThreads + static_cast<int64_t>(threadIdx.x);
+    }
+  }
   __syncthreads();
   return total;
 }
 
-// What a tile's results pass through on their way to planes.
+// What a row of a tile passes through on its way to planes.
+template <class A>
+using RoiTileRow = A[kRoiTileWidth][kRoiTileChannels + 1];
+
 template <class A>
 struct RoiTileRows {
-  A values[kRoiTileHeight][kRoiTileWidth][kRoiTileChannels + 1];
+  RoiTileRow<A> values[kRoiTileHeight];
 };
 
-// Stores the tile: `sum` holds the columns of this thread's row and channel.
+// Stores a row of the tile: `sum` holds the columns of this lane's channel. A warp calls it with a `turned` of its own.
 template <class T>
-CVK_DEVICE void store_tile(const RoiShape& shape, const RoiTile& tile, const Acc<T> (&sum)[kRoiTileWidth],
-                           RoiTileRows<Acc<T>>& rows,
-                           T* grad_input) {  // [N, C, H, W] or channels-last
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const int y = tile.y + warp;
+CVK_DEVICE void store_row(const RoiShape& shape, const RoiTile& tile, int row, const Acc<T> (&sum)[kRoiTileWidth],
+                          RoiTileRow<Acc<T>>& turned,
+                          T* grad_input) {  // [N, C, H, W] or channels-last
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int y = tile.y + row;
   if (shape.channels_last) {
     for (int column = 0; column < kRoiTileWidth; ++column) {
       const int x = tile.x + column;
@@ -98,15 +116,64 @@ CVK_DEVICE void store_tile(const RoiShape& shape, const RoiTile& tile, const Acc
   }
   // Planes: lanes take 8 pixels of 4 channels, so that each 8-pixel run leaves as one sector.
 #pragma unroll
-  for (int column = 0; column < kRoiTileWidth; ++column) rows.values[warp][column][lane] = sum[column];
+  for (int column = 0; column < kRoiTileWidth; ++column) turned[column][lane] = sum[column];
   __syncwarp();
   for (int i = lane; i < kRoiTileWidth * kRoiTileChannels; i += 32) {
     const int c = i / kRoiTileWidth, column = i % kRoiTileWidth;
     const int x = tile.x + column;
     if (y < shape.height && x < shape.width && c < tile.channels) {
       const int64_t plane = tile.image * shape.channels + tile.first_channel + c;
-      grad_input[(plane * shape.height + y) * shape.width + x] = from_acc<T>(rows.values[warp][column][c]);
+      grad_input[(plane * shape.height + y) * shape.width + x] = from_acc<T>(turned[column][c]);
     }
+  }
+  __syncwarp();
+}
+
+// Stores the tile of a block that has a warp for each row.
+template <class T>
+CVK_DEVICE void store_tile(const RoiShape& shape, const RoiTile& tile, const Acc<T> (&sum)[kRoiTileWidth],
+                           RoiTileRows<Acc<T>>& rows,
+                           T* grad_input) {  // [N, C, H, W] or channels-last
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  store_row(shape, tile, warp, sum, rows.values[warp], grad_input);
+}
+
+// ---- tiles whose sums each warp keeps for itself
+
+// The sums of a tile in shared memory, of the boxes that a warp meets: which pixel a gradient goes to is looked up, and a lane has a
+// channel, so that no two threads meet. Warps share out the boxes, and their sums are added in the order of warps at the end.
+template <class A>
+struct RoiTileSums {
+  A values[kRoiTileHeight][kRoiTileWidth][kRoiTileChannels];
+};
+
+template <class A>
+inline constexpr int kRoiSumThreads = kRoiSumWarps<A> * 32;
+
+// Zeroes the sums of this warp. No barrier is needed but of lanes, for each of which only it sees its channel.
+template <class A>
+CVK_DEVICE void clear_sums(RoiTileSums<A>& sums) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  for (int row = 0; row < kRoiTileHeight; ++row) {
+#pragma unroll
+    for (int column = 0; column < kRoiTileWidth; ++column) sums.values[row][column][lane] = A(0);
+  }
+}
+
+// Adds up the warps' sums and stores the tile. sums_of(w) and turned_of(w) are those of warp w. The whole block calls it.
+template <class T, class SumsOf, class TurnedOf>
+CVK_DEVICE void store_sums_of_tile(const RoiShape& shape, const RoiTile& tile, SumsOf&& sums_of, TurnedOf&& turned_of,
+                                   T* grad_input) {  // [N, C, H, W] or channels-last
+  using A = Acc<T>;
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  __syncthreads();
+  for (int row = warp; row < kRoiTileHeight; row += kRoiSumWarps<A>) {
+    A sum[kRoiTileWidth] = {};
+    for (int w = 0; w < kRoiSumWarps<A>; ++w) {
+#pragma unroll
+      for (int column = 0; column < kRoiTileWidth; ++column) sum[column] += sums_of(w).values[row][column][lane];
+    }
+    store_row(shape, tile, row, sum, turned_of(warp), grad_input);
   }
 }
 

@@ -24,7 +24,7 @@ struct GatherShared {
   A grad[kRoiGatherBins][kRoiTileChannels + 1];
   A weight[kRoiGatherBins][kRoiTileHeight * kRoiTileWidth];  // of each pixel, or of the rows and then the columns
   RoiTileRows<A> rows;
-  RoiStretch boxes, bins;
+  RoiStretch<> boxes, bins;
 };
 
 // The whole block calls it. A thread owns one row of the tile and one channel.

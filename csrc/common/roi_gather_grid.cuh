@@ -48,7 +48,7 @@ struct GridShared {
   A grad[kStaged][kRoiTileChannels + 1];
   int argmax[kMaximum ? kStaged : 1][kRoiTileChannels + 1];
   SharedAxes<Axis> axes[kMaximum ? kRoiTileHeight : 1];
-  RoiStretch stretch;
+  RoiStretch<> stretch;
 };
 
 // Weighs the bins from (bin_y, bin_x) on of box k. One warp: a lane has one bin along one axis and half of the tile's pixels.

@@ -56,6 +56,16 @@ constexpr int kRoiStagedBins = 8;
 template <class T>
 inline constexpr int kRoiGridBlocksPerSm = sizeof(T) == 8 ? 2 : 4;
 
+// Warps of a block of which each has sums of its own for the tile, in shared memory: 8 KiB in float32, of 48 in all.
+template <class A>
+inline constexpr int kRoiSumWarps = sizeof(A) == 8 ? 2 : 4;
+
+// Such a thread looks at this many boxes before the block goes through those found: the more, the fuller are its rounds of warps.
+constexpr int kRoiSumBoxes = 2;
+
+// Bins of such a warp whose gradients are on their way together.
+constexpr int kRoiSumTogether = 4;
+
 // Bins that such a block stages at a time: their gradients are one load of the block.
 constexpr int kRoiGatherBins = kRoiTileThreads / kRoiTileChannels;
 
