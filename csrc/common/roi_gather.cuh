@@ -140,24 +140,23 @@ CVK_DEVICE void store_tile(const RoiShape& shape, const RoiTile& tile, const Acc
 
 // ---- tiles whose sums each warp keeps for itself
 
-// The sums of a tile in shared memory, of the boxes that a warp meets: which pixel a gradient goes to is looked up, and a lane has a
-// channel, so that no two threads meet. Warps share out the boxes, and their sums are added in the order of warps at the end.
+// A spare pixel, for what goes nowhere.
+constexpr int kRoiTileSpare = kRoiTileHeight * kRoiTileWidth;
+
+// The sums of a tile in shared memory, of the boxes that a warp meets: which pixel a gradient goes to is looked up, and a lane has
+// a channel, so that no two threads meet. Warps share out the boxes, and their sums are added in the order of warps at the end.
 template <class A>
 struct RoiTileSums {
-  A values[kRoiTileHeight][kRoiTileWidth][kRoiTileChannels];
+  A values[kRoiTileSpare + 1][kRoiTileChannels];
 };
 
 template <class A>
 inline constexpr int kRoiSumThreads = kRoiSumWarps<A> * 32;
 
-// Zeroes the sums of this warp. No barrier is needed but of lanes, for each of which only it sees its channel.
+// Zeroes the sums of this warp, each lane those of its channel.
 template <class A>
 CVK_DEVICE void clear_sums(RoiTileSums<A>& sums) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  for (int row = 0; row < kRoiTileHeight; ++row) {
-#pragma unroll
-    for (int column = 0; column < kRoiTileWidth; ++column) sums.values[row][column][lane] = A(0);
-  }
+  for (int pixel = 0; pixel <= kRoiTileSpare; ++pixel) sums.values[pixel][static_cast<int>(threadIdx.x) % 32] = A(0);
 }
 
 // Adds up the warps' sums and stores the tile. sums_of(w) and turned_of(w) are those of warp w. The whole block calls it.
@@ -171,7 +170,9 @@ CVK_DEVICE void store_sums_of_tile(const RoiShape& shape, const RoiTile& tile, S
     A sum[kRoiTileWidth] = {};
     for (int w = 0; w < kRoiSumWarps<A>; ++w) {
 #pragma unroll
-      for (int column = 0; column < kRoiTileWidth; ++column) sum[column] += sums_of(w).values[row][column][lane];
+      for (int column = 0; column < kRoiTileWidth; ++column) {
+        sum[column] += sums_of(w).values[row * kRoiTileWidth + column][lane];
+      }
     }
     store_row(shape, tile, row, sum, turned_of(warp), grad_input);
   }

@@ -96,7 +96,7 @@ CVK_DEVICE void weigh_bins(const RoiShape& shape, const RoiTile& tile, const A* 
   }
 }
 
-// Adds to this thread's row and channel what the weighed bins give; the gradient of bin (i, j) is grad[i * y_stride + j * x_stride].
+// Adds to this thread's row and channel what the weighed bins give; the gradient of bin (i, j) lies at i * y_stride + j * x_stride.
 template <class G, class A>
 CVK_DEVICE void add_means(const GridWeights<A>& weights, const G* grad, int y_stride, int x_stride,
                           A (&sum)[kRoiTileWidth]) {

@@ -56,7 +56,7 @@ struct TilePixels {
   int further[3];  // how much further it is 4, 2 and 1 rows below; beyond all indices where the tile has no such row
 
   CVK_DEVICE void add(int row, int column, A value) const {
-    sums.values[row][column][static_cast<int>(threadIdx.x) % 32] += value;
+    sums.values[row * kRoiTileWidth + column][static_cast<int>(threadIdx.x) % 32] += value;
   }
 };
 

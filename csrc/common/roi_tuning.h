@@ -66,8 +66,8 @@ constexpr int kRoiSumBoxes = 2;
 // Bins of such a warp whose gradients are on their way together.
 constexpr int kRoiSumTogether = 4;
 
-// Bins that such a block stages at a time: their gradients are one load of the block.
-constexpr int kRoiGatherBins = kRoiTileThreads / kRoiTileChannels;
+// Bins whose gradients such a warp has at hand: of 2 x 2 samples each it has one for each lane.
+constexpr int kRoiGatherBins = 8;
 
 // Passes over boxes: threads of a block.
 constexpr int kRoiBlockThreads = 256;
