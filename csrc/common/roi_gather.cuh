@@ -1,7 +1,6 @@
-// The frame of a gathering backward pass of the RoI family on CUDA: a block owns a tile of pixels and channels, meets the boxes
-// that reach it in their order, and stores its sums once. No atomics, so bitwise repeatable.
-//
-// Warp w of a block owns row w of the tile, lane l owns channel l; a thread keeps the tile's columns in registers.
+// The frame of a gathering backward pass of the RoI family on CUDA: a block owns a tile of pixels and channels, finds the boxes that
+// reach it, and stores its sums once. Its warps share out the boxes; lane l of each has channel l, and sums of the whole tile, which
+// are added in the order of warps at the end. No atomics, so bitwise repeatable; no barriers but for finding boxes.
 #pragma once
 
 #include <cstdint>
@@ -46,18 +45,23 @@ CVK_DEVICE bool span_reaches(const RoiSpan<A>& span, int first, int last) {
   return max_of(span.start, end) >= static_cast<A>(first - 2) && min_of(span.start, end) <= static_cast<A>(last + 1);
 }
 
+// A block that gathers, by the type of its sums.
+template <class A>
+inline constexpr int kRoiGatherThreads = kRoiGatherWarps<A> * 32;
+
 // The boxes of one stretch that reach a block's tile, in shared memory.
-template <int kThreads = kRoiTileThreads, int kEach = 1>
+template <class A>
 struct RoiStretch {
-  static constexpr int kSize = kThreads * kEach;
+  static constexpr int kSize = kRoiGatherThreads<A> * kRoiGatherBoxes;
   int64_t boxes[kSize];
-  int found[kEach][kThreads / 32];
+  int found[kRoiGatherBoxes][kRoiGatherWarps<A>];
 };
 
 // Collects, in order, the boxes k in [begin, begin + kSize) and below `count` for which reaches(k); returns how many. All threads
 // of the block call it; the list may be read at once, and until the next call.
-template <int kThreads, int kEach, class Reaches>
-CVK_DEVICE int collect_boxes(int64_t begin, int64_t count, RoiStretch<kThreads, kEach>& stretch, Reaches&& reaches) {
+template <class A, class Reaches>
+CVK_DEVICE int collect_boxes(int64_t begin, int64_t count, RoiStretch<A>& stretch, Reaches&& reaches) {
+  constexpr int kThreads = kRoiGatherThreads<A>, kEach = kRoiGatherBoxes;
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   unsigned ballot[kEach];
 #pragma unroll
@@ -75,7 +79,7 @@ CVK_DEVICE int collect_boxes(int64_t begin, int64_t count, RoiStretch<kThreads, 
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
     int before = total;
-    for (int w = 0; w < kThreads / 32; ++w) {
+    for (int w = 0; w < kRoiGatherWarps<A>; ++w) {
       if (w < warp) before += stretch.found[i][w];
       total += stretch.found[i][w];
     }
@@ -91,11 +95,6 @@ CVK_DEVICE int collect_boxes(int64_t begin, int64_t count, RoiStretch<kThreads, 
 // What a row of a tile passes through on its way to planes.
 template <class A>
 using RoiTileRow = A[kRoiTileWidth][kRoiTileChannels + 1];
-
-template <class A>
-struct RoiTileRows {
-  RoiTileRow<A> values[kRoiTileHeight];
-};
 
 // Stores a row of the tile: `sum` holds the columns of this lane's channel. A warp calls it with a `turned` of its own.
 template <class T>
@@ -129,17 +128,6 @@ CVK_DEVICE void store_row(const RoiShape& shape, const RoiTile& tile, int row, c
   __syncwarp();
 }
 
-// Stores the tile of a block that has a warp for each row.
-template <class T>
-CVK_DEVICE void store_tile(const RoiShape& shape, const RoiTile& tile, const Acc<T> (&sum)[kRoiTileWidth],
-                           RoiTileRows<Acc<T>>& rows,
-                           T* grad_input) {  // [N, C, H, W] or channels-last
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  store_row(shape, tile, warp, sum, rows.values[warp], grad_input);
-}
-
-// ---- tiles whose sums each warp keeps for itself
-
 // A spare pixel, for what goes nowhere.
 constexpr int kRoiTileSpare = kRoiTileHeight * kRoiTileWidth;
 
@@ -150,13 +138,54 @@ struct RoiTileSums {
   A values[kRoiTileSpare + 1][kRoiTileChannels];
 };
 
-template <class A>
-inline constexpr int kRoiSumThreads = kRoiSumWarps<A> * 32;
-
 // Zeroes the sums of this warp, each lane those of its channel.
 template <class A>
 CVK_DEVICE void clear_sums(RoiTileSums<A>& sums) {
   for (int pixel = 0; pixel <= kRoiTileSpare; ++pixel) sums.values[pixel][static_cast<int>(threadIdx.x) % 32] = A(0);
+}
+
+// Turns the gradients of a row of bins in planes, and their indices if there are any, in the warp's own.grad[bin][channel] and
+// own.argmax: lanes run along the bins [first, last), and along channels beyond; four loads are on their way together.
+template <bool kIndices, class T, class Warp>
+CVK_DEVICE void turn_bins(const RoiShape& shape, const RoiTile& tile,
+                          const T* grad,          // of the tile's first channel and bin 0 of the row
+                          const int32_t* argmax,  // the same, if kIndices
+                          int first, int last, Warp& own) {
+  constexpr int kBins = kRoiStagedBins, kStep = 32 / kBins, kLoads = 4;
+  const int lane = static_cast<int>(threadIdx.x) % 32, bin = lane % kBins;
+  const bool exists = bin >= first && bin < last;
+  int c = lane / kBins;
+  grad += c * shape.bins() + bin;
+  if (kIndices) argmax += c * shape.bins() + bin;
+  __syncwarp();  // the row before has been read
+  for (; c < kRoiTileChannels; c += kStep * kLoads) {
+    T value[kLoads] = {};
+    int index[kLoads] = {};
+#pragma unroll
+    for (int n = 0; n < kLoads; ++n) {
+      if (exists && c + n * kStep < tile.channels) {
+        value[n] = *grad;
+        if (kIndices) index[n] = *argmax;
+      }
+      grad += kStep * shape.bins();
+      if (kIndices) argmax += kStep * shape.bins();
+    }
+#pragma unroll
+    for (int n = 0; n < kLoads; ++n) {
+      own.grad[bin][c + n * kStep] = to_acc(value[n]);
+      if (kIndices) own.argmax[bin][c + n * kStep] = index[n];
+    }
+  }
+  __syncwarp();
+}
+
+// Puts the sums of this warp there, which it had in registers.
+template <class A>
+CVK_DEVICE void keep_sums(const A (&sum)[kRoiTileHeight][kRoiTileWidth], RoiTileSums<A>& sums) {
+#pragma unroll
+  for (int pixel = 0; pixel < kRoiTileSpare; ++pixel) {
+    sums.values[pixel][static_cast<int>(threadIdx.x) % 32] = sum[pixel / kRoiTileWidth][pixel % kRoiTileWidth];
+  }
 }
 
 // Adds up the warps' sums and stores the tile. sums_of(w) and turned_of(w) are those of warp w. The whole block calls it.
@@ -166,9 +195,9 @@ CVK_DEVICE void store_sums_of_tile(const RoiShape& shape, const RoiTile& tile, S
   using A = Acc<T>;
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   __syncthreads();
-  for (int row = warp; row < kRoiTileHeight; row += kRoiSumWarps<A>) {
+  for (int row = warp; row < kRoiTileHeight; row += kRoiGatherWarps<A>) {
     A sum[kRoiTileWidth] = {};
-    for (int w = 0; w < kRoiSumWarps<A>; ++w) {
+    for (int w = 0; w < kRoiGatherWarps<A>; ++w) {
 #pragma unroll
       for (int column = 0; column < kRoiTileWidth; ++column) {
         sum[column] += sums_of(w).values[row * kRoiTileWidth + column][lane];

@@ -88,8 +88,8 @@ struct GatherWarp {
 
 template <class A, class Box>
 struct GatherShared {
-  GatherWarp<A, Box> warps[kRoiSumWarps<A>];
-  RoiStretch<kRoiSumThreads<A>, kRoiSumBoxes> stretch;
+  GatherWarp<A, Box> warps[kRoiGatherWarps<A>];
+  RoiStretch<A> stretch;
 };
 
 // The gradients of some bins of box k. A warp calls it; lanes run along channels, or along bins where these are neighbours.
@@ -138,7 +138,7 @@ CVK_DEVICE void gather_bins(const RoiShape& shape, const RoiTile& tile, const Bo
   for (int64_t begin = 0; begin < shape.boxes; begin += shared.stretch.kSize) {
     const int total =
         collect_boxes(begin, shape.boxes, shared.stretch, [&](int64_t k) { return boxes.box_reaches(k); });
-    for (int b = warp; b < total; b += kRoiSumWarps<A>) {
+    for (int b = warp; b < total; b += kRoiGatherWarps<A>) {
       const int64_t k = shared.stretch.boxes[b];
       __syncwarp();  // the box before is done with
       boxes.load_box(k, own.box);

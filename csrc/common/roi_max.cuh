@@ -199,10 +199,10 @@ static __global__ void __launch_bounds__(kRoiBlockThreads, kRoiMaxBlocksPerSm)
 // bins that do to sums of its own, at the pixels that their indices name; a lane has a channel.
 // Params: shape, boxes, grad_output, saved_argmax, grad_input.
 template <class Params, class Axis, class T, bool kPlanar>
-static __global__ void __launch_bounds__(kRoiSumThreads<Acc<T>>) roi_max_backward_kernel(Params params) {
+static __global__ void __launch_bounds__(kRoiGatherThreads<Acc<T>>) roi_max_backward_kernel(Params params) {
   using A = Acc<T>;
-  constexpr int kBins = kRoiStagedBins, kLanes = kRoiTileChannels, kWarps = kRoiSumWarps<A>;
-  constexpr int kTogether = kRoiSumTogether;
+  constexpr int kBins = kRoiStagedBins, kLanes = kRoiTileChannels, kWarps = kRoiGatherWarps<A>;
+  constexpr int kTogether = kRoiGatherTogether;
   static_assert(kBins == kRoiTileWidth && 2 * kBins <= 32,
                 "a lane for each bin, and rows of bins as wide as those of pixels");
   struct Warp {
@@ -214,7 +214,7 @@ static __global__ void __launch_bounds__(kRoiSumThreads<Acc<T>>) roi_max_backwar
   };
   struct Shared {
     Warp warps[kWarps];
-    RoiStretch<kRoiSumThreads<A>, kRoiSumBoxes> stretch;
+    RoiStretch<A> stretch;
     RoiTile tile;  // no thread spends registers on it
   };
   auto& shared = static_shared<Shared>();
@@ -266,34 +266,8 @@ static __global__ void __launch_bounds__(kRoiSumThreads<Acc<T>>) roi_max_backwar
             const int i = __ffs(static_cast<int>(y_bins)) - 1;
             const int64_t first_bin = static_cast<int64_t>(bin_y + i) * shape.pooled_width + bin_x;
             if constexpr (kPlanar) {
-              // Turns a row of bins: lanes run along these, and along channels beyond; four loads are on their way together.
-              __syncwarp();  // the row before has been read
-              constexpr int kStep = 32 / kBins, kLoads = 4;
-              int c = lane / kBins;
-              const int64_t at = (k * shape.channels + tile.first_channel + c) * shape.bins() + first_bin + local;
-              const T* from = params.grad_output + at;
-              const int32_t* from_index = params.saved_argmax + at;
-              const bool exists = local >= x_first && local < x_last;
-              for (int i = 0; i < kLanes / (kStep * kLoads); ++i) {
-                T grad[kLoads] = {};
-                int index[kLoads] = {};
-#pragma unroll
-                for (int n = 0; n < kLoads; ++n) {
-                  if (exists && c + n * kStep < tile.channels) {
-                    grad[n] = *from;
-                    index[n] = *from_index;
-                  }
-                  from += kStep * shape.bins();
-                  from_index += kStep * shape.bins();
-                }
-#pragma unroll
-                for (int n = 0; n < kLoads; ++n) {
-                  own.grad[local][c + n * kStep] = to_acc(grad[n]);
-                  own.argmax[local][c + n * kStep] = index[n];
-                }
-                c += kStep * kLoads;
-              }
-              __syncwarp();
+              const int64_t at = (k * shape.channels + tile.first_channel) * shape.bins() + first_bin;
+              turn_bins<true>(shape, tile, params.grad_output + at, params.saved_argmax + at, x_first, x_last, own);
             }
             // Where lanes run along channels, gradients are read where they lie.
             const int64_t at = (k * shape.bins() + first_bin + x_first) * shape.channels + tile.first_channel + channel;
@@ -358,7 +332,7 @@ CudaStatus roi_max_backward(const Params& params, CudaStream stream) {
   const int64_t blocks = roi_tiles(params.shape);
   cudaError_t status = grid_fits(blocks);
   if (status == cudaSuccess) {
-    const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(kRoiSumThreads<Acc<T>>)};
+    const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(kRoiGatherThreads<Acc<T>>)};
     status = params.shape.channels_last
                  ? launch(roi_max_backward_kernel<Params, Axis, T, false>, config, stream, params)
                  : launch(roi_max_backward_kernel<Params, Axis, T, true>, config, stream, params);

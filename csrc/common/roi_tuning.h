@@ -43,30 +43,25 @@ constexpr int kPsChannelTile = 16;
 constexpr int kTransposeTile = 32;
 constexpr int kTransposeThreads = 256;
 
-// Gathering backward pass: a block owns 8 x 8 pixels, one row per warp, and 32 channels, one per lane.
+// Gathering backward pass: a block owns 8 x 8 pixels and 32 channels, one for each lane.
 constexpr int kRoiTileHeight = 8;
 constexpr int kRoiTileWidth = 8;
 constexpr int kRoiTileChannels = 32;
-constexpr int kRoiTileThreads = kRoiTileHeight * kRoiTileChannels;
 
-// Bins of one axis staged in shared memory at a time; 8 x 8 bins of 32 channels are 8 KiB in float32.
+// Its warps, of which each has sums of its own: 8 KiB of shared memory in float32, of 48 in all.
+template <class A>
+inline constexpr int kRoiGatherWarps = sizeof(A) == 8 ? 2 : 4;
+
+// Boxes that each of its threads looks at before the warps go through those found: the more, the fuller are their rounds.
+constexpr int kRoiGatherBoxes = 2;
+
+// Bins along each axis that a warp weighs together.
 constexpr int kRoiStagedBins = 8;
 
-// Blocks of a gathering pass over grids that must fit on one SM: most of its time is spent waiting for gradients and weights.
-template <class T>
-inline constexpr int kRoiGridBlocksPerSm = sizeof(T) == 8 ? 2 : 4;
+// Bins of a row whose gradients a warp waits for together.
+constexpr int kRoiGatherTogether = 4;
 
-// Warps of a block of which each has sums of its own for the tile, in shared memory: 8 KiB in float32, of 48 in all.
-template <class A>
-inline constexpr int kRoiSumWarps = sizeof(A) == 8 ? 2 : 4;
-
-// Such a thread looks at this many boxes before the block goes through those found: the more, the fuller are its rounds of warps.
-constexpr int kRoiSumBoxes = 2;
-
-// Bins of such a warp whose gradients are on their way together.
-constexpr int kRoiSumTogether = 4;
-
-// Bins whose gradients such a warp has at hand: of 2 x 2 samples each it has one for each lane.
+// Single bins whose gradients a warp has at hand: of 2 x 2 samples each it has one for each lane.
 constexpr int kRoiGatherBins = 8;
 
 // Passes over boxes: threads of a block.

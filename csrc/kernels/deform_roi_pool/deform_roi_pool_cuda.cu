@@ -231,7 +231,7 @@ struct DeformGather {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kRoiSumThreads<Acc<T>>)
+__global__ void __launch_bounds__(kRoiGatherThreads<Acc<T>>)
     deform_roi_pool_backward_kernel(DeformRoiPoolParams<T> params, const DeformReach<Acc<T>>* reaches) {
   struct Shared {
     GatherShared<Acc<T>, typename DeformGather<T>::Box> gather;
@@ -362,9 +362,9 @@ CudaStatus deform_roi_pool_backward_cuda(const DeformRoiPoolParams<T>& params, v
                     {dim3(static_cast<unsigned>(reach_blocks)), dim3(kDeformWarpThreads)}, stream, params, reaches);
   }
   if (status == cudaSuccess) {
-    status =
-        launch(deform_roi_pool_backward_kernel<T>, {dim3(static_cast<unsigned>(blocks)), dim3(kRoiSumThreads<Acc<T>>)},
-               stream, params, static_cast<const DeformReach<Acc<T>>*>(reaches));
+    status = launch(deform_roi_pool_backward_kernel<T>,
+                    {dim3(static_cast<unsigned>(blocks)), dim3(kRoiGatherThreads<Acc<T>>)}, stream, params,
+                    static_cast<const DeformReach<Acc<T>>*>(reaches));
   }
   return static_cast<CudaStatus>(status);
 }

@@ -190,14 +190,11 @@ struct LevelTiles {
 
 // Block: a tile of pixels and channels of one level (common/roi_gather.cuh), past which the boxes that reach it go in order.
 template <class T, bool kPlanar, bool kMaximum>
-__global__ void __launch_bounds__(kRoiTileThreads, kRoiGridBlocksPerSm<T>)
+__global__ void __launch_bounds__(kRoiGatherThreads<Acc<T>>)
     roi_align_backward_kernel(RoiAlignParams<T> params, LevelTiles tiles) {
   using A = Acc<T>;
   struct Shared {
-    union {  // one after the other
-      GridShared<RoiAxis<A>, A, kPlanar, kMaximum> grid;
-      RoiTileRows<A> rows;
-    };
+    GridShared<RoiAxis<A>, A, kPlanar, kMaximum> grid;
     RoiShape shape;  // of the level: no thread spends registers on it, nor on the tile
     RoiTile tile;
   };
@@ -217,7 +214,6 @@ __global__ void __launch_bounds__(kRoiTileThreads, kRoiGridBlocksPerSm<T>)
   __syncthreads();
   const RoiShape& shape = shared.shape;
   const RoiTile& tile = shared.tile;
-  A sum[kRoiTileWidth] = {};
   gather_grid(
       shape, tile, params.boxes, params.grad_output, params.saved_argmax, shared.grid,
       [&](int64_t k) {
@@ -227,9 +223,7 @@ __global__ void __launch_bounds__(kRoiTileThreads, kRoiGridBlocksPerSm<T>)
                span_reaches(roi_span(box[2], box[4], scale, shape.aligned), tile.y, tile.y + kRoiTileHeight) &&
                span_reaches(roi_span(box[1], box[3], scale, shape.aligned), tile.x, tile.x + kRoiTileWidth);
       },
-      sum);
-  __syncthreads();
-  store_tile(shape, tile, sum, shared.rows, params.levels.maps[level].grad_input);
+      params.levels.maps[level].grad_input);
 }
 
 // ---- launchers
@@ -300,9 +294,8 @@ CudaStatus roi_align_backward_cuda(const RoiAlignParams<T>& params, CudaStream s
   }
   const int64_t blocks = tiles.first[params.levels.count];
   cudaError_t status = grid_fits(blocks);
-  if (status == cudaSuccess) status = grid_bins_fit(params.shape);
   if (status == cudaSuccess) {
-    const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(kRoiTileThreads)};
+    const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(kRoiGatherThreads<Acc<T>>)};
     const auto launch_as = [&](auto planar) {
       constexpr bool kPlanar = decltype(planar)::value;
       return params.maximum() ? launch(roi_align_backward_kernel<T, kPlanar, true>, config, stream, params, tiles)

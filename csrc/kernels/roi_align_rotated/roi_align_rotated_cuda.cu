@@ -147,7 +147,7 @@ struct RotatedGather {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kRoiSumThreads<Acc<T>>)
+__global__ void __launch_bounds__(kRoiGatherThreads<Acc<T>>)
     roi_align_rotated_backward_kernel(RoiAlignRotatedParams<T> params) {
   struct Shared {
     GatherShared<Acc<T>, typename RotatedGather<T>::Box> gather;
@@ -191,7 +191,7 @@ CudaStatus roi_align_rotated_backward_cuda(const RoiAlignRotatedParams<T>& param
   const int64_t blocks = roi_tiles(params.shape);
   cudaError_t status = grid_fits(blocks);
   if (status == cudaSuccess) {
-    const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(kRoiSumThreads<Acc<T>>)};
+    const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(kRoiGatherThreads<Acc<T>>)};
     status = launch(roi_align_rotated_backward_kernel<T>, config, stream, params);
   }
   return static_cast<CudaStatus>(status);
