@@ -1,7 +1,6 @@
-// The frame of a gathering backward pass of the RoI family on CUDA: a block owns a tile of pixels and channels, meets the boxes
-// that reach it in their order, and stores its sums once. No atomics, so bitwise repeatable.
-//
-// Warp w of a block owns row w of the tile, lane l owns channel l; a thread keeps the tile's columns in registers.
+// The frame of a gathering backward pass of the RoI family on CUDA: a block owns a tile of pixels and channels, finds the boxes that
+// reach it, and stores its sums once. Its warps share out the boxes; lane l of each has channel l, and sums of the whole tile, which
+// are added in the order of warps at the end. No atomics, so bitwise repeatable; no barriers but for finding boxes.
 #pragma once
 
 #include <cstdint>
@@ -46,46 +45,64 @@ CVK_DEVICE bool span_reaches(const RoiSpan<A>& span, int first, int last) {
   return max_of(span.start, end) >= static_cast<A>(first - 2) && min_of(span.start, end) <= static_cast<A>(last + 1);
 }
 
-// The boxes of one stretch of kRoiTileThreads that reach a block's tile, in shared memory.
+// A block that gathers, by the type of its sums.
+template <class A>
+inline constexpr int kRoiGatherThreads = kRoiGatherWarps<A> * 32;
+
+// The boxes of one stretch that reach a block's tile, in shared memory.
+template <class A>
 struct RoiStretch {
-  int64_t boxes[kRoiTileThreads];
-  int found[kRoiTileHeight];
+  static constexpr int kSize = kRoiGatherThreads<A> * kRoiGatherBoxes;
+  int64_t boxes[kSize];
+  int found[kRoiGatherBoxes][kRoiGatherWarps<A>];
 };
 
-// Collects, in order, the boxes k in [begin, begin + kRoiTileThreads) and below `count` for which reaches(k); returns how
-// many. All threads of the block call it; the list may be read at once, and until the next call.
-template <class Reaches>
-CVK_DEVICE int collect_boxes(int64_t begin, int64_t count, RoiStretch& stretch, Reaches&& reaches) {
+// Collects, in order, the boxes k in [begin, begin + kSize) and below `count` for which reaches(k); returns how many. All threads
+// of the block call it; the list may be read at once, and until the next call.
+template <class A, class Reaches>
+CVK_DEVICE int collect_boxes(int64_t begin, int64_t count, RoiStretch<A>& stretch, Reaches&& reaches) {
+  constexpr int kThreads = kRoiGatherThreads<A>, kEach = kRoiGatherBoxes;
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const int64_t candidate = begin + static_cast<int64_t>(threadIdx.x);
-  const bool chosen = candidate < count && reaches(candidate);
-  const unsigned ballot = __ballot_sync(0xffffffffu, chosen);
-  __syncthreads();  // the previous stretch's list has been read
-  if (lane == 0) stretch.found[warp] = __popc(ballot);
-  __syncthreads();
-  int before = 0, total = 0;
-  for (int w = 0; w < kRoiTileHeight; ++w) {
-    if (w < warp) before += stretch.found[w];
-    total += stretch.found[w];
+  unsigned ballot[kEach];
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int64_t candidate = begin + i * kThreads + static_cast<int64_t>(threadIdx.x);
+    ballot[i] = __ballot_sync(0xffffffffu, candidate < count && reaches(candidate));
   }
-  if (chosen) stretch.boxes[before + __popc(ballot & ((1u << lane) - 1u))] = candidate;
+  __syncthreads();  // the previous stretch's list has been read
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    if (lane == 0) stretch.found[i][warp] = __popc(ballot[i]);
+  }
+  __syncthreads();
+  int total = 0;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    int before = total;
+    for (int w = 0; w < kRoiGatherWarps<A>; ++w) {
+      if (w < warp) before += stretch.found[i][w];
+      total += stretch.found[i][w];
+    }
+    if ((ballot[i] >> lane & 1u) != 0) {
+      stretch.boxes[before + __popc(ballot[i] & ((1u << lane) - 1u))] =
+          begin + i * kThreads + static_cast<int64_t>(threadIdx.x);
+    }
+  }
   __syncthreads();
   return total;
 }
 
-// What a tile's results pass through on their way to planes.
+// What a row of a tile passes through on its way to planes.
 template <class A>
-struct RoiTileRows {
-  A values[kRoiTileHeight][kRoiTileWidth][kRoiTileChannels + 1];
-};
+using RoiTileRow = A[kRoiTileWidth][kRoiTileChannels + 1];
 
-// Stores the tile: `sum` holds the columns of this thread's row and channel.
+// Stores a row of the tile: `sum` holds the columns of this lane's channel. A warp calls it with a `turned` of its own.
 template <class T>
-CVK_DEVICE void store_tile(const RoiShape& shape, const RoiTile& tile, const Acc<T> (&sum)[kRoiTileWidth],
-                           RoiTileRows<Acc<T>>& rows,
-                           T* grad_input) {  // [N, C, H, W] or channels-last
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const int y = tile.y + warp;
+CVK_DEVICE void store_row(const RoiShape& shape, const RoiTile& tile, int row, const Acc<T> (&sum)[kRoiTileWidth],
+                          RoiTileRow<Acc<T>>& turned,
+                          T* grad_input) {  // [N, C, H, W] or channels-last
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int y = tile.y + row;
   if (shape.channels_last) {
     for (int column = 0; column < kRoiTileWidth; ++column) {
       const int x = tile.x + column;
@@ -98,15 +115,95 @@ CVK_DEVICE void store_tile(const RoiShape& shape, const RoiTile& tile, const Acc
   }
   // Planes: lanes take 8 pixels of 4 channels, so that each 8-pixel run leaves as one sector.
 #pragma unroll
-  for (int column = 0; column < kRoiTileWidth; ++column) rows.values[warp][column][lane] = sum[column];
+  for (int column = 0; column < kRoiTileWidth; ++column) turned[column][lane] = sum[column];
   __syncwarp();
   for (int i = lane; i < kRoiTileWidth * kRoiTileChannels; i += 32) {
     const int c = i / kRoiTileWidth, column = i % kRoiTileWidth;
     const int x = tile.x + column;
     if (y < shape.height && x < shape.width && c < tile.channels) {
       const int64_t plane = tile.image * shape.channels + tile.first_channel + c;
-      grad_input[(plane * shape.height + y) * shape.width + x] = from_acc<T>(rows.values[warp][column][c]);
+      grad_input[(plane * shape.height + y) * shape.width + x] = from_acc<T>(turned[column][c]);
     }
+  }
+  __syncwarp();
+}
+
+// A spare pixel, for what goes nowhere.
+constexpr int kRoiTileSpare = kRoiTileHeight * kRoiTileWidth;
+
+// The sums of a tile in shared memory, of the boxes that a warp meets: which pixel a gradient goes to is looked up, and a lane has
+// a channel, so that no two threads meet. Warps share out the boxes, and their sums are added in the order of warps at the end.
+template <class A>
+struct RoiTileSums {
+  A values[kRoiTileSpare + 1][kRoiTileChannels];
+};
+
+// Zeroes the sums of this warp, each lane those of its channel.
+template <class A>
+CVK_DEVICE void clear_sums(RoiTileSums<A>& sums) {
+  for (int pixel = 0; pixel <= kRoiTileSpare; ++pixel) sums.values[pixel][static_cast<int>(threadIdx.x) % 32] = A(0);
+}
+
+// Turns the gradients of a row of bins in planes, and their indices if there are any, in the warp's own.grad[bin][channel] and
+// own.argmax: lanes run along the bins [first, last), and along channels beyond; four loads are on their way together.
+template <bool kIndices, class T, class Warp>
+CVK_DEVICE void turn_bins(const RoiShape& shape, const RoiTile& tile,
+                          const T* grad,          // of the tile's first channel and bin 0 of the row
+                          const int32_t* argmax,  // the same, if kIndices
+                          int first, int last, Warp& own) {
+  constexpr int kBins = kRoiStagedBins, kStep = 32 / kBins, kLoads = 4;
+  const int lane = static_cast<int>(threadIdx.x) % 32, bin = lane % kBins;
+  const bool exists = bin >= first && bin < last;
+  int c = lane / kBins;
+  grad += c * shape.bins() + bin;
+  if (kIndices) argmax += c * shape.bins() + bin;
+  __syncwarp();  // the row before has been read
+  for (; c < kRoiTileChannels; c += kStep * kLoads) {
+    T value[kLoads] = {};
+    int index[kLoads] = {};
+#pragma unroll
+    for (int n = 0; n < kLoads; ++n) {
+      if (exists && c + n * kStep < tile.channels) {
+        value[n] = *grad;
+        if (kIndices) index[n] = *argmax;
+      }
+      grad += kStep * shape.bins();
+      if (kIndices) argmax += kStep * shape.bins();
+    }
+#pragma unroll
+    for (int n = 0; n < kLoads; ++n) {
+      own.grad[bin][c + n * kStep] = to_acc(value[n]);
+      if (kIndices) own.argmax[bin][c + n * kStep] = index[n];
+    }
+  }
+  __syncwarp();
+}
+
+// Puts the sums of this warp there, which it had in registers.
+template <class A>
+CVK_DEVICE void keep_sums(const A (&sum)[kRoiTileHeight][kRoiTileWidth], RoiTileSums<A>& sums) {
+#pragma unroll
+  for (int pixel = 0; pixel < kRoiTileSpare; ++pixel) {
+    sums.values[pixel][static_cast<int>(threadIdx.x) % 32] = sum[pixel / kRoiTileWidth][pixel % kRoiTileWidth];
+  }
+}
+
+// Adds up the warps' sums and stores the tile. sums_of(w) and turned_of(w) are those of warp w. The whole block calls it.
+template <class T, class SumsOf, class TurnedOf>
+CVK_DEVICE void store_sums_of_tile(const RoiShape& shape, const RoiTile& tile, SumsOf&& sums_of, TurnedOf&& turned_of,
+                                   T* grad_input) {  // [N, C, H, W] or channels-last
+  using A = Acc<T>;
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  __syncthreads();
+  for (int row = warp; row < kRoiTileHeight; row += kRoiGatherWarps<A>) {
+    A sum[kRoiTileWidth] = {};
+    for (int w = 0; w < kRoiGatherWarps<A>; ++w) {
+#pragma unroll
+      for (int column = 0; column < kRoiTileWidth; ++column) {
+        sum[column] += sums_of(w).values[row * kRoiTileWidth + column][lane];
+      }
+    }
+    store_row(shape, tile, row, sum, turned_of(warp), grad_input);
   }
 }
 

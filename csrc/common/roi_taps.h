@@ -76,4 +76,12 @@ CVK_HD auto roi_pixel_weight(const Axis& axis, int bin, int pixel) {
   return tap.weight;
 }
 
+// The same of neighbouring pixels, 0 beyond the map. A kind of axis may have a faster one of its own.
+template <class Axis, int count, class A>
+CVK_HD void roi_pixel_weights(const Axis& axis, int bin, int first_pixel, A (&weights)[count]) {
+  for (int p = 0; p < count; ++p) {
+    weights[p] = first_pixel + p < axis.extent ? roi_pixel_weight(axis, bin, first_pixel + p) : A(0);
+  }
+}
+
 }  // namespace cvk

@@ -43,17 +43,26 @@ constexpr int kPsChannelTile = 16;
 constexpr int kTransposeTile = 32;
 constexpr int kTransposeThreads = 256;
 
-// Gathering backward pass: a block owns 8 x 8 pixels, one row per warp, and 32 channels, one per lane.
+// Gathering backward pass: a block owns 8 x 8 pixels and 32 channels, one for each lane.
 constexpr int kRoiTileHeight = 8;
 constexpr int kRoiTileWidth = 8;
 constexpr int kRoiTileChannels = 32;
-constexpr int kRoiTileThreads = kRoiTileHeight * kRoiTileChannels;
 
-// Bins of one axis staged in shared memory at a time; 8 x 8 bins of 32 channels are 8 KiB in float32.
+// Its warps, of which each has sums of its own: 8 KiB of shared memory in float32, of 48 in all.
+template <class A>
+inline constexpr int kRoiGatherWarps = sizeof(A) == 8 ? 2 : 4;
+
+// Boxes that each of its threads looks at before the warps go through those found: the more, the fuller are their rounds.
+constexpr int kRoiGatherBoxes = 2;
+
+// Bins along each axis that a warp weighs together.
 constexpr int kRoiStagedBins = 8;
 
-// Bins that such a block stages at a time: their gradients are one load of the block.
-constexpr int kRoiGatherBins = kRoiTileThreads / kRoiTileChannels;
+// Bins of a row whose gradients a warp waits for together.
+constexpr int kRoiGatherTogether = 4;
+
+// Single bins whose gradients a warp has at hand: of 2 x 2 samples each it has one for each lane.
+constexpr int kRoiGatherBins = 8;
 
 // Passes over boxes: threads of a block.
 constexpr int kRoiBlockThreads = 256;

@@ -54,30 +54,25 @@ CVK_DEVICE void pool_maximum(const Pixels<T>& pixels, const EnlargedAxis<Acc<T>>
 
 template <class A>
 CVK_DEVICE void spread_maximum(const EnlargedAxis<A>& y_axis, const EnlargedAxis<A>& x_axis, const CellRange& y,
-                               const CellRange& x, int index, int row, unsigned first_pixel, int first_column,
-                               unsigned columns, A grad, A (&sum)[kRoiTileWidth]) {
+                               const CellRange& x, int index, const TilePixels<A>& pixels, A grad) {
   if (y_axis.stretch == 1 && x_axis.stretch == 1) {
-    spread_pixel(index, first_pixel, columns, grad, sum);
+    spread_pixel(index, pixels, grad);
     return;
   }
   if (y.empty() || x.empty()) return;
   const int64_t width = x.last - x.first;
   if (index < 0 || index >= width * (y.last - y.first)) return;  // not the operator's own
   const CellTaps<A> y_tap = cell_taps(y_axis, y.first + index / width);
-  A y_weight = A(0);
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    if (i < y_tap.count && y_tap.pixel[i] == row) y_weight += y_tap.weight[i];
-  }
-  if (y_weight == A(0)) return;
   const CellTaps<A> x_tap = cell_taps(x_axis, x.first + index % width);
 #pragma unroll
-  for (int p = 0; p < kRoiTileWidth; ++p) {
+  for (int i = 0; i < 2; ++i) {
+    const int row = y_tap.pixel[i] - pixels.y;
+    if (i >= y_tap.count || row < 0 || row >= pixels.rows) continue;
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      if (j < x_tap.count && x_tap.pixel[j] == first_column + p) {
-        sum[p] = mul_add(y_weight * x_tap.weight[j], grad, sum[p]);
-      }
+      const int column = x_tap.pixel[j] - pixels.x;
+      if (j >= x_tap.count || column < 0 || column >= pixels.columns) continue;
+      pixels.add(row, column, y_tap.weight[i] * x_tap.weight[j] * grad);
     }
   }
 }

@@ -14,7 +14,7 @@
 // CPU        Plan first: each bin's own taps along both axes, merged. Then the passes of the family (common/roi_passes.h). The
 //            offsets' gradient is cut as the forward pass, with the sums of each tile of channels added up in order.
 // CUDA       Forward: lanes along channels, samples of the bins in shared memory. Gradient of the input: a first kernel finds how
-//            far each box's bins reach, then a block owns a tile of pixels and 32 channels and gathers in box order. Gradient of
+//            far each box's bins reach, then warps of a tile's block share out its boxes, and add by samples. Gradient of
 //            the offsets: a warp per bin, lanes along channels.
 // Traffic    input once + output once (+ the plan, 4 to 8 KB a box of 49 bins); CPU NCHW adds a cache-resident copy of the input.
 // Bound      max(bytes / memory bandwidth, 2 * taps * C * bins / FMA rate); 4 to 16 taps per bin at sampling_ratio 2. The offsets'

@@ -18,8 +18,8 @@ struct DeformBins {
   const SharedAxes<DeformAxis<A>>& axes;
   int64_t k;
 
-  CVK_DEVICE int y_of(int64_t bin) const { return static_cast<int>(bin / params.shape.pooled_width); }
-  CVK_DEVICE int x_of(int64_t bin) const { return static_cast<int>(bin % params.shape.pooled_width); }
+  CVK_DEVICE int y_of(int64_t bin) const { return static_cast<int>(bin) / params.shape.pooled_width; }
+  CVK_DEVICE int x_of(int64_t bin) const { return static_cast<int>(bin) % params.shape.pooled_width; }
   CVK_DEVICE RoiAxis<A> y_axis(int64_t bin) const {
     return deform_shifted(axes.y, params.offset[deform_offset_index(params.shape, k, true, bin)]);
   }
@@ -183,38 +183,47 @@ __global__ void __launch_bounds__(kDeformWarpThreads, kDeformBlocksPerSm)
   if (lane == 0) reaches[k] = reach;
 }
 
-// The boxes as the gathering pass (common/roi_gather_bins.cuh) meets them, one at a time in shared memory.
+// The boxes as the gathering pass (common/roi_gather_bins.cuh) meets them.
 template <class T>
 struct DeformGather {
   using A = Acc<T>;
-  static constexpr bool kSeparable = true;
+  struct Box {
+    SharedAxes<DeformAxis<A>> axes;
+    int64_t k;
+  };
   const DeformRoiPoolParams<T>& params;
   const DeformReach<A>* reaches;  // [K]
   const RoiTile& tile;
-  SharedAxes<DeformAxis<A>>& axes;
-  int64_t k;
 
-  CVK_DEVICE bool box_reaches(int64_t box) const {
-    if (roi_batch_index(params.boxes[box * 5], params.shape.batch) != tile.image) return false;
-    const DeformReach<A> reach = reaches[box];
+  CVK_DEVICE bool box_reaches(int64_t k) const {
+    if (roi_batch_index(params.boxes[k * 5], params.shape.batch) != tile.image) return false;
+    const DeformReach<A> reach = reaches[k];
     return reach.y_low <= reach.y_high && reach.x_low <= reach.x_high &&
            span_reaches(RoiSpan<A>{reach.y_low, reach.y_high - reach.y_low}, tile.y, tile.y + kRoiTileHeight) &&
            span_reaches(RoiSpan<A>{reach.x_low, reach.x_high - reach.x_low}, tile.x, tile.x + kRoiTileWidth);
   }
-  CVK_DEVICE void load_box(int64_t box) {
-    k = box;
-    load_axes(params, box, axes);
+  CVK_DEVICE void load_box(int64_t k, Box& box) const {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    if (lane > 1) return;
+    const DeformAxis<A> axis = deform_axis(params.shape, params.gamma, params.boxes + k * 5, lane == 0);
+    (lane == 0 ? box.axes.y : box.axes.x) = axis;
+    if (lane == 0) box.k = k;
   }
-  CVK_DEVICE bool bin_reaches(int64_t bin) const {
-    const DeformBins<T> bins{params, axes, k};
+  CVK_DEVICE bool bin_reaches(const Box& box, int bin) const {
+    const DeformBins<T> bins{params, box.axes, box.k};
     return span_of_bin_reaches(bins.y_axis(bin), bins.y_of(bin), tile.y, kRoiTileHeight) &&
            span_of_bin_reaches(bins.x_axis(bin), bins.x_of(bin), tile.x, kRoiTileWidth);
   }
-  CVK_DEVICE A weight_along(int64_t bin, bool along_y, int pixel) const {
-    const DeformBins<T> bins{params, axes, k};
-    return along_y ? roi_pixel_weight(bins.y_axis(bin), bins.y_of(bin), pixel)
-                   : roi_pixel_weight(bins.x_axis(bin), bins.x_of(bin), pixel);
+  CVK_DEVICE BinSamples samples_of(const Box& box, int bin) const {
+    const DeformBins<T> bins{params, box.axes, box.k};
+    return {roi_samples_at(bins.y_axis(bin), bins.y_of(bin), tile.y, tile.y + kRoiTileHeight),
+            roi_samples_at(bins.x_axis(bin), bins.x_of(bin), tile.x, tile.x + kRoiTileWidth)};
   }
+  CVK_DEVICE BinSample<A> sample(const Box& box, int bin, int i, int j) const {
+    const DeformBins<T> bins{params, box.axes, box.k};
+    return {sample_of(bins.y_axis(bin), bins.y_of(bin), i), sample_of(bins.x_axis(bin), bins.x_of(bin), j)};
+  }
+  CVK_DEVICE A share(const Box& box) const { return box.axes.y.axis.share * box.axes.x.axis.share; }
 
   static CVK_DEVICE bool span_of_bin_reaches(const RoiAxis<A>& axis, int bin, int first, int size) {
     return span_reaches(RoiSpan<A>{axis.start + static_cast<A>(bin) * axis.bin, axis.bin}, first, first + size);
@@ -222,16 +231,17 @@ struct DeformGather {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kRoiTileThreads, kDeformBlocksPerSm)
+__global__ void __launch_bounds__(kRoiGatherThreads<Acc<T>>)
     deform_roi_pool_backward_kernel(DeformRoiPoolParams<T> params, const DeformReach<Acc<T>>* reaches) {
   struct Shared {
-    SharedAxes<DeformAxis<Acc<T>>> axes;
-    GatherShared<Acc<T>> gather;
+    GatherShared<Acc<T>, typename DeformGather<T>::Box> gather;
+    RoiTile tile;  // no thread spends registers on it
   };
   auto& shared = static_shared<Shared>();
-  const RoiTile tile = roi_tile(params.shape, blockIdx.x);
-  DeformGather<T> boxes{params, reaches, tile, shared.axes, 0};
-  gather_bins(params.shape, tile, boxes, shared.gather, params.grad_output, params.grad_input);
+  if (threadIdx.x == 0) shared.tile = roi_tile(params.shape, blockIdx.x);
+  __syncthreads();
+  const DeformGather<T> boxes{params, reaches, shared.tile};
+  gather_bins(params.shape, shared.tile, boxes, shared.gather, params.grad_output, params.grad_input);
 }
 
 // ---- gradient of the offsets
@@ -352,8 +362,9 @@ CudaStatus deform_roi_pool_backward_cuda(const DeformRoiPoolParams<T>& params, v
                     {dim3(static_cast<unsigned>(reach_blocks)), dim3(kDeformWarpThreads)}, stream, params, reaches);
   }
   if (status == cudaSuccess) {
-    status = launch(deform_roi_pool_backward_kernel<T>, {dim3(static_cast<unsigned>(blocks)), dim3(kRoiTileThreads)},
-                    stream, params, static_cast<const DeformReach<Acc<T>>*>(reaches));
+    status = launch(deform_roi_pool_backward_kernel<T>,
+                    {dim3(static_cast<unsigned>(blocks)), dim3(kRoiGatherThreads<Acc<T>>)}, stream, params,
+                    static_cast<const DeformReach<Acc<T>>*>(reaches));
   }
   return static_cast<CudaStatus>(status);
 }

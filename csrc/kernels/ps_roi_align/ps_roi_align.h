@@ -12,7 +12,7 @@
 //            output channels, whose planes stay in L2 while the boxes pass by; on NHWC it owns a box. Backward: a work item owns
 //            four planes of one bin (NHWC: 16 channels) and a band of rows. No SIMD: neighbouring values read different planes.
 // CUDA       Forward: a block owns a box, its taps in shared memory, and its values in the order of memory. Backward: a block owns a
-//            tile of pixels and 32 channels and gathers from the boxes that reach it, in box order.
+//            tile of pixels and 32 channels; its warps share out the boxes that reach it, and their sums are added in order.
 // Traffic    input once + output once: output has as many values of a box as the input has channels.
 // Bound      max(bytes / memory bandwidth, taps * C * K / load rate of the cache).
 // Determinism forward and backward, CPU and CUDA: bitwise equal for any thread count; no atomics.

@@ -18,8 +18,8 @@
 //            after each other, so that one finds in cache what another read. Forward on NCHW carries tiles of channels through a
 //            channels-last scratch, forward on NHWC reads in place; the sum of a bin stays in vector registers. Backward: a work
 //            item owns one image, one tile of channels and a band of rows.
-// CUDA       All levels in one launch. Forward: lanes along channels, taps of the box in shared memory. Backward: a block owns a tile of pixels and 32
-//            channels and gathers from the boxes that reach it, in box order. Boxes: a block leaves partial sums of a box.
+// CUDA       All levels in one launch. Forward: lanes along channels, taps of the box in shared memory. Backward: a block owns a tile of pixels
+//            and 32 channels; its warps share out the boxes that reach it. Boxes: a block leaves partial sums of a box.
 // Traffic    input once + output once (+ the plan, 100 to 500 bytes a box); CPU NCHW adds a cache-resident copy of the input.
 // Bound      max(bytes / memory bandwidth, 2 * taps * C * bins / FMA rate); 4 to 16 taps per bin at sampling_ratio 2.
 // Determinism forward and backward, CPU and CUDA: bitwise equal for any thread count; no atomics.

@@ -189,14 +189,14 @@ struct LevelTiles {
 };
 
 // Block: a tile of pixels and channels of one level (common/roi_gather.cuh), past which the boxes that reach it go in order.
-template <class T, bool kMaximum>
-__global__ void __launch_bounds__(kRoiTileThreads, kRoiAlignBlocksPerSm)
+template <class T, bool kPlanar, bool kMaximum>
+__global__ void __launch_bounds__(kRoiGatherThreads<Acc<T>>)
     roi_align_backward_kernel(RoiAlignParams<T> params, LevelTiles tiles) {
   using A = Acc<T>;
   struct Shared {
-    GridShared<RoiAxis<A>, A, kMaximum> grid;
-    RoiTileRows<A> rows;
-    RoiShape shape;  // of the level: no thread spends registers on it
+    GridShared<RoiAxis<A>, A, kPlanar, kMaximum> grid;
+    RoiShape shape;  // of the level: no thread spends registers on it, nor on the tile
+    RoiTile tile;
   };
   auto& shared = static_shared<Shared>();
   int level = 0;
@@ -207,11 +207,13 @@ __global__ void __launch_bounds__(kRoiTileThreads, kRoiAlignBlocksPerSm)
     level = i;
     first_tile = tiles.first[i];
   }
-  if (threadIdx.x == 0) shared.shape = params.shape_of(level);
+  if (threadIdx.x == 0) {
+    shared.shape = params.shape_of(level);
+    shared.tile = roi_tile(shared.shape, blockIdx.x - first_tile);
+  }
   __syncthreads();
   const RoiShape& shape = shared.shape;
-  const RoiTile tile = roi_tile(shape, blockIdx.x - first_tile);
-  A sum[kRoiTileWidth] = {};
+  const RoiTile& tile = shared.tile;
   gather_grid(
       shape, tile, params.boxes, params.grad_output, params.saved_argmax, shared.grid,
       [&](int64_t k) {
@@ -221,8 +223,7 @@ __global__ void __launch_bounds__(kRoiTileThreads, kRoiAlignBlocksPerSm)
                span_reaches(roi_span(box[2], box[4], scale, shape.aligned), tile.y, tile.y + kRoiTileHeight) &&
                span_reaches(roi_span(box[1], box[3], scale, shape.aligned), tile.x, tile.x + kRoiTileWidth);
       },
-      sum);
-  store_tile(shape, tile, sum, shared.rows, params.levels.maps[level].grad_input);
+      params.levels.maps[level].grad_input);
 }
 
 // ---- launchers
@@ -294,9 +295,13 @@ CudaStatus roi_align_backward_cuda(const RoiAlignParams<T>& params, CudaStream s
   const int64_t blocks = tiles.first[params.levels.count];
   cudaError_t status = grid_fits(blocks);
   if (status == cudaSuccess) {
-    const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(kRoiTileThreads)};
-    status = params.maximum() ? launch(roi_align_backward_kernel<T, true>, config, stream, params, tiles)
-                              : launch(roi_align_backward_kernel<T, false>, config, stream, params, tiles);
+    const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(kRoiGatherThreads<Acc<T>>)};
+    const auto launch_as = [&](auto planar) {
+      constexpr bool kPlanar = decltype(planar)::value;
+      return params.maximum() ? launch(roi_align_backward_kernel<T, kPlanar, true>, config, stream, params, tiles)
+                              : launch(roi_align_backward_kernel<T, kPlanar, false>, config, stream, params, tiles);
+    };
+    status = params.shape.channels_last ? launch_as(std::false_type{}) : launch_as(std::true_type{});
   }
   return static_cast<CudaStatus>(status);
 }

@@ -20,13 +20,17 @@ CVK_HD PixelRange roi_pixel_range(const RoiAxis<A>& axis, int bin) {
   return {min_of(first, axis.extent - 1), min_of(last, axis.extent)};
 }
 
+// The samples of a bin that can read one of the pixels [first, last). Samples beyond the rim read the rim pixel, so the outermost
+// pixels look further out.
+template <class A>
+CVK_HD SampleRange roi_samples_at(const RoiAxis<A>& axis, int bin, int first, int last) {
+  return roi_sample_range(axis, bin, static_cast<A>(first - 1), static_cast<A>(min_of(last, axis.extent)));
+}
+
 // What a bin takes from one pixel, by summing over its samples: the adjoint of the forward rule.
 template <class Entry, class A>
 CVK_HD void roi_pixel_tap(const RoiAxis<A>& axis, int bin, int pixel, Entry& tap) {
-  // Samples beyond the rim read the rim pixel, so the outermost pixels look further out.
-  const A low = pixel == 0 ? A(-1) : static_cast<A>(pixel - 1);
-  const A high = pixel == axis.extent - 1 ? static_cast<A>(axis.extent) : static_cast<A>(pixel + 1);
-  const SampleRange range = roi_sample_range(axis, bin, low, high);
+  const SampleRange range = roi_samples_at(axis, bin, pixel, pixel + 1);
   tap = empty_tap<Entry>(pixel);
   for (int i = range.first; i < range.last; ++i) {
     const A coordinate = roi_sample_coordinate(axis, bin, i);
@@ -37,6 +41,22 @@ CVK_HD void roi_pixel_tap(const RoiAxis<A>& axis, int bin, int pixel, Entry& tap
     if (sample.high == pixel) add_to_tap(tap, sample.high_weight, slope, position);
   }
   scale_tap(tap, axis.share);
+}
+
+// The weights of neighbouring pixels (roi_pixel_weight) from one look at the samples.
+template <int count, class A>
+CVK_HD void roi_pixel_weights(const RoiAxis<A>& axis, int bin, int first_pixel, A (&weights)[count]) {
+  for (int p = 0; p < count; ++p) weights[p] = A(0);
+  const SampleRange range = roi_samples_at(axis, bin, first_pixel, first_pixel + count);
+  for (int i = range.first; i < range.last; ++i) {
+    const BilinearAxis<A> sample = bilinear_axis(roi_sample_coordinate(axis, bin, i), axis.extent);
+    if (!sample.inside) continue;
+    for (int p = 0; p < count; ++p) {
+      if (sample.low == first_pixel + p) weights[p] += sample.low_weight;
+      if (sample.high == first_pixel + p) weights[p] += sample.high_weight;
+    }
+  }
+  for (int p = 0; p < count; ++p) weights[p] *= axis.share;
 }
 
 // Adds to `sums` what the gradient `grad` of one maximum does to the axes of its box: the value follows sample `index` of bin

@@ -14,7 +14,7 @@
 // CPU        Plan first: each bin as runs of neighbouring pixels with their weights, samples merged. Then the passes of the
 //            family (common/roi_passes.h), SIMD along channels.
 // CUDA       Forward: lanes along channels, samples of the bins in shared memory. Backward: a block owns a tile of pixels and
-//            32 channels, weighs its pixels for each bin that reaches it, and gathers in box order.
+//            32 channels; its warps share out the boxes that reach it, and add by samples.
 // Traffic    input once + output once (+ the plan, 5 to 15 KB a box of 49 bins); CPU NCHW adds a cache-resident copy of the input.
 // Bound      max(bytes / memory bandwidth, 2 * pixels * C * bins / FMA rate); 8 to 16 pixels per bin at sampling_ratio 2.
 // Determinism forward and backward, CPU and CUDA: bitwise equal for any thread count; no atomics.

@@ -89,18 +89,16 @@ __global__ void __launch_bounds__(kRoiBlockThreads, kRotatedBlocksPerSm)
 
 // ---- backward
 
-// The boxes as the gathering pass (common/roi_gather_bins.cuh) meets them, one at a time in shared memory.
+// The boxes as the gathering pass (common/roi_gather_bins.cuh) meets them.
 template <class T>
 struct RotatedGather {
   using A = Acc<T>;
-  static constexpr bool kSeparable = false;
-  struct Shared {
+  struct Box {
     RotatedAxes<A> axes;
     RotatedBounds<A> bounds;  // of the samples that reach the tile
   };
   const RoiAlignRotatedParams<T>& params;
   const RoiTile& tile;
-  Shared& shared;
 
   // By the circle around the box: its angle costs more than the boxes that the circle lets through.
   CVK_DEVICE bool box_reaches(int64_t k) const {
@@ -114,60 +112,52 @@ struct RotatedGather {
     return span_reaches(RoiSpan<A>{y - radius, radius + radius}, tile.y, tile.y + kRoiTileHeight) &&
            span_reaches(RoiSpan<A>{x - radius, radius + radius}, tile.x, tile.x + kRoiTileWidth);
   }
-  CVK_DEVICE void load_box(int64_t k) {
-    if (threadIdx.x != 0) return;
+  CVK_DEVICE void load_box(int64_t k, Box& box) const {
+    if (threadIdx.x % 32 != 0) return;
     const RoiShape& shape = params.shape;
-    shared.axes = rotated_axes(shape, params.clockwise, params.boxes + k * 6);
+    box.axes = rotated_axes(shape, params.clockwise, params.boxes + k * 6);
     // Samples beyond the rim read the rim pixel, so the outermost tiles look further out.
     const auto low = [](int first) { return static_cast<A>(first - 1); };
     const auto high = [](int first, int size, int extent) {
       return static_cast<A>(first + size < extent ? first + size : extent);
     };
-    shared.bounds = rotated_bounds(shared.axes, low(tile.y), high(tile.y, kRoiTileHeight, shape.height), low(tile.x),
-                                   high(tile.x, kRoiTileWidth, shape.width));
+    box.bounds = rotated_bounds(box.axes, low(tile.y), high(tile.y, kRoiTileHeight, shape.height), low(tile.x),
+                                high(tile.x, kRoiTileWidth, shape.width));
   }
-  CVK_DEVICE bool bin_reaches(int64_t bin) const {
-    const RotatedRange range = range_of(bin);
-    const PixelRectangle pixels = rotated_pixels(shared.axes, range, bin_y(bin), bin_x(bin));
+  CVK_DEVICE bool bin_reaches(const Box& box, int bin) const {
+    const PixelRectangle pixels = rotated_pixels(box.axes, range_of(box, bin), bin_y(bin), bin_x(bin));
     return !pixels.empty() && pixels.y_first < tile.y + kRoiTileHeight && pixels.y_last > tile.y &&
            pixels.x_first < tile.x + kRoiTileWidth && pixels.x_last > tile.x;
   }
-  // Derivative of the bin's mean with respect to pixel (y, x).
-  CVK_DEVICE A weight(int64_t bin, int y, int x) const {
-    const RotatedRange range = range_of(bin);
-    A sum = A(0);
-    for (int i = range.y.first; i < range.y.last; ++i) {
-      for (int j = range.x.first; j < range.x.last; ++j) {
-        const RotatedSample<A> sample = rotated_sample(shared.axes, bin_y(bin), bin_x(bin), i, j);
-        if (!sample.inside()) continue;
-        const A along_y =
-            (sample.y.low == y ? sample.y.low_weight : A(0)) + (sample.y.high == y ? sample.y.high_weight : A(0));
-        const A along_x =
-            (sample.x.low == x ? sample.x.low_weight : A(0)) + (sample.x.high == x ? sample.x.high_weight : A(0));
-        sum = mul_add(along_y, along_x, sum);
-      }
-    }
-    return sum * (shared.axes.y.share * shared.axes.x.share);
+  CVK_DEVICE BinSamples samples_of(const Box& box, int bin) const {
+    const RotatedRange range = range_of(box, bin);
+    return {range.y, range.x};
   }
+  CVK_DEVICE BinSample<A> sample(const Box& box, int bin, int i, int j) const {
+    const RotatedSample<A> sample = rotated_sample(box.axes, bin_y(bin), bin_x(bin), i, j);
+    return {sample.y, sample.x};
+  }
+  CVK_DEVICE A share(const Box& box) const { return box.axes.y.share * box.axes.x.share; }
 
-  CVK_DEVICE int bin_y(int64_t bin) const { return static_cast<int>(bin / params.shape.pooled_width); }
-  CVK_DEVICE int bin_x(int64_t bin) const { return static_cast<int>(bin % params.shape.pooled_width); }
-  CVK_DEVICE RotatedRange range_of(int64_t bin) const {
-    return rotated_range(shared.axes, shared.bounds, bin_y(bin), bin_x(bin));
+  CVK_DEVICE int bin_y(int bin) const { return bin / params.shape.pooled_width; }
+  CVK_DEVICE int bin_x(int bin) const { return bin % params.shape.pooled_width; }
+  CVK_DEVICE RotatedRange range_of(const Box& box, int bin) const {
+    return rotated_range(box.axes, box.bounds, bin_y(bin), bin_x(bin));
   }
 };
 
 template <class T>
-__global__ void __launch_bounds__(kRoiTileThreads, kRotatedGatherBlocksPerSm<T>)
+__global__ void __launch_bounds__(kRoiGatherThreads<Acc<T>>)
     roi_align_rotated_backward_kernel(RoiAlignRotatedParams<T> params) {
   struct Shared {
-    typename RotatedGather<T>::Shared box;
-    GatherShared<Acc<T>> gather;
+    GatherShared<Acc<T>, typename RotatedGather<T>::Box> gather;
+    RoiTile tile;  // no thread spends registers on it
   };
   auto& shared = static_shared<Shared>();
-  const RoiTile tile = roi_tile(params.shape, blockIdx.x);
-  RotatedGather<T> boxes{params, tile, shared.box};
-  gather_bins(params.shape, tile, boxes, shared.gather, params.grad_output, params.grad_input);
+  if (threadIdx.x == 0) shared.tile = roi_tile(params.shape, blockIdx.x);
+  __syncthreads();
+  const RotatedGather<T> boxes{params, shared.tile};
+  gather_bins(params.shape, shared.tile, boxes, shared.gather, params.grad_output, params.grad_input);
 }
 
 }  // namespace
@@ -201,7 +191,7 @@ CudaStatus roi_align_rotated_backward_cuda(const RoiAlignRotatedParams<T>& param
   const int64_t blocks = roi_tiles(params.shape);
   cudaError_t status = grid_fits(blocks);
   if (status == cudaSuccess) {
-    const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(kRoiTileThreads)};
+    const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(kRoiGatherThreads<Acc<T>>)};
     status = launch(roi_align_rotated_backward_kernel<T>, config, stream, params);
   }
   return static_cast<CudaStatus>(status);

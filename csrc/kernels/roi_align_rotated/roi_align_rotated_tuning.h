@@ -17,10 +17,8 @@ constexpr int64_t kRotatedCheapWeights = int64_t{1} << 14;
 
 // ---- CUDA (chosen from the H200's description, not yet measured)
 
-// Blocks that must fit on one SM: two, as in RoI Align. In float64 the backward pass would then spill (ptxas 13.0).
+// Blocks that must fit on one SM: two, as in RoI Align.
 constexpr int kRotatedBlocksPerSm = 2;
-template <class T>
-inline constexpr int kRotatedGatherBlocksPerSm = sizeof(T) == 8 ? 1 : 2;
 
 // Forward: samples of the block's bins that it keeps in shared memory; of more they are computed at each use.
 constexpr int kRotatedSharedSamples = 256;

@@ -14,7 +14,7 @@
 //            place; value and index stay in vector registers. Backward: a work item owns one image, one tile of channels and a
 //            band of rows, and adds in the order of boxes and bins.
 // CUDA       Forward: lanes along channels, the ranges of the bins in shared memory. Backward: a block owns a tile of pixels and
-//            32 channels and gathers from the boxes that reach it, in box order.
+//            32 channels; its warps share out the boxes that reach it, and their sums are added in order.
 // Traffic    input once + output and argmax once; CPU NCHW adds a cache-resident copy of the input. Without a gradient to come
 //            no argmax is written.
 // Bound      max(bytes / memory bandwidth, 3 * pixels of all bins * C / vector rate): on the CPU the results' bytes.
