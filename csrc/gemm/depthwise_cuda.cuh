@@ -454,11 +454,6 @@ static __global__ void __launch_bounds__(kDepthwiseThreads, kDepthwiseBlocksPerS
 
 // ---- any problem
 
-// a / b of numbers that are not negative, in 32 bits where both fit: a small part of the instructions.
-CVK_DEVICE int64_t quotient(int64_t a, int64_t b) {
-  return (a | b) >> 32 == 0 ? static_cast<int64_t>(static_cast<uint32_t>(a) / static_cast<uint32_t>(b)) : a / b;
-}
-
 // A thread: one element of the target, in the order of memory.
 template <class T>
 static __global__ void __launch_bounds__(kDepthwiseThreads, kDepthwiseBlocksPerSm<Acc<T>>)
