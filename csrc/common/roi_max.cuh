@@ -258,6 +258,7 @@ static __global__ void __launch_bounds__(kRoiGatherThreads<Acc<T>>) roi_max_back
             if (lane < 2 * kBins) (along_y ? own.y_cells : own.x_cells)[local] = roi_bin_cells(axis, bin);
           }
           const unsigned found = __ballot_sync(0xffffffffu, reaches);
+          __syncwarp();
           constexpr unsigned kMask = (1u << kBins) - 1u;
           const unsigned x_bins = found >> kBins & kMask;
           const int x_first = __ffs(static_cast<int>(x_bins)) - 1, x_last = 32 - __clz(static_cast<int>(x_bins));
