@@ -341,9 +341,9 @@ class DepthwisePlanes {
     const int64_t row = int64_t{slots_y_} * slots_x_ * width_;
     strip_ = static_cast<int>(min_of<int64_t>(grid.y.grid, max_of<int64_t>(1, kDepthwiseStrip / row - more_y_)));
     plane_ = int64_t{strip_ + more_y_} * width_;
-    const int64_t size = slots_y_ * slots_x_ * plane_ + kSlack;
+    // What lies past the last row is read by sums that are dropped: from the last tap on, up to kSlack less one.
+    const int64_t size = slots_y_ * slots_x_ * plane_ + more(grid.x) + kSlack;
     memory_.reset(size * sizeof(A));
-    // What lies past the last row is read by sums that are dropped.
     for (int64_t i = 0; i < size; ++i) memory_.template as<A>()[i] = A(0);
     int64_t* offset = tap_memory_.template as<int64_t>();
     for (int ty = 0; ty < grid.y.taps; ++ty) {

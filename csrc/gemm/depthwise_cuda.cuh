@@ -108,6 +108,11 @@ CVK_DEVICE void activate_all(Activation activation, A (&sum)[rows][columns]) {
 
 // ---- channels-last
 
+// A vector as it lies in memory. Perf: bfloat16 in parts would take twice the registers, and spill.
+struct alignas(16) __attribute__((may_alias)) DepthwiseRaw {
+  uint32_t words[4];
+};
+
 // How vectors of channels and runs of pixels are dealt to blocks and threads.
 struct DepthwiseTiling {
   int tile, tiles;       // vectors of a block, blocks that have all of them
@@ -137,7 +142,6 @@ static __global__ void __launch_bounds__(kDepthwiseThreads, kDepthwiseBlocksPerS
   constexpr int kRun = depthwise_run(true, kTaps, kStep);
   using Span = DepthwiseSpan<kRun, kTaps, kStep>;
   using Vector = Group<T, kWide<T>>;
-  using Raw = Group<uint32_t, 4>;
   constexpr int kVec = kWide<T>, kPart = kWide<A>;
   A* const shared = dynamic_shared<A>();
   const int taps = along_y.taps * along_x.taps, pitch = tiling.tile * kVec;
@@ -174,13 +178,13 @@ static __global__ void __launch_bounds__(kDepthwiseThreads, kDepthwiseBlocksPerS
       if (v < 0) continue;
       const T* const line = map + int64_t{v} * along_x.extent * channels;
       for (int j = 0; j < along_x.taps; j += kTaps) {
-        Raw values[Span::kPlaces];
+        DepthwiseRaw values[Span::kPlaces];
         bool inside[Span::kPlaces];
 #pragma unroll
         for (int q = 0; q < Span::kPlaces; ++q) {
           const int u = span.source(along_x, j, q);
           inside[q] = u >= 0;
-          if (inside[q]) values[q] = bit_cast<Raw>(*reinterpret_cast<const Vector*>(line + u * channels));
+          if (inside[q]) values[q] = *reinterpret_cast<const DepthwiseRaw*>(line + u * channels);
         }
         A weight[kTaps][kVec];
 #pragma unroll
@@ -231,7 +235,6 @@ static __global__ void __launch_bounds__(kDepthwiseThreads, kDepthwiseBlocksPerS
   constexpr int kRun = depthwise_run(true, kTaps, kStep);
   using Span = DepthwiseSpan<kRun, kTaps, kStep>;
   using Vector = Group<T, kWide<T>>;
-  using Raw = Group<uint32_t, 4>;
   constexpr int kVec = kWide<T>;
   struct Shared {
     A sum[kDepthwiseThreads][kVec];
@@ -258,18 +261,17 @@ static __global__ void __launch_bounds__(kDepthwiseThreads, kDepthwiseBlocksPerS
                             ((int64_t{item.image} * along_y.target + item.y) * along_x.target + item.x) * channels +
                             channel;
       const Span span(along_x, item.x);
-      Raw grads[kRun], values[Span::kPlaces];
+      DepthwiseRaw grads[kRun], values[Span::kPlaces];
       bool inside[Span::kPlaces];
 #pragma unroll
       for (int r = 0; r < kRun; ++r) {
-        if (item.x + r < along_x.target)
-          grads[r] = bit_cast<Raw>(*reinterpret_cast<const Vector*>(grad + r * channels));
+        if (item.x + r < along_x.target) grads[r] = *reinterpret_cast<const DepthwiseRaw*>(grad + r * channels);
       }
 #pragma unroll
       for (int q = 0; q < Span::kPlaces; ++q) {
         const int u = span.source(along_x, j, q);
         inside[q] = u >= 0;
-        if (inside[q]) values[q] = bit_cast<Raw>(*reinterpret_cast<const Vector*>(line + u * channels));
+        if (inside[q]) values[q] = *reinterpret_cast<const DepthwiseRaw*>(line + u * channels);
       }
 #pragma unroll
       for (int q = 0; q < Span::kPlaces; ++q) {
