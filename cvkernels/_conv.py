@@ -59,10 +59,12 @@ def bias_gradient(op_weight: Callable[..., Tensor], grad: Tensor, last: bool) ->
     """The sum of ``grad`` [N, O, OH, OW] over all but its channels, [O].
 
     On the CPU it is the gradient of a 1 x 1 convolution of ones, and so its order of sums is fixed,
-    which that of torch's sum is not for every layout and number of threads; on CUDA torch's is.
+    which that of torch's sum is not for every layout and number of threads; on CUDA torch's is, for
+    one layout.
     """
     if grad.is_cuda:
-        return grad.sum((0, 2, 3))
+        layout = torch.channels_last if last else torch.contiguous_format
+        return grad.contiguous(memory_format=layout).sum((0, 2, 3))
     ones = grad.new_ones((grad.shape[0], 1, *grad.shape[2:]))
     geometry = [1, 1], [0, 0, 0, 0], [1, 1], 1
     return op_weight(grad, ones, 1, 1, *geometry, last, False, False).flatten()

@@ -79,7 +79,7 @@ static __global__ void __launch_bounds__(kRoiGatherThreads<Acc<T>>)
   };
   struct Shared {
     Warp warps[kRoiGatherWarps<A>];
-    RoiStretch<A> stretch;
+    RoiSharedOut<A> stretch;
     RoiTile tile;  // no thread spends registers on it
   };
   auto& shared = static_shared<Shared>();

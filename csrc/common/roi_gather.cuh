@@ -1,6 +1,7 @@
 // The frame of a gathering backward pass of the RoI family on CUDA: a block owns a tile of pixels and channels, finds the boxes that
-// reach it, and stores its sums once. Its warps share out the boxes; lane l of each has channel l, and sums of the whole tile, which
-// are added in the order of warps at the end. No atomics, so bitwise repeatable; no barriers but for finding boxes.
+// reach it, and stores its sums once; lane l of each warp has channel l. No atomics, so bitwise repeatable. Of bins that are grids
+// (roi_gather_grid.cuh), each warp has a row of the tile and meets all boxes. Else the warps share out the boxes, without barriers
+// but for finding these; each has sums of the whole tile, which are added in the order of warps at the end.
 #pragma once
 
 #include <cstdint>
@@ -49,19 +50,20 @@ CVK_DEVICE bool span_reaches(const RoiSpan<A>& span, int first, int last) {
 template <class A>
 inline constexpr int kRoiGatherThreads = kRoiGatherWarps<A> * 32;
 
-// The boxes of one stretch that reach a block's tile, in shared memory.
-template <class A>
+// The boxes of one stretch that reach a block's tile, in shared memory. Each thread looks at kEach of them.
+template <int kThreads, int kEach>
 struct RoiStretch {
-  static constexpr int kSize = kRoiGatherThreads<A> * kRoiGatherBoxes;
+  static constexpr int kSize = kThreads * kEach;
   int64_t boxes[kSize];
-  int found[kRoiGatherBoxes][kRoiGatherWarps<A>];
+  int found[kEach][kThreads / 32];
 };
+template <class A>
+using RoiSharedOut = RoiStretch<kRoiGatherThreads<A>, kRoiGatherBoxes>;
 
 // Collects, in order, the boxes k in [begin, begin + kSize) and below `count` for which reaches(k); returns how many. All threads
 // of the block call it; the list may be read at once, and until the next call.
-template <class A, class Reaches>
-CVK_DEVICE int collect_boxes(int64_t begin, int64_t count, RoiStretch<A>& stretch, Reaches&& reaches) {
-  constexpr int kThreads = kRoiGatherThreads<A>, kEach = kRoiGatherBoxes;
+template <int kThreads, int kEach, class Reaches>
+CVK_DEVICE int collect_boxes(int64_t begin, int64_t count, RoiStretch<kThreads, kEach>& stretch, Reaches&& reaches) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   unsigned ballot[kEach];
 #pragma unroll
@@ -79,7 +81,7 @@ CVK_DEVICE int collect_boxes(int64_t begin, int64_t count, RoiStretch<A>& stretc
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
     int before = total;
-    for (int w = 0; w < kRoiGatherWarps<A>; ++w) {
+    for (int w = 0; w < kThreads / 32; ++w) {
       if (w < warp) before += stretch.found[i][w];
       total += stretch.found[i][w];
     }
@@ -128,6 +130,21 @@ CVK_DEVICE void store_row(const RoiShape& shape, const RoiTile& tile, int row, c
   __syncwarp();
 }
 
+// Stores the tile of a block that has a warp for each row.
+template <class A>
+struct RoiTileRows {
+  RoiTileRow<A> values[kRoiTileHeight];
+};
+template <class T>
+CVK_DEVICE void store_tile(const RoiShape& shape, const RoiTile& tile, const Acc<T> (&sum)[kRoiTileWidth],
+                           RoiTileRows<Acc<T>>& rows,
+                           T* grad_input) {  // [N, C, H, W] or channels-last
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  store_row(shape, tile, warp, sum, rows.values[warp], grad_input);
+}
+
+// ---- tiles whose sums each warp keeps for itself
+
 // A spare pixel, for what goes nowhere.
 constexpr int kRoiTileSpare = kRoiTileHeight * kRoiTileWidth;
 
@@ -144,19 +161,18 @@ CVK_DEVICE void clear_sums(RoiTileSums<A>& sums) {
   for (int pixel = 0; pixel <= kRoiTileSpare; ++pixel) sums.values[pixel][static_cast<int>(threadIdx.x) % 32] = A(0);
 }
 
-// Turns the gradients of a row of bins in planes, and their indices if there are any, in the warp's own.grad[bin][channel] and
-// own.argmax: lanes run along the bins [first, last), and along channels beyond; four loads are on their way together.
-template <bool kIndices, class T, class Warp>
+// Turns the gradients of a row of bins in planes, and their indices, in the warp's own.grad[bin][channel] and own.argmax: lanes run along the bins [first, last), and along channels beyond; four loads are on their way together.
+template <class T, class Warp>
 CVK_DEVICE void turn_bins(const RoiShape& shape, const RoiTile& tile,
                           const T* grad,          // of the tile's first channel and bin 0 of the row
-                          const int32_t* argmax,  // the same, if kIndices
+                          const int32_t* argmax,  // the same
                           int first, int last, Warp& own) {
   constexpr int kBins = kRoiStagedBins, kStep = 32 / kBins, kLoads = 4;
   const int lane = static_cast<int>(threadIdx.x) % 32, bin = lane % kBins;
   const bool exists = bin >= first && bin < last;
   int c = lane / kBins;
   grad += c * shape.bins() + bin;
-  if (kIndices) argmax += c * shape.bins() + bin;
+  argmax += c * shape.bins() + bin;
   __syncwarp();  // the row before has been read
   for (; c < kRoiTileChannels; c += kStep * kLoads) {
     T value[kLoads] = {};
@@ -165,15 +181,15 @@ CVK_DEVICE void turn_bins(const RoiShape& shape, const RoiTile& tile,
     for (int n = 0; n < kLoads; ++n) {
       if (exists && c + n * kStep < tile.channels) {
         value[n] = *grad;
-        if (kIndices) index[n] = *argmax;
+        index[n] = *argmax;
       }
       grad += kStep * shape.bins();
-      if (kIndices) argmax += kStep * shape.bins();
+      argmax += kStep * shape.bins();
     }
 #pragma unroll
     for (int n = 0; n < kLoads; ++n) {
       own.grad[bin][c + n * kStep] = to_acc(value[n]);
-      if (kIndices) own.argmax[bin][c + n * kStep] = index[n];
+      own.argmax[bin][c + n * kStep] = index[n];
     }
   }
   __syncwarp();

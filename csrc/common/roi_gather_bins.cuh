@@ -89,7 +89,7 @@ struct GatherWarp {
 template <class A, class Box>
 struct GatherShared {
   GatherWarp<A, Box> warps[kRoiGatherWarps<A>];
-  RoiStretch<A> stretch;
+  RoiSharedOut<A> stretch;
 };
 
 // The gradients of some bins of box k. A warp calls it; lanes run along channels, or along bins where these are neighbours.

@@ -2,21 +2,21 @@
 // rows and columns each weigh a bin once. Of the mean by roi_pixel_weights of the kind of axis; of the maximum by the bilinear
 // samples of a RoiAxis.
 //
-// Each warp goes through boxes of its own. Its lanes first weigh the bins, for each pixel along each axis; then they are channels,
-// with the sums of the whole tile in registers (of the maximum: in shared memory, for an index leads anywhere). A row of bins is
-// brought to the tile's columns, and these to the rows of the tile in which the bins have weight. Gradients that lie channels-last
-// are read where they lie, one line of cache for a bin; those in planes are turned in shared memory first, a row of bins at a time.
+// Each warp weighs the bins of one box, for the whole tile; past a barrier all warps go through these boxes, each for its row of
+// the tile. It looks only at bins that have weight in its row, one bit for each in a mask, and of these at the columns of bins that
+// the tile meets. Gradients that lie channels-last are read where they lie, one line of cache for a bin; those in planes are turned
+// in shared memory first.
 //
-// What was tried. Instructions are warp instructions for one box, tile and 32 channels, read off the SASS for sm_90a of RoI Align's
-// mean in float32 at sampling_ratio 2, for a box whose 7 x 7 bins are 1.5 pixels wide; times are of 512 such boxes on two maps of
+// What was tried. Instructions are warp instructions for one box and block, read off the SASS for sm_90a of RoI Align's mean in
+// float32 at sampling_ratio 2, for a box whose 7 x 7 bins are 1.5 pixels wide; times are of 512 such boxes on two maps of
 // 256 x 50 x 84.
-//   A block meets a box together: two threads make the axes, 64 weigh rows, 64 weigh columns, all stage 64 bins, each behind a
-//   barrier (seven a box), and every row goes through 7 x 7 bins with a comparison for each weight: some 7,000 instructions, 590 us
-//   on an H100.
-//   Each warp weighs a box, then all warps go through these eight boxes, each warp for its row of the tile, columns of bins first:
-//   some 1,800 (planes 2,500), 64 registers.
-//   Each warp for itself, as above: some 1,400 (planes 1,850), of which the axes are 110 and the weights 330; no barriers but for
-//   finding boxes; 128 registers.
+//   Two threads make the axes, 64 weigh rows, 64 weigh columns, all stage 64 bins, each behind a barrier (seven a box), and every
+//   row goes through 7 x 7 bins with a comparison for each weight: some 7,000 instructions, 590 us on an H100.
+//   A warp weighs the bins of its own box, each sample once for all pixels; two barriers for eight boxes; masks in place of
+//   comparisons; gradients read in place: some 1,800, of which the weights are 330 (channels-last; planes 2,500).
+//   In that version, offsets in int64_t: 62 in place of 37 for four gradients; all eight columns of bins at once: 131.
+//   It took 89 us (planes 124 us) on the H100.
+//   Each warp for itself, with a box of its own and the sums of the tile in 128 registers: some 1,400, but 138 us, and 160.
 #pragma once
 
 #include <cstdint>
@@ -32,186 +32,234 @@
 
 namespace cvk {
 
-// What each warp keeps in shared memory.
-template <class Axis, class A, bool kPlanar, bool kMaximum>
-struct GridWarp {
-  RoiTileSums<A> sums;  // of the maximum; of the mean in the end
-  // Up to kRoiStagedBins x kRoiStagedBins bins of the box at hand: their weights in each row and column of the tile.
-  alignas(16) A y[kRoiStagedBins][kRoiTileHeight];
-  alignas(16) A x[kRoiStagedBins][kRoiTileWidth];
-  unsigned rows[kRoiStagedBins];  // of a bin along y: the rows of the tile in which it has weight, one bit for each
-  SharedAxes<Axis> axes;
-  RoiTileRow<A> grad;  // of a row of bins, where they lie in planes; in the end a row of pixels
-  int argmax[kPlanar && kMaximum ? kRoiStagedBins : 1][kRoiTileChannels + 1];
+// Up to kRoiStagedBins x kRoiStagedBins bins of one box as a tile sees them.
+template <class A>
+struct alignas(16) GridWeights {
+  A y[kRoiStagedBins][kRoiTileHeight];  // of each bin along y in each row of the tile
+  A x[kRoiStagedBins][kRoiTileWidth];
+  unsigned in_row[kRoiTileHeight];  // bins along y that have weight in a row of the tile, one bit for each
+  unsigned in_rows;                 // in any row; 0 if no bin has weight in a column
+  PixelRange columns;               // bins along x, from the first that has weight in a column to the last
+  int64_t grad;                     // where the gradient of the first bin in the tile's first channel lies
 };
 
 template <class Axis, class A, bool kPlanar, bool kMaximum>
 struct GridShared {
-  GridWarp<Axis, A, kPlanar, kMaximum> warps[kRoiGatherWarps<A>];
-  RoiStretch<A> stretch;
+  static constexpr int kStaged = kPlanar ? kRoiStagedBins * kRoiStagedBins : 1;
+  GridWeights<A> weights[kRoiTileHeight];  // of one box for each warp
+  A grad[kStaged][kRoiTileChannels + 1];
+  int argmax[kMaximum ? kStaged : 1][kRoiTileChannels + 1];
+  SharedAxes<Axis> axes[kMaximum ? kRoiTileHeight : 1];
+  RoiStretch<kRoiTileThreads, 1> stretch;
 };
 
-// Weighs the bins from (bin_y, bin_x) on, where a lane has one bin along one axis and half of the tile's pixels. Returns the bins
-// that have weight in the tile, one bit for each: along y, and above these along x.
-template <class Axis, class A, bool kPlanar, bool kMaximum>
-CVK_DEVICE unsigned weigh_bins(const RoiShape& shape, const RoiTile& tile, bool along_y, int bin_y, int bin_x,
-                               GridWarp<Axis, A, kPlanar, kMaximum>& own) {
-  constexpr int kBins = kRoiStagedBins, kPixels = kRoiTileWidth / 2;
-  static_assert(kBins == 8 && kRoiTileHeight == 2 * kPixels && kRoiTileWidth == 2 * kPixels && kPixels == 4,
-                "32 lanes");
+// Weighs the bins from (bin_y, bin_x) on of box k. One warp: a lane has one bin along one axis and half of the tile's pixels.
+template <class Axis, class A>
+CVK_DEVICE void weigh_bins(const RoiShape& shape, const RoiTile& tile, const A* boxes, int64_t k, int bin_y, int bin_x,
+                           GridWeights<A>& weights, SharedAxes<Axis>* axes) {
+  constexpr int kBins = kRoiStagedBins, kPixels = 4;
+  static_assert(kBins == 8 && kRoiTileHeight == 2 * kPixels && kRoiTileWidth == 2 * kPixels, "32 lanes");
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int local = lane % kBins, first_pixel = lane / (2 * kBins) * kPixels;
+  const int local = lane % kBins, half = lane / (2 * kBins);
+  const bool along_y = lane / kBins % 2 == 0;
   const int bin = (along_y ? bin_y : bin_x) + local;
+  Axis axis;
+  roi_make_axis(shape, boxes + k * 5, along_y, axis);
   A weight[kPixels] = {};
   if (bin < (along_y ? shape.pooled_height : shape.pooled_width)) {
-    roi_pixel_weights(along_y ? own.axes.y : own.axes.x, bin, (along_y ? tile.y : tile.x) + first_pixel, weight);
+    roi_pixel_weights(axis, bin, (along_y ? tile.y : tile.x) + half * kPixels, weight);
   }
-  A* const to = (along_y ? own.y[local] : own.x[local]) + first_pixel;
-  unsigned pixels = 0;
+  A* const to = (along_y ? weights.y[local] : weights.x[local]) + half * kPixels;
+  unsigned any = 0, own = 0;  // own: of pixel lane % kPixels
 #pragma unroll
   for (int p = 0; p < kPixels; ++p) {
     to[p] = weight[p];
-    if (weight[p] != A(0)) pixels |= 1u << (first_pixel + p);
+    const unsigned found = __ballot_sync(0xffffffffu, weight[p] != A(0));
+    any |= found;
+    if (lane % kPixels == p) own = found;
   }
-  pixels |= __shfl_xor_sync(0xffffffffu, pixels, 2 * kBins);
-  if (lane < kBins) own.rows[local] = pixels;
-  return __ballot_sync(0xffffffffu, pixels != 0) & ((1u << 2 * kBins) - 1u);
+  constexpr unsigned kMask = (1u << kBins) - 1u;
+  any |= any >> (2 * kBins);  // both halves
+  const unsigned y_bins = any & kMask, x_bins = any >> kBins & kMask;
+  if (lane < kRoiTileHeight) weights.in_row[lane] = own >> (lane / kPixels * 2 * kBins) & kMask;
+  if (lane == 0) {
+    const int64_t bin = static_cast<int64_t>(bin_y) * shape.pooled_width + bin_x;
+    weights.grad = shape.channels_last ? (k * shape.bins() + bin) * shape.channels + tile.first_channel
+                                       : (k * shape.channels + tile.first_channel) * shape.bins() + bin;
+    weights.in_rows = x_bins != 0 ? y_bins : 0u;
+    weights.columns = {__ffs(static_cast<int>(x_bins)) - 1, 32 - __clz(static_cast<int>(x_bins))};
+  }
+  if (axes != nullptr && local == 0 && half == 0) {
+    if (along_y) {
+      axes->y = axis;
+    } else {
+      axes->x = axis;
+    }
+  }
 }
 
-// Adds to this lane's sums of the tile what bins [first, last) of row bin_y give. The gradient of bin j is grad[j * stride].
-template <class G, class A, class Warp>
-CVK_DEVICE void add_means(const Warp& own, int bin_y, int first, int last, const G* grad, int stride,
-                          A (&sum)[kRoiTileHeight][kRoiTileWidth]) {
-  constexpr int kTogether = kRoiGatherTogether;
-  A columns[kRoiTileWidth] = {};
-  const G* from = grad + static_cast<int64_t>(first) * stride;
-  for (int j = first; j < last; j += kTogether) {
-    G value[kTogether];
+// Adds to this thread's row and channel what the weighed bins give; the gradient of bin (i, j) lies at i * y_stride + j * x_stride.
+template <class G, class A>
+CVK_DEVICE void add_means(const GridWeights<A>& weights, const G* grad, int y_stride, int x_stride,
+                          A (&sum)[kRoiTileWidth]) {
+  constexpr int kTogether = 4;  // bins along x whose gradients are on their way together
+  const int row = static_cast<int>(threadIdx.x) / kRoiTileChannels;
+  const unsigned in_row = weights.in_row[row];
+  if (in_row == 0) return;
+  for (int j = weights.columns.first; j < weights.columns.last; j += kTogether) {
+    const int count = weights.columns.last - j;
+    A along_y[kTogether] = {};
+    for (unsigned left = in_row; left != 0; left &= left - 1) {
+      const int i = __ffs(static_cast<int>(left)) - 1;
+      const A weight = weights.y[i][row];
+      const G* from = grad + (i * y_stride + j * x_stride);
+      A value[kTogether];
 #pragma unroll
-    for (int n = 0; n < kTogether; ++n) {
-      if (j + n < last) value[n] = *from;
-      from += stride;
+      for (int b = 0; b < kTogether; ++b) {
+        value[b] = b < count ? to_acc(*from) : A(0);
+        from += x_stride;
+      }
+#pragma unroll
+      for (int b = 0; b < kTogether; ++b) along_y[b] = mul_add(weight, value[b], along_y[b]);
     }
+    // Edge: a weight of zero passes nothing on, not even an infinite gradient. Perf: that is rare, so one look at all of them.
+    A zero = A(0);
 #pragma unroll
-    for (int n = 0; n < kTogether; ++n) {
-      if (j + n >= last) continue;
-      const A grad_here = to_acc(value[n]);
+    for (int b = 0; b < kTogether; ++b) zero = mul_add(along_y[b], A(0), zero);
+    const bool finite = zero == A(0);
 #pragma unroll
-      for (int p = 0; p < kRoiTileWidth; ++p) columns[p] = mul_add(own.x[j + n][p], grad_here, columns[p]);
-    }
-  }
-  // Edge: a weight of zero passes nothing on, not even an infinite gradient. Perf: that is rare, so one look at all columns, and if
-  // any is not finite once more from the start.
-  A zero = A(0);
+    for (int b = 0; b < kTogether; ++b) {
+      if (b >= count) continue;
+      A weight[kRoiTileWidth];
 #pragma unroll
-  for (int p = 0; p < kRoiTileWidth; ++p) zero = mul_add(columns[p], A(0), zero);
-  if (zero != A(0)) {
+      for (int p = 0; p < kRoiTileWidth; ++p) weight[p] = weights.x[j + b][p];
+      if (finite) {
 #pragma unroll
-    for (int p = 0; p < kRoiTileWidth; ++p) columns[p] = A(0);
-    for (int j = first; j < last; ++j) {
-      const A value = to_acc(grad[static_cast<int64_t>(j) * stride]);
+        for (int p = 0; p < kRoiTileWidth; ++p) sum[p] = mul_add(weight[p], along_y[b], sum[p]);
+      } else {
 #pragma unroll
-      for (int p = 0; p < kRoiTileWidth; ++p) {
-        if (own.x[j][p] != A(0)) columns[p] = mul_add(own.x[j][p], value, columns[p]);
+        for (int p = 0; p < kRoiTileWidth; ++p) {
+          if (weight[p] != A(0)) sum[p] = mul_add(weight[p], along_y[b], sum[p]);
+        }
       }
     }
   }
-  const unsigned rows = own.rows[bin_y];
+}
+
+// The same of maxima: argmax lies as grad does.
+template <class G, class A>
+CVK_DEVICE void add_maxima(const RoiShape& shape, const RoiTile& tile, const GridWeights<A>& weights,
+                           const SharedAxes<RoiAxis<A>>& axes, int bin_y, int bin_x, const G* grad, const int* argmax,
+                           int y_stride, int x_stride, A (&sum)[kRoiTileWidth]) {
+  const int warp = static_cast<int>(threadIdx.x) / kRoiTileChannels, row = tile.y + warp;
+  for (unsigned y_left = weights.in_row[warp]; y_left != 0; y_left &= y_left - 1) {
+    const int i = __ffs(static_cast<int>(y_left)) - 1;
+    for (int j = weights.columns.first; j < weights.columns.last; ++j) {
+      const int at = i * y_stride + j * x_stride;
+      const int index = argmax[at];
+      if (index < 0 || index / axes.x.samples >= axes.y.samples) continue;
+      const BilinearAxis<A> y =
+          bilinear_axis(roi_sample_coordinate(axes.y, bin_y + i, index / axes.x.samples), shape.height);
+      const BilinearAxis<A> x =
+          bilinear_axis(roi_sample_coordinate(axes.x, bin_x + j, index % axes.x.samples), shape.width);
+      if (!y.inside || !x.inside) continue;
+      const A y_weight = (y.low == row ? y.low_weight : A(0)) + (y.high == row ? y.high_weight : A(0));
+      if (y_weight == A(0)) continue;
+      const A weighted = to_acc(grad[at]) * y_weight;
 #pragma unroll
-  for (int row = 0; row < kRoiTileHeight; ++row) {
-    if ((rows >> row & 1u) == 0) continue;
-    const A weight = own.y[bin_y][row];
-#pragma unroll
-    for (int p = 0; p < kRoiTileWidth; ++p) sum[row][p] = mul_add(weight, columns[p], sum[row][p]);
+      for (int column = 0; column < kRoiTileWidth; ++column) {
+        const int pixel = tile.x + column;
+        const A x_weight = (x.low == pixel ? x.low_weight : A(0)) + (x.high == pixel ? x.high_weight : A(0));
+        if (x_weight != A(0)) sum[column] = mul_add(x_weight, weighted, sum[column]);
+      }
+    }
   }
 }
 
-// Adds what the maximum of one bin gives, which is sample `index`, to this lane's sums of the tile. A foreign index adds nothing.
-template <class A>
-CVK_DEVICE void add_maximum(const SharedAxes<RoiAxis<A>>& axes, const RoiTile& tile, int bin_y, int bin_x, int index,
-                            A grad, RoiTileSums<A>& sums) {
-  if (index < 0 || index / axes.x.samples >= axes.y.samples) return;
-  const BilinearAxis<A> y = bilinear_axis(roi_sample_coordinate(axes.y, bin_y, index / axes.x.samples), axes.y.extent);
-  const BilinearAxis<A> x = bilinear_axis(roi_sample_coordinate(axes.x, bin_x, index % axes.x.samples), axes.x.extent);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int row = (i < 2 ? y.low : y.high) - tile.y, column = (i % 2 == 0 ? x.low : x.high) - tile.x;
-    const A y_weight = i < 2 ? y.low_weight : y.high_weight, x_weight = i % 2 == 0 ? x.low_weight : x.high_weight;
-    // Edge: a weight of zero passes nothing on. Outside both are zero.
-    if (y_weight == A(0) || x_weight == A(0)) continue;
-    if (row < 0 || row >= kRoiTileHeight || column < 0 || column >= kRoiTileWidth) continue;
-    A& to = sums.values[row * kRoiTileWidth + column][static_cast<int>(threadIdx.x) % 32];
-    to = mul_add(x_weight, grad * y_weight, to);
-  }
-}
-
-// Stores the tile's gradient: what the boxes give for which reaches(k). The whole block, of kRoiGatherThreads, calls it.
-template <class Axis, bool kPlanar, bool kMaximum, class T, class Reaches>
+// Adds to `sum`, this thread's row and channel of the tile, what the boxes give for which reaches(k), in a fixed order. The whole
+// block calls it.
+template <class T, class Axis, class A, bool kPlanar, bool kMaximum, class Reaches>
 CVK_DEVICE void gather_grid(const RoiShape& shape, const RoiTile& tile,
-                            const Acc<T>* boxes,          // [K, 5]
+                            const A* boxes,               // [K, 5]
                             const T* grad_output,         // [K, C, PH, PW] if kPlanar, else [K, PH, PW, C]
                             const int32_t* saved_argmax,  // the same, if kMaximum
-                            GridShared<Axis, Acc<T>, kPlanar, kMaximum>& shared, Reaches&& reaches,
-                            T* grad_input) {  // [N, C, H, W] or channels-last
-  using A = Acc<T>;
-  constexpr int kBins = kRoiStagedBins;
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+                            GridShared<Axis, A, kPlanar, kMaximum>& shared, Reaches&& reaches,
+                            A (&sum)[kRoiTileWidth]) {
+  constexpr int kRows = kRoiTileHeight, kLanes = kRoiTileChannels, kBins = kRoiStagedBins;
+  const int lane = static_cast<int>(threadIdx.x) % kLanes, warp = static_cast<int>(threadIdx.x) / kLanes;
   const int channel = min_of(lane, tile.channels - 1);  // lanes beyond the last one do as it does, and store nothing
-  const bool along_y = lane % (2 * kBins) < kBins;
-  GridWarp<Axis, A, kPlanar, kMaximum>& own = shared.warps[warp];
-  A sum[kRoiTileHeight][kRoiTileWidth] = {};
-  if (kMaximum) clear_sums(own.sums);
-  for (int64_t begin = 0; begin < shape.boxes; begin += shared.stretch.kSize) {
+  for (int64_t begin = 0; begin < shape.boxes; begin += kRoiTileThreads) {
     const int total = collect_boxes(begin, shape.boxes, shared.stretch, reaches);
-    for (int b = warp; b < total; b += kRoiGatherWarps<A>) {
-      const int64_t k = shared.stretch.boxes[b];
-      __syncwarp();  // the box before is done with
-      if (lane == 0 || lane == kBins) {
-        Axis axis;
-        roi_make_axis(shape, boxes + k * 5, along_y, axis);
-        (along_y ? own.axes.y : own.axes.x) = axis;
-      }
-      for (int bin_y = 0; bin_y < shape.pooled_height; bin_y += kBins) {
-        for (int bin_x = 0; bin_x < shape.pooled_width; bin_x += kBins) {
-          __syncwarp();  // the bins before are done with
-          const unsigned found = weigh_bins(shape, tile, along_y, bin_y, bin_x, own);
-          __syncwarp();
-          const unsigned x_bins = found >> kBins;
-          if (x_bins == 0) continue;
-          const int first = __ffs(static_cast<int>(x_bins)) - 1, last = 32 - __clz(static_cast<int>(x_bins));
-          // Gradients, and indices, of the first bin and from one row of bins to the next.
-          const int64_t bin = static_cast<int64_t>(bin_y) * shape.pooled_width + bin_x;
-          const int64_t origin = kPlanar ? (k * shape.channels + tile.first_channel) * shape.bins() + bin
-                                         : (k * shape.bins() + bin) * shape.channels + tile.first_channel + channel;
-          const int64_t y_stride = kPlanar ? shape.pooled_width : shape.pooled_width * shape.channels;
-          for (unsigned left = found & ((1u << kBins) - 1u); left != 0; left &= left - 1) {
-            const int i = __ffs(static_cast<int>(left)) - 1;
-            const T* const grad = grad_output + origin + i * y_stride;
-            const int32_t* const argmax = kMaximum ? saved_argmax + origin + i * y_stride : nullptr;
+    for (int bin_y = 0; bin_y < shape.pooled_height; bin_y += kBins) {
+      for (int bin_x = 0; bin_x < shape.pooled_width; bin_x += kBins) {
+        for (int first = 0; first < total; first += kRows) {
+          const int count = min_of(kRows, total - first);
+          __syncthreads();  // the boxes before are done with
+          if (warp < count) {
+            weigh_bins(shape, tile, boxes, shared.stretch.boxes[first + warp], bin_y, bin_x, shared.weights[warp],
+                       kMaximum ? &shared.axes[warp] : nullptr);
+          }
+          __syncthreads();
+          for (int b = 0; b < count; ++b) {
+            const GridWeights<A>& weights = shared.weights[b];
+            if (weights.in_rows == 0) continue;  // the same for all threads
             if constexpr (kPlanar) {
-              turn_bins<kMaximum>(shape, tile, grad, argmax, first, last, own);
-            }
-            const int stride = static_cast<int>(shape.channels);
-            if constexpr (kMaximum) {
-              for (int j = first; j < last; ++j) {
-                const int64_t further = static_cast<int64_t>(j) * stride;
-                add_maximum(own.axes, tile, bin_y + i, bin_x + j, kPlanar ? own.argmax[j][channel] : argmax[further],
-                            kPlanar ? own.grad[j][channel] : to_acc(grad[further]), own.sums);
+              // Turns the gradients: lanes run along bins, and a warp has every kRows-th channel.
+              __syncthreads();  // those before have been read
+#pragma unroll 1
+              for (int local = lane; local < kBins * kBins; local += 32) {
+                const int i = local / kBins, j = local % kBins;
+                if ((weights.in_rows >> i & 1u) == 0 || j < weights.columns.first || j >= weights.columns.last)
+                  continue;
+                const int64_t first_at = weights.grad + i * shape.pooled_width + j + warp * shape.bins();
+                const T* from = grad_output + first_at;
+                const int32_t* from_index = kMaximum ? saved_argmax + first_at : nullptr;
+                T value[kLanes / kRows] = {};
+                int index[kLanes / kRows] = {};
+#pragma unroll
+                for (int q = 0; q < kLanes / kRows; ++q) {
+                  if (warp + q * kRows < tile.channels) {
+                    value[q] = *from;
+                    if (kMaximum) index[q] = *from_index;
+                  }
+                  from += kRows * shape.bins();
+                  if (kMaximum) from_index += kRows * shape.bins();
+                }
+#pragma unroll
+                for (int q = 0; q < kLanes / kRows; ++q) {
+                  shared.grad[local][warp + q * kRows] = to_acc(value[q]);
+                  if (kMaximum) shared.argmax[local][warp + q * kRows] = index[q];
+                }
               }
-            } else if constexpr (kPlanar) {
-              add_means(own, i, first, last, &own.grad[0][channel], kRoiTileChannels + 1, sum);
+              __syncthreads();
+              constexpr int kStride = kLanes + 1;
+              if constexpr (kMaximum) {
+                add_maxima(shape, tile, weights, shared.axes[b], bin_y, bin_x, &shared.grad[0][channel],
+                           &shared.argmax[0][channel], kBins * kStride, kStride, sum);
+              } else {
+                add_means(weights, &shared.grad[0][channel], kBins * kStride, kStride, sum);
+              }
             } else {
-              add_means(own, i, first, last, grad, stride, sum);
+              const int64_t at = weights.grad + channel;
+              const int x_stride = static_cast<int>(shape.channels), y_stride = shape.pooled_width * x_stride;
+              if constexpr (kMaximum) {
+                add_maxima(shape, tile, weights, shared.axes[b], bin_y, bin_x, grad_output + at, saved_argmax + at,
+                           y_stride, x_stride, sum);
+              } else {
+                add_means(weights, grad_output + at, y_stride, x_stride, sum);
+              }
             }
           }
         }
       }
     }
   }
-  if (!kMaximum) keep_sums(sum, own.sums);
-  store_sums_of_tile(
-      shape, tile, [&](int w) -> const RoiTileSums<A>& { return shared.warps[w].sums; },
-      [&](int w) -> RoiTileRow<A>& { return shared.warps[w].grad; }, grad_input);
+}
+
+// Whether offsets within the bins of a box that a block looks at together fit into int.
+inline cudaError_t grid_bins_fit(const RoiShape& shape) {
+  const bool fit = !shape.channels_last || shape.channels * shape.pooled_width <= 0x7fffffffLL / kRoiStagedBins;
+  return fit ? cudaSuccess : cudaErrorInvalidConfiguration;
 }
 
 }  // namespace cvk

@@ -214,7 +214,7 @@ static __global__ void __launch_bounds__(kRoiGatherThreads<Acc<T>>) roi_max_back
   };
   struct Shared {
     Warp warps[kWarps];
-    RoiStretch<A> stretch;
+    RoiSharedOut<A> stretch;
     RoiTile tile;  // no thread spends registers on it
   };
   auto& shared = static_shared<Shared>();
@@ -268,7 +268,7 @@ static __global__ void __launch_bounds__(kRoiGatherThreads<Acc<T>>) roi_max_back
             const int64_t first_bin = static_cast<int64_t>(bin_y + i) * shape.pooled_width + bin_x;
             if constexpr (kPlanar) {
               const int64_t at = (k * shape.channels + tile.first_channel) * shape.bins() + first_bin;
-              turn_bins<true>(shape, tile, params.grad_output + at, params.saved_argmax + at, x_first, x_last, own);
+              turn_bins(shape, tile, params.grad_output + at, params.saved_argmax + at, x_first, x_last, own);
             }
             // Where lanes run along channels, gradients are read where they lie.
             const int64_t at = (k * shape.bins() + first_bin + x_first) * shape.channels + tile.first_channel + channel;

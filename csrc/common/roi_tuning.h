@@ -48,7 +48,13 @@ constexpr int kRoiTileHeight = 8;
 constexpr int kRoiTileWidth = 8;
 constexpr int kRoiTileChannels = 32;
 
-// Its warps, of which each has sums of its own: 8 KiB of shared memory in float32, of 48 in all.
+// Over grids of bins, a warp of the block has a row of the tile. Blocks that must fit on one SM: most of the time they wait for
+// gradients and weights.
+constexpr int kRoiTileThreads = kRoiTileHeight * 32;
+template <class T>
+inline constexpr int kRoiGridBlocksPerSm = sizeof(T) == 8 ? 2 : 4;
+
+// Else its warps have sums of their own: 8 KiB of shared memory in float32, of 48 in all.
 template <class A>
 inline constexpr int kRoiGatherWarps = sizeof(A) == 8 ? 2 : 4;
 

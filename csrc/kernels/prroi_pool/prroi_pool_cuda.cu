@@ -71,27 +71,31 @@ __global__ void __launch_bounds__(kRoiBlockThreads, kPrRoIPoolBlocksPerSm)
 
 // Block: a tile of pixels and channels (common/roi_gather.cuh), past which the boxes that reach it go in order.
 template <class T, bool kPlanar>
-__global__ void __launch_bounds__(kRoiGatherThreads<Acc<T>>) prroi_pool_backward_kernel(PrRoIPoolParams<T> params) {
+__global__ void __launch_bounds__(kRoiTileThreads, kRoiGridBlocksPerSm<T>)
+    prroi_pool_backward_kernel(PrRoIPoolParams<T> params) {
   using A = Acc<T>;
   struct Shared {
-    GridShared<PrRoIAxis<A>, A, kPlanar, false> grid;
-    RoiTile tile;  // no thread spends registers on it
+    union {  // one after the other
+      GridShared<PrRoIAxis<A>, A, kPlanar, false> grid;
+      RoiTileRows<A> rows;
+    };
   };
   auto& shared = static_shared<Shared>();
   const RoiShape& shape = params.shape;
-  if (threadIdx.x == 0) shared.tile = roi_tile(shape, blockIdx.x);
-  __syncthreads();
-  const RoiTile& tile = shared.tile;
+  const RoiTile tile = roi_tile(shape, blockIdx.x);
+  const A scale = static_cast<A>(shape.spatial_scale);
+  A sum[kRoiTileWidth] = {};
   gather_grid(
       shape, tile, params.boxes, params.grad_output, nullptr, shared.grid,
       [&](int64_t k) {
         const A* box = params.boxes + k * 5;
-        const A scale = static_cast<A>(shape.spatial_scale);
         return roi_batch_index(box[0], shape.batch) == tile.image &&
                span_reaches(prroi_span(box[2], box[4], scale), tile.y, tile.y + kRoiTileHeight) &&
                span_reaches(prroi_span(box[1], box[3], scale), tile.x, tile.x + kRoiTileWidth);
       },
-      params.grad_input);
+      sum);
+  __syncthreads();
+  store_tile(shape, tile, sum, shared.rows, params.grad_input);
 }
 
 }  // namespace
@@ -125,8 +129,9 @@ CudaStatus prroi_pool_backward_cuda(const PrRoIPoolParams<T>& params, CudaStream
   const RoiShape& shape = params.shape;
   const int64_t grid = roi_tiles(shape);
   cudaError_t status = grid_fits(grid);
+  if (status == cudaSuccess) status = grid_bins_fit(shape);
   if (status == cudaSuccess) {
-    const LaunchConfig config{dim3(static_cast<unsigned>(grid)), dim3(kRoiGatherThreads<Acc<T>>)};
+    const LaunchConfig config{dim3(static_cast<unsigned>(grid)), dim3(kRoiTileThreads)};
     status = shape.channels_last ? launch(prroi_pool_backward_kernel<T, false>, config, stream, params)
                                  : launch(prroi_pool_backward_kernel<T, true>, config, stream, params);
   }

@@ -190,11 +190,14 @@ struct LevelTiles {
 
 // Block: a tile of pixels and channels of one level (common/roi_gather.cuh), past which the boxes that reach it go in order.
 template <class T, bool kPlanar, bool kMaximum>
-__global__ void __launch_bounds__(kRoiGatherThreads<Acc<T>>)
+__global__ void __launch_bounds__(kRoiTileThreads, kRoiGridBlocksPerSm<T>)
     roi_align_backward_kernel(RoiAlignParams<T> params, LevelTiles tiles) {
   using A = Acc<T>;
   struct Shared {
-    GridShared<RoiAxis<A>, A, kPlanar, kMaximum> grid;
+    union {  // one after the other
+      GridShared<RoiAxis<A>, A, kPlanar, kMaximum> grid;
+      RoiTileRows<A> rows;
+    };
     RoiShape shape;  // of the level: no thread spends registers on it, nor on the tile
     RoiTile tile;
   };
@@ -214,6 +217,7 @@ __global__ void __launch_bounds__(kRoiGatherThreads<Acc<T>>)
   __syncthreads();
   const RoiShape& shape = shared.shape;
   const RoiTile& tile = shared.tile;
+  A sum[kRoiTileWidth] = {};
   gather_grid(
       shape, tile, params.boxes, params.grad_output, params.saved_argmax, shared.grid,
       [&](int64_t k) {
@@ -223,7 +227,9 @@ __global__ void __launch_bounds__(kRoiGatherThreads<Acc<T>>)
                span_reaches(roi_span(box[2], box[4], scale, shape.aligned), tile.y, tile.y + kRoiTileHeight) &&
                span_reaches(roi_span(box[1], box[3], scale, shape.aligned), tile.x, tile.x + kRoiTileWidth);
       },
-      params.levels.maps[level].grad_input);
+      sum);
+  __syncthreads();
+  store_tile(shape, tile, sum, shared.rows, params.levels.maps[level].grad_input);
 }
 
 // ---- launchers
@@ -294,8 +300,9 @@ CudaStatus roi_align_backward_cuda(const RoiAlignParams<T>& params, CudaStream s
   }
   const int64_t blocks = tiles.first[params.levels.count];
   cudaError_t status = grid_fits(blocks);
+  if (status == cudaSuccess) status = grid_bins_fit(params.shape);
   if (status == cudaSuccess) {
-    const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(kRoiGatherThreads<Acc<T>>)};
+    const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(kRoiTileThreads)};
     const auto launch_as = [&](auto planar) {
       constexpr bool kPlanar = decltype(planar)::value;
       return params.maximum() ? launch(roi_align_backward_kernel<T, kPlanar, true>, config, stream, params, tiles)
