@@ -1,5 +1,5 @@
 // Context-aware RoI Pool on CUDA: cells of enlarged boxes in the kernels of common/roi_max.cuh. Contract: context_aware_roi_pool.h.
-// Not yet run on a GPU.
+// Ran on an H100 (2026-11-26).
 #include "common/launch.cuh"
 #include "common/roi_max.cuh"
 #include "kernels/context_aware_roi_pool/context_aware_roi_pool.h"

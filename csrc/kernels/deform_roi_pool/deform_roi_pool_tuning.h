@@ -7,7 +7,7 @@ namespace cvk {
 
 // ---- CPU: common/roi_tuning.h
 
-// ---- CUDA (chosen from the H200's description, not yet measured)
+// ---- CUDA (chosen from the H200's description, not tuned; ran on an H100)
 
 // Blocks that must fit on one SM, as in RoI Align: without the bound ptxas 13.0 aims at fewer registers and spills.
 constexpr int kDeformBlocksPerSm = 2;

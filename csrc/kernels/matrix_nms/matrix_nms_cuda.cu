@@ -1,4 +1,4 @@
-// Matrix NMS on CUDA. Contract and method: matrix_nms.h. Not yet run on a GPU.
+// Matrix NMS on CUDA. Contract and method: matrix_nms.h. Ran on an H100 (2026-11-26).
 #include "common/launch.cuh"
 #include "kernels/matrix_nms/matrix_nms.h"
 #include "kernels/matrix_nms/matrix_nms_math.h"

@@ -25,7 +25,7 @@ constexpr int64_t kNmsRotatedSegmentGrain = 1024;
 // take 1.1 ms, at 4,000 the grid 2.2 and the list 3.1 ms (EPYC 9004, 2026-11-20).
 constexpr int64_t kNmsRotatedGridSegment = 2048;
 
-// ---- CUDA (chosen from the H200's description, not yet measured)
+// ---- CUDA (chosen from the H200's description, not tuned; ran on an H100)
 
 // Threads of the kernels of the IoU: one per box, per pair, or per column. The NMS has those of nms_tuning.h.
 constexpr int kNmsRotatedThreads = 256;

@@ -1,4 +1,4 @@
-// Precise RoI Pooling on CUDA. Contract and method: prroi_pool.h. Not yet run on a GPU.
+// Precise RoI Pooling on CUDA. Contract and method: prroi_pool.h. Ran on an H100 (2026-11-26).
 #include "common/launch.cuh"
 #include "common/roi_boxes.cuh"
 #include "common/roi_frame.cuh"

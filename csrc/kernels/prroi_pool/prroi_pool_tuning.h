@@ -1,5 +1,5 @@
-// Launch policy of Precise RoI Pooling beyond the family's (common/roi_tuning.h). Chosen from the H200's description, not yet
-// measured.
+// Launch policy of Precise RoI Pooling beyond the family's (common/roi_tuning.h). Chosen from the H200's description, not
+// tuned.
 #pragma once
 
 namespace cvk {

@@ -1,4 +1,4 @@
-// Position-sensitive RoI Pool on CUDA. Contract and method: ps_roi_pool.h. Not yet run on a GPU.
+// Position-sensitive RoI Pool on CUDA. Contract and method: ps_roi_pool.h. Ran on an H100 (2026-11-26).
 #include "common/launch.cuh"
 #include "common/position_sensitive.cuh"
 #include "kernels/ps_roi_pool/ps_roi_pool.h"

@@ -1,6 +1,6 @@
 // RoI Align on CUDA. Contract and method: roi_align.h.
 //
-// What was tried: nothing on a GPU yet; the structure follows the bounds (wide loads along channels, weights once per box,
+// What was tried: on an H100 nothing else yet; the structure follows the bounds (wide loads along channels, weights once per box,
 // gather in the backward pass).
 #include "common/launch.cuh"
 #include "common/roi_frame.cuh"

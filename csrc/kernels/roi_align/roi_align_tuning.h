@@ -7,7 +7,7 @@ namespace cvk {
 
 // ---- CPU: common/roi_tuning.h
 
-// ---- CUDA (chosen from the H200's description, not yet measured)
+// ---- CUDA (chosen from the H200's description, not tuned; ran on an H100)
 
 // Blocks that must fit on one SM: with 2 ptxas 13.0 spills nothing; without the bound it aims at 64 registers and spills.
 constexpr int kRoiAlignBlocksPerSm = 2;

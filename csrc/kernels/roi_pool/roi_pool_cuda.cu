@@ -1,6 +1,6 @@
 // RoI Pool on CUDA. Contract and method: roi_pool.h; kernels: common/roi_max.cuh.
 //
-// What was tried: nothing on a GPU yet; the structure follows the bounds (wide loads along channels, ranges of the bins once per
+// What was tried: on an H100 nothing else yet; the structure follows the bounds (wide loads along channels, ranges of the bins once per
 // box, gather in the backward pass).
 #include "common/launch.cuh"
 #include "common/roi_max.cuh"

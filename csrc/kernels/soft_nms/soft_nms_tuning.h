@@ -16,7 +16,7 @@ constexpr int kSoftNmsBlock = 64;
 // Boxes of small classes that a thread should get at least.
 constexpr int64_t kSoftNmsSegmentGrain = 512;
 
-// ---- CUDA (chosen from the H200's description, not yet measured)
+// ---- CUDA (chosen from the H200's description, not tuned; ran on an H100)
 
 // Threads of a block. A step is a reduction with a barrier and a pass over the block's boxes: as many as there may be. In
 // float64 it takes more than the 64 registers that each of 1,024 threads can have.
