@@ -13,6 +13,7 @@
 //   forward           channels-last 388 us (cuDNN 62), planes 350 us (cuDNN 88)
 //   weight gradient   1,514 us; forward and both gradients 2,730 us (cuDNN 237)
 //   bound             17 us a pass: 51 MB, each map read or written once
+// With the first version of these kernels: forward 80 us and 64 us; forward and both gradients, channels-last, 508 us.
 #pragma once
 
 #include <cstdint>
@@ -109,7 +110,7 @@ CVK_DEVICE void activate_all(Activation activation, A (&sum)[rows][columns]) {
 // ---- channels-last
 
 // A vector as it lies in memory. Perf: bfloat16 in parts would take twice the registers, and spill.
-struct alignas(16) __attribute__((may_alias)) DepthwiseRaw {
+struct __attribute__((may_alias, aligned(16))) DepthwiseRaw {
   uint32_t words[4];
 };
 
