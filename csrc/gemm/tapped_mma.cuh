@@ -349,8 +349,8 @@ GemmPlan plan_gemm(bool tf32, int64_t rows, int64_t columns, int64_t depth, int6
     const int64_t tiles = groups * ceil_div<int64_t>(rows, Shape::kRows) * ceil_div<int64_t>(columns, Shape::kColumns);
     const int64_t steps = max_of<int64_t>(1, ceil_div<int64_t>(depth, Shape::kDepth));
     const int64_t most = max_of<int64_t>(1, min_of(most_splits, steps / kGemmMmaLeastSteps));
-    for (int64_t splits = 1; splits <= most; ++splits) {
-      const int64_t blocks = ceil_div<int64_t>(tiles * splits, kGemmMmaSms);  // on the busiest SM
+    for (int64_t splits = 1; splits <= most; splits += max_of<int64_t>(1, splits / 2)) {  // every call plans: a dozen
+      const int64_t blocks = ceil_div<int64_t>(tiles * splits, kGemmMmaSms);              // on the busiest SM
       const int64_t rounds = blocks / Shape::kBlocksPerSm, rest = blocks % Shape::kBlocksPerSm;
       const double step = static_cast<double>(rounds) * gemm_step_cost<Shape>(Shape::kBlocksPerSm) +
                           (rest > 0 ? gemm_step_cost<Shape>(rest) : 0.0);
