@@ -7,8 +7,8 @@ What must hold on every architecture built:
 * No kernel touches local memory (registers that spilled, arrays that were indexed at run time).
 * A forward kernel of the RoI family that takes several channels at once from a channels-last map
   (``<op>_forward_kernel<T, group, false, ...>`` with a group above 1) loads 16 bytes at a time.
-* A kernel of tensor cores multiplies with them; where it is for operands that allow it (its last
-  argument is true), they come by asynchronous copies of 16 bytes.
+* A kernel of tensor cores multiplies with them, and its operands come by asynchronous copies of 16
+  bytes.
 
 Needs cuobjdump (CUDA toolkit, or PyPI's nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm) and
 c++filt. Exits with 77 where one is missing.
@@ -29,7 +29,6 @@ from pathlib import Path
 _TYPES = r"(?:float|double|cvk::half_t|cvk::bfloat16_t)"
 _WIDE = re.compile(rf"\w+_forward\w*_kernel<(?:[^()]*?, )?{_TYPES}, (\d+), false")
 _TENSOR = re.compile(r"\w*_mma\w*_kernel<")
-_TENSOR_WIDE = re.compile(r"\w*_mma\w*_kernel<[^()]*(?:\([^()]*\)[^()]*)*, true>\(")
 
 
 @dataclass(frozen=True)
@@ -55,12 +54,11 @@ class Kernel:
             return "uses local memory"
         if self.is_wide and not self.has("LDG.E.128"):
             return "has no 16-byte load"
-        if _TENSOR.search(self.name) and not (self.has("HMMA") or self.has("DMMA")):
-            return "has no tensor-core instruction"
-        if _TENSOR_WIDE.search(self.name) and not any(
-            opcode.startswith("LDGSTS") and "128" in opcode for opcode in self.opcodes
-        ):
-            return "has no 16-byte copy"
+        if _TENSOR.search(self.name):
+            if not (self.has("HMMA") or self.has("DMMA")):
+                return "has no tensor-core instruction"
+            if not any(code.startswith("LDGSTS") and "128" in code for code in self.opcodes):
+                return "has no 16-byte copy"
         return None
 
 

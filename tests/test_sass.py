@@ -53,12 +53,11 @@ def test_rules_know_their_kernels() -> None:
         assert kernel(free, "LDG.E").problem is None
     with_axis = "void cvk::x_forward_kernel<cvk::Axis<float>, float, 4, false>(cvk::Params)"
     assert kernel(with_axis, "LDG.E").problem == "has no 16-byte load"
-    assert kernel("void cvk::conv_mma_kernel<float>(int)", "FFMA").problem is not None
-    assert kernel("void cvk::conv_mma_kernel<float>(int)", "HMMA.16816.F32").problem is None
-    wide = "void cvk::x_mma_kernel<float, (cvk::GemmMath)1, cvk::Shape<64, 4>, true>(cvk::P<float>)"
-    assert kernel(wide, "HMMA.1688.F32.TF32", "LDGSTS.E").problem == "has no 16-byte copy"
-    assert kernel(wide, "HMMA.1688.F32.TF32", "LDGSTS.E.BYPASS.128").problem is None
-    assert kernel(wide.replace("true", "false"), "HMMA.1688.F32.TF32", "LDG.E").problem is None
+    product = "void cvk::x_mma_kernel<float, (cvk::GemmMath)1, cvk::Shape<64, 4> >(cvk::P<float>)"
+    assert kernel(product, "FFMA").problem == "has no tensor-core instruction"
+    assert kernel(product, "HMMA.1688.F32.TF32", "LDGSTS.E").problem == "has no 16-byte copy"
+    assert kernel(product, "HMMA.1688.F32.TF32", "LDGSTS.E.BYPASS.128").problem is None
+    assert kernel(product, "DMMA.884", "LDGSTS.E.BYPASS.128").problem is None
 
 
 @pytest.mark.slow
