@@ -146,6 +146,21 @@ def vmap_boxes_backward(op: Callable[..., Tensor], per_box: int) -> Callable[...
     return in_dtype
 
 
+# ---- fake kernels
+
+
+def fake_backward(tensors: int) -> Callable[..., Tensor]:
+    """The fake kernel of ``op(*tensors, scale, ph, pw, n, c, h, w, *options)``, a map's gradient.
+
+    The first of so many ``tensors`` is the gradient of what was pooled.
+    """
+
+    def fake(*arguments: Any) -> Tensor:
+        return like(arguments[0], arguments[tensors + 3 : tensors + 7])
+
+    return fake
+
+
 # ---- autograd
 
 
@@ -169,20 +184,6 @@ def register_linear(name: str) -> None:
     op: Callable[..., Tensor] = getattr(torch.ops.cvkernels, name).default
     op_backward: Callable[..., Tensor] = getattr(torch.ops.cvkernels, f"{name}_backward").default
 
-    def fake_backward(
-        grad: Tensor,
-        boxes: Tensor,
-        spatial_scale: float,
-        pooled_height: int,
-        pooled_width: int,
-        batch_size: int,
-        channels: int,
-        height: int,
-        width: int,
-        *_: Any,
-    ) -> Tensor:
-        return like(grad, (batch_size, channels, height, width))
-
     def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         input, boxes, *ctx.arguments = inputs
         ctx.input_shape = input.shape
@@ -204,7 +205,7 @@ def register_linear(name: str) -> None:
         return (op(grad_grad, boxes, *ctx.arguments), *([None] * (len(ctx.arguments) + 5)))
 
     forward, back = f"cvkernels::{name}", f"cvkernels::{name}_backward"
-    torch.library.register_fake(back, fake_backward)
+    torch.library.register_fake(back, fake_backward(2))
     torch.library.register_autograd(forward, backward, setup_context=setup)
     torch.library.register_autograd(back, double_backward, setup_context=setup_backward)
     torch.library.register_vmap(forward, vmap_forward(op))

@@ -36,20 +36,6 @@ def register(name: str, check: Check) -> None:
         size = (boxes.shape[0], input.shape[1], pooled_height, pooled_width)
         return output, _roi.like(input, size, torch.int32)
 
-    def fake_backward(
-        grad: Tensor,
-        argmax: Tensor,
-        boxes: Tensor,
-        spatial_scale: float,
-        pooled_height: int,
-        pooled_width: int,
-        batch_size: int,
-        channels: int,
-        height: int,
-        width: int,
-    ) -> Tensor:
-        return _roi.like(grad, (batch_size, channels, height, width))
-
     def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         input, boxes, *arguments = inputs
         ctx.arguments = arguments
@@ -81,7 +67,7 @@ def register(name: str, check: Check) -> None:
 
     torch.library.register_fake(f"cvkernels::{name}", fake)
     torch.library.register_fake(f"cvkernels::{name}_argmax", fake_argmax)
-    torch.library.register_fake(f"cvkernels::{name}_backward", fake_backward)
+    torch.library.register_fake(f"cvkernels::{name}_backward", _roi.fake_backward(3))
     register_autograd = torch.library.register_autograd
     register_autograd(f"cvkernels::{name}", backward, setup_context=setup)
     register_autograd(f"cvkernels::{name}_argmax", backward_argmax, setup_context=setup_argmax)

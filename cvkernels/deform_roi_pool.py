@@ -293,21 +293,7 @@ def _(
     return _roi.like(input, (rois.shape[0], input.shape[1], pooled_height, pooled_width))
 
 
-@torch.library.register_fake("cvkernels::deform_roi_pool_backward")
-def _(
-    grad: Tensor,
-    rois: Tensor,
-    offset: Tensor,
-    spatial_scale: float,
-    pooled_height: int,
-    pooled_width: int,
-    batch_size: int,
-    channels: int,
-    height: int,
-    width: int,
-    *_: Any,
-) -> Tensor:
-    return _roi.like(grad, (batch_size, channels, height, width))
+torch.library.register_fake("cvkernels::deform_roi_pool_backward", _roi.fake_backward(3))
 
 
 @torch.library.register_fake("cvkernels::deform_roi_pool_offset_backward")

@@ -116,19 +116,7 @@ def _(
     return _roi.like(input, (boxes.shape[0], input.shape[1], pooled_height, pooled_width))
 
 
-@torch.library.register_fake("cvkernels::prroi_pool_backward")
-def _(
-    grad: Tensor,
-    boxes: Tensor,
-    spatial_scale: float,
-    pooled_height: int,
-    pooled_width: int,
-    batch_size: int,
-    channels: int,
-    height: int,
-    width: int,
-) -> Tensor:
-    return _roi.like(grad, (batch_size, channels, height, width))
+torch.library.register_fake("cvkernels::prroi_pool_backward", _roi.fake_backward(2))
 
 
 @torch.library.register_fake("cvkernels::prroi_pool_boxes_backward")

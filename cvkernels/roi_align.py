@@ -183,33 +183,13 @@ def _(
     return _roi.like(input, size), _roi.like(input, size, torch.int32)
 
 
-def _fake_backward(
-    grad: Tensor,
-    boxes: Tensor,
-    spatial_scale: float,
-    pooled_height: int,
-    pooled_width: int,
-    batch_size: int,
-    channels: int,
-    height: int,
-    width: int,
-    sampling_ratio: int,
-    aligned: bool,
-) -> Tensor:
-    return _roi.like(grad, (batch_size, channels, height, width))
-
-
-torch.library.register_fake("cvkernels::roi_align_backward", _fake_backward)
+torch.library.register_fake("cvkernels::roi_align_backward", _roi.fake_backward(2))
+torch.library.register_fake("cvkernels::roi_align_max_backward", _roi.fake_backward(3))
 
 
 @torch.library.register_fake("cvkernels::roi_align_boxes_backward")
 def _(input: Tensor, boxes: Tensor, *args: Any) -> Tensor:
     return boxes.new_empty(boxes.shape)
-
-
-@torch.library.register_fake("cvkernels::roi_align_max_backward")
-def _(grad: Tensor, argmax: Tensor, *args: Any) -> Tensor:
-    return _fake_backward(grad, *args)
 
 
 # ---- autograd

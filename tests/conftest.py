@@ -31,7 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: needs tens of seconds or gigabytes")
     config.addinivalue_line("markers", "gpu: needs a CUDA device")
     config.addinivalue_line("markers", "native: says nothing about emulated CUDA kernels")
-    # Tolerances are float32's; the tests of TF32 switch it on themselves.
+    # Tolerances are float32's; TF32 is tested in C++ (tests/cpp/tapped_mma_test.cpp).
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
 
 
