@@ -22,42 +22,12 @@
 #include "common/launch.cuh"
 #include "common/numeric.h"
 #include "common/vec.cuh"
+#include "gemm/depthwise_plan.cuh"
 #include "gemm/depthwise_tuning.h"
 #include "gemm/gemm_tuning.h"
 #include "gemm/tapped.h"
 
 namespace cvk {
-
-// Neighbours that a thread has: fewer where more is loaded for each.
-constexpr int depthwise_run(bool channels_last, int taps, int step) {
-  return (channels_last ? kDepthwiseRun : kDepthwiseRows) / step / (taps > 3 ? 2 : 1);
-}
-
-// One axis: tap k of target pixel i reads source pixel (i * step + first + k * offset) / divisor, where that divides.
-struct DepthwiseAxis {
-  int target, extent, taps;  // pixels of the target, of the source
-  int step, first, offset, divisor;
-
-  // Source pixel, or -1.
-  template <bool kDivides>
-  CVK_DEVICE int source(int at) const {
-    if (at < 0) return -1;
-    if (kDivides && divisor > 1) {
-      const unsigned place = static_cast<unsigned>(at), quotient = place / static_cast<unsigned>(divisor);
-      if (quotient * static_cast<unsigned>(divisor) != place) return -1;
-      at = static_cast<int>(quotient);
-    }
-    return at < extent ? at : -1;
-  }
-  // Bound of the magnitude of i * step + first + k * offset, with a run of pixels past the end.
-  int64_t reach() const {
-    return (int64_t{target} + kDepthwiseRows) * step + magnitude(int64_t{first}) + taps * magnitude(int64_t{offset});
-  }
-  // Whether `count` taps of neighbouring pixels may share what they load.
-  bool shares(int count) const {
-    return divisor == 1 && magnitude(offset) == 1 && taps >= count && (step == 1 || (step == 2 && offset == 1));
-  }
-};
 
 // `count` neighbours of the target along an axis, and the source pixels that kTaps of their taps need: tap t of pixel r is
 // place kStep * r + t, and places ascend with the kernel. With kTaps = 1, places are those of the pixels.
@@ -115,13 +85,21 @@ struct __attribute__((may_alias, aligned(16))) DepthwiseRaw {
   uint32_t words[4];
 };
 
-// How vectors of channels and runs of pixels are dealt to blocks and threads.
-struct DepthwiseTiling {
-  int tile, tiles;       // vectors of a block, blocks that have all of them
-  unsigned items, runs;  // runs of pixels of all rows of all images, of one row
-  int group, groups,
-      chunks;     // weight gradient: pieces of a kernel row of a block, blocks that have all of them, all pieces
-  unsigned each;  // items of a block
+// What kTaps taps of a run of pixels read of a line of the source, from kernel column j on.
+template <class Span>
+struct DepthwiseRow {
+  DepthwiseRaw values[Span::kPlaces];
+  bool inside[Span::kPlaces];
+
+  template <class T>
+  CVK_DEVICE void load(const T* line, int64_t channels, const DepthwiseAxis& along_x, const Span& span, int j) {
+#pragma unroll
+    for (int q = 0; q < Span::kPlaces; ++q) {
+      const int u = span.source(along_x, j, q);
+      inside[q] = u >= 0;
+      if (inside[q]) values[q] = *reinterpret_cast<const DepthwiseRaw*>(line + u * channels);
+    }
+  }
 };
 
 // The run of an item.
@@ -180,14 +158,8 @@ static __global__ void __launch_bounds__(kDepthwiseThreads, kDepthwiseBlocksPerS
       if (v < 0) continue;
       const T* const line = map + int64_t{v} * along_x.extent * channels;
       for (int j = 0; j < along_x.taps; j += kTaps) {
-        DepthwiseRaw values[Span::kPlaces];
-        bool inside[Span::kPlaces];
-#pragma unroll
-        for (int q = 0; q < Span::kPlaces; ++q) {
-          const int u = span.source(along_x, j, q);
-          inside[q] = u >= 0;
-          if (inside[q]) values[q] = *reinterpret_cast<const DepthwiseRaw*>(line + u * channels);
-        }
+        DepthwiseRow<Span> row;
+        row.load(line, channels, along_x, span, j);
         A weight[kTaps][kVec];
 #pragma unroll
         for (int t = 0; t < kTaps; ++t) {
@@ -195,8 +167,8 @@ static __global__ void __launch_bounds__(kDepthwiseThreads, kDepthwiseBlocksPerS
         }
 #pragma unroll
         for (int q = 0; q < Span::kPlaces; ++q) {
-          if (!inside[q]) continue;
-          const Vector vector = bit_cast<Vector>(values[q]);
+          if (!row.inside[q]) continue;
+          const Vector vector = bit_cast<Vector>(row.values[q]);
           A value[kVec];
 #pragma unroll
           for (int k = 0; k < kVec; ++k) value[k] = to_acc(vector.values[k]);
@@ -263,22 +235,17 @@ static __global__ void __launch_bounds__(kDepthwiseThreads, kDepthwiseBlocksPerS
                             ((int64_t{item.image} * along_y.target + item.y) * along_x.target + item.x) * channels +
                             channel;
       const Span span(along_x, item.x);
-      DepthwiseRaw grads[kRun], values[Span::kPlaces];
-      bool inside[Span::kPlaces];
+      DepthwiseRaw grads[kRun];
 #pragma unroll
       for (int r = 0; r < kRun; ++r) {
         if (item.x + r < along_x.target) grads[r] = *reinterpret_cast<const DepthwiseRaw*>(grad + r * channels);
       }
+      DepthwiseRow<Span> row;
+      row.load(line, channels, along_x, span, j);
 #pragma unroll
       for (int q = 0; q < Span::kPlaces; ++q) {
-        const int u = span.source(along_x, j, q);
-        inside[q] = u >= 0;
-        if (inside[q]) values[q] = *reinterpret_cast<const DepthwiseRaw*>(line + u * channels);
-      }
-#pragma unroll
-      for (int q = 0; q < Span::kPlaces; ++q) {
-        if (!inside[q]) continue;
-        const Vector value = bit_cast<Vector>(values[q]);
+        if (!row.inside[q]) continue;
+        const Vector value = bit_cast<Vector>(row.values[q]);
         Span::for_each(q, [&](int r, int t) {
           if (item.x + r >= along_x.target) return;
           const Vector out = bit_cast<Vector>(grads[r]);
@@ -311,6 +278,32 @@ static __global__ void __launch_bounds__(kDepthwiseThreads, kDepthwiseBlocksPerS
 
 // ---- planes
 
+// What kTaps x kTaps taps of a column of pixels read of a plane of the source, from kernel element (i, j) on; x is their column.
+template <class T, class Span, int kTaps>
+struct DepthwiseColumn {
+  T values[Span::kPlaces][kTaps];
+  int u[kTaps];
+  bool inside[Span::kPlaces];
+
+  template <bool kDivides>
+  CVK_DEVICE void load(const T* map, const DepthwiseAxis& along_y, const DepthwiseAxis& along_x, const Span& span,
+                       int i, int j, int x) {
+#pragma unroll
+    for (int t = 0; t < kTaps; ++t) {
+      u[t] = along_x.source<kDivides>(x * along_x.step + along_x.first + (j + t) * along_x.offset);
+    }
+#pragma unroll
+    for (int q = 0; q < Span::kPlaces; ++q) {
+      const int v = span.source(along_y, i, q);
+      inside[q] = v >= 0;
+#pragma unroll
+      for (int t = 0; t < kTaps; ++t) {
+        if (inside[q] && u[t] >= 0) values[q][t] = map[v * along_x.extent + u[t]];
+      }
+    }
+  }
+};
+
 // A thread: kRows pixels of a column of a plane. kTaps > 1: the kernel is kTaps x kTaps.
 template <class T, int kTaps, int kStep>
 static __global__ void __launch_bounds__(kDepthwiseThreads, kDepthwiseBlocksPerSm<Acc<T>>)
@@ -331,35 +324,24 @@ static __global__ void __launch_bounds__(kDepthwiseThreads, kDepthwiseBlocksPerS
   A sum[kRows][1] = {};
   for (int i = 0; i < along_y.taps; i += kTaps) {
     for (int j = 0; j < along_x.taps; j += kTaps) {
-      T values[Span::kPlaces][kTaps];
       A weight[kTaps][kTaps];
-      int u[kTaps];
-      bool inside[Span::kPlaces];
 #pragma unroll
       for (int t = 0; t < kTaps; ++t) {
-        u[t] = along_x.source<true>(x * along_x.step + along_x.first + (j + t) * along_x.offset);
 #pragma unroll
         for (int s = 0; s < kTaps; ++s) weight[t][s] = to_acc(weights[(i + t) * along_x.taps + j + s]);
       }
+      DepthwiseColumn<T, Span, kTaps> read;
+      read.template load<true>(map, along_y, along_x, span, i, j, x);
 #pragma unroll
       for (int q = 0; q < Span::kPlaces; ++q) {
-        const int v = span.source(along_y, i, q);
-        inside[q] = v >= 0;
-#pragma unroll
-        for (int t = 0; t < kTaps; ++t) {
-          if (inside[q] && u[t] >= 0) values[q][t] = map[v * along_x.extent + u[t]];
-        }
-      }
-#pragma unroll
-      for (int q = 0; q < Span::kPlaces; ++q) {
-        if (!inside[q]) continue;
+        if (!read.inside[q]) continue;
         A value[kTaps];
 #pragma unroll
-        for (int t = 0; t < kTaps; ++t) value[t] = to_acc(values[q][t]);
+        for (int t = 0; t < kTaps; ++t) value[t] = to_acc(read.values[q][t]);
         Span::for_each(q, [&](int r, int t) {
 #pragma unroll
           for (int s = 0; s < kTaps; ++s) {
-            if (u[s] >= 0) sum[r][0] = mul_add(weight[t][s], value[s], sum[r][0]);
+            if (read.u[s] >= 0) sum[r][0] = mul_add(weight[t][s], value[s], sum[r][0]);
           }
         });
       }
@@ -407,34 +389,21 @@ static __global__ void __launch_bounds__(kDepthwiseThreads, kDepthwiseBlocksPerS
     const T* const map = p.input + plane * p.shape.pixels();
     const T* const grad = p.grad_output + plane * p.shape.out_pixels() + x;
     const Span span(along_y, first);
-    T grads[kRows], values[Span::kPlaces][kTaps];
-    int u[kTaps];
-    bool inside[Span::kPlaces];
+    T grads[kRows];
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       if (first + r < along_y.target) grads[r] = grad[(first + r) * along_x.target];
     }
-#pragma unroll
-    for (int t = 0; t < kTaps; ++t) {
-      u[t] = along_x.source<false>(x * along_x.step + along_x.first + (j + t) * along_x.offset);
-    }
+    DepthwiseColumn<T, Span, kTaps> read;
+    read.template load<false>(map, along_y, along_x, span, i, j, x);
 #pragma unroll
     for (int q = 0; q < Span::kPlaces; ++q) {
-      const int v = span.source(along_y, i, q);
-      inside[q] = v >= 0;
-#pragma unroll
-      for (int t = 0; t < kTaps; ++t) {
-        if (inside[q] && u[t] >= 0) values[q][t] = map[v * along_x.extent + u[t]];
-      }
-    }
-#pragma unroll
-    for (int q = 0; q < Span::kPlaces; ++q) {
-      if (!inside[q]) continue;
+      if (!read.inside[q]) continue;
       Span::for_each(q, [&](int r, int t) {
         if (first + r >= along_y.target) return;
 #pragma unroll
         for (int s = 0; s < kTaps; ++s) {
-          if (u[s] >= 0) sum[t][s] = mul_add(to_acc(grads[r]), to_acc(values[q][s]), sum[t][s]);
+          if (read.u[s] >= 0) sum[t][s] = mul_add(to_acc(grads[r]), to_acc(read.values[q][s]), sum[t][s]);
         }
       });
     }
@@ -528,95 +497,6 @@ static __global__ void __launch_bounds__(kDepthwiseThreads, kDepthwiseBlocksPerS
 }
 
 // ---- on the host
-
-// How a pass is launched. What it holds depends on the problem (and the alignment of its maps) alone.
-struct DepthwisePlan {
-  bool plain = false;
-  DepthwiseAxis y{}, x{};
-  int taps = 1, step = 1;  // kTaps, kStep
-  DepthwiseTiling tiling{};
-  int64_t blocks = 0, parts = 1, shared_bytes = 0;
-};
-
-inline DepthwiseAxis depthwise_axis(bool transposed, int in, int out, int taps, int stride, int pad, int dilation) {
-  if (transposed) return {in, out, taps, 1, pad, -dilation, stride};
-  return {out, in, taps, stride, -pad, dilation, 1};
-}
-
-// Vectors need aligned maps. Over planes a forward kernel has all of its taps at once, or one at a time.
-inline DepthwisePlan depthwise_plan(const ConvShape& s, bool transposed, bool forward, int vector, bool aligned) {
-  DepthwisePlan plan;
-  plan.y = depthwise_axis(transposed, s.height, s.out_height, s.kernel_height, s.stride_y, s.pad_top, s.dilation_y);
-  plan.x = depthwise_axis(transposed, s.width, s.out_width, s.kernel_width, s.stride_x, s.pad_left, s.dilation_x);
-  const DepthwiseAxis &along = s.channels_last ? plan.x : plan.y, &across = s.channels_last ? plan.y : plan.x;
-  if (!s.channels_last && forward) {
-    const bool square = along.taps == across.taps;
-    plan.taps = square && (along.taps == 3 || (along.taps == 5 && along.step == 1)) ? along.taps : 1;
-  } else {
-    plan.taps = 3;
-  }
-  if (!along.shares(plan.taps)) plan.taps = 1;
-  if (plan.taps > 1) plan.step = along.step;
-  const int64_t vectors = s.channels_last ? s.channels / vector : s.channels;
-  const int64_t runs = ceil_div(along.target, depthwise_run(s.channels_last, plan.taps, plan.step));
-  const int64_t items = s.batch * across.target * runs * (s.channels_last ? 1 : vectors);
-  constexpr int64_t kNarrow = 0x7fffffff;
-  plan.plain = max_of(items, max_of(s.pixels(), s.out_pixels())) > kNarrow || vectors > kNarrow / vector ||
-               max_of(plan.y.reach(), plan.x.reach()) > kNarrow ||
-               (s.channels_last && (!aligned || s.channels % vector != 0));
-  if (plan.plain) return plan;
-  plan.tiling.tiles = static_cast<int>(s.channels_last ? ceil_div<int64_t>(vectors, kDepthwiseTile) : vectors);
-  plan.tiling.tile = static_cast<int>(ceil_div<int64_t>(vectors, plan.tiling.tiles));
-  plan.tiling.runs = static_cast<unsigned>(runs);
-  plan.tiling.items = static_cast<unsigned>(items);
-  return plan;
-}
-
-template <class T>
-DepthwisePlan depthwise_plan(const TappedProduct<T>& p) {
-  DepthwisePlan plan =
-      depthwise_plan(p.shape, p.transposed, true, kWide<T>, is_wide_aligned(p.source) && is_wide_aligned(p.target));
-  DepthwiseTiling& tiling = plan.tiling;
-  if (plan.plain || !p.shape.channels_last) {
-    plan.blocks = ceil_div<int64_t>(plan.plain ? p.shape.batch * p.shape.channels * p.target_plane() : tiling.items,
-                                    kDepthwiseThreads);
-    return plan;
-  }
-  plan.shared_bytes = (int64_t{p.shape.kernel_size()} + 1) * tiling.tile * kWide<T> * sizeof(Acc<T>);
-  if (plan.shared_bytes > kDepthwiseSharedBytes) {
-    plan.plain = true;
-    plan.blocks = ceil_div<int64_t>(p.shape.batch * p.shape.channels * p.target_plane(), kDepthwiseThreads);
-    return plan;
-  }
-  const int64_t slots = kDepthwiseThreads / tiling.tile, steps = ceil_div<int64_t>(tiling.items, slots);
-  const int64_t wanted = steps * tiling.tiles / kDepthwiseBlocks;
-  tiling.each = static_cast<unsigned>(slots * min_of<int64_t>(max_of<int64_t>(wanted, 1), kDepthwiseSteps));
-  plan.blocks = tiling.tiles * ceil_div<int64_t>(tiling.items, tiling.each);
-  return plan;
-}
-
-template <class T>
-DepthwisePlan depthwise_plan(const TappedWeightGradient<T>& p) {
-  DepthwisePlan plan =
-      depthwise_plan(p.shape, false, false, kWide<T>, is_wide_aligned(p.input) && is_wide_aligned(p.grad_output));
-  plan.blocks = p.shape.weights();
-  if (plan.plain) return plan;
-  DepthwiseTiling& tiling = plan.tiling;
-  const bool last = p.shape.channels_last;
-  tiling.chunks = ceil_div(plan.x.taps, plan.taps) * (last ? plan.y.taps : ceil_div(plan.y.taps, plan.taps));
-  tiling.groups = last ? ceil_div(tiling.chunks, kDepthwiseGroup) : tiling.chunks;
-  tiling.group = ceil_div(tiling.chunks, tiling.groups);
-  const int64_t items = tiling.items / (last ? 1 : static_cast<unsigned>(tiling.tiles));
-  tiling.items = static_cast<unsigned>(items);
-  const int64_t blocks = int64_t{tiling.tiles} * tiling.groups;
-  const int64_t slots = kDepthwiseThreads / (tiling.tile * tiling.group);
-  const int64_t most = max_of<int64_t>(items / (slots * kDepthwiseLeastSteps), 1);
-  const int64_t parts = min_of(max_of<int64_t>(kDepthwiseBlocks / blocks, 1), most);
-  tiling.each = static_cast<unsigned>(max_of<int64_t>(ceil_div(items, parts), 1));
-  plan.parts = max_of<int64_t>(ceil_div<int64_t>(items, tiling.each), 1);
-  plan.blocks = blocks * plan.parts;
-  return plan;
-}
 
 template <class T>
 cudaError_t launch_depthwise_product(const TappedProduct<T>& p, cudaStream_t stream) {
