@@ -78,7 +78,7 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("numpy", report["numpy"] or "not installed"),
         ("compiled by", build.get("compiler", "unknown")),
         ("CPU kernels", ", ".join(build.get("cpu_isas", [])) or "unknown"),
-        ("CPU ISA chosen", build.get("cpu_isa", "unknown")),
+        ("CPU ISA chosen", build.get("cpu_isa", "unknown") + _bf16_dot(build)),
         ("threads", str(report["threads"] or "unknown")),
         ("CUDA kernels", ", ".join(cuda_archs) if cuda_archs else "none: this is a CPU-only build"),
         ("GPU", "; ".join(report["gpus"]) or "none found"),
@@ -90,6 +90,10 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     if report["error"]:
         rows.append(("ERROR", report["error"]))
     return rows
+
+
+def _bf16_dot(build: dict[str, Any]) -> str:
+    return " and AVX512_BF16" if build.get("cpu_bf16_dot") else ""
 
 
 if __name__ == "__main__":

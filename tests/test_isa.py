@@ -22,23 +22,32 @@ TESTS = (
 )
 
 
+# Convolutions in bfloat16, values and gradients, where the others take AVX512_BF16.
+BFLOAT16_TESTS = "conv and bfloat16 and (test_forward or test_gradient or random)"
+
+
 @pytest.mark.native
 @pytest.mark.slow
-@pytest.mark.parametrize("isa", ["v2", "v3"])
-def test_lower_instruction_sets(isa: str) -> None:
+@pytest.mark.parametrize(
+    ("isa", "tests"), [("v2", TESTS), ("v3", TESTS), ("v4", BFLOAT16_TESTS)], ids=["v2", "v3", "v4"]
+)
+def test_lower_instruction_sets(isa: str, tests: str) -> None:
     root = str(Path(cvkernels.__file__).resolve().parents[1])
     env = {
         **os.environ,
         "CVKERNELS_CPU_ISA": isa,
         "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
     }
-    asked = "from cvkernels.numpy import build_info; print(build_info()['cpu_isa'])"
+    asked = (
+        "from cvkernels.numpy import build_info; i = build_info()\n"
+        "print(i['cpu_isa'] + ' with AVX512_BF16' * i['cpu_bf16_dot'])"
+    )
     chosen = subprocess.run(
         [sys.executable, "-c", asked], capture_output=True, text=True, env=env, timeout=120
     ).stdout.strip()
     if chosen != f"x86-64-{isa}":
         pytest.skip(f"this machine runs {chosen}")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", TESTS]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", tests]
     done = subprocess.run(
         [*command, str(HERE / "ops")],
         capture_output=True,

@@ -6,7 +6,12 @@
 namespace cvk {
 namespace {
 
-Isa detect() {
+struct Found {
+  Isa isa;
+  bool bf16_dot;
+};
+
+Found detect() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   Isa best = Isa::kBaseline;
@@ -18,24 +23,30 @@ Isa detect() {
       best = Isa::kV4;
     }
   }
+  bool bf16_dot = best == Isa::kV4 && __builtin_cpu_supports("avx512bf16");
   if (const char* wish = std::getenv("CVKERNELS_CPU_ISA")) {
     Isa cap = best;
     if (std::strcmp(wish, "v2") == 0) cap = Isa::kBaseline;
     if (std::strcmp(wish, "v3") == 0) cap = Isa::kV3;
     if (static_cast<int>(cap) < static_cast<int>(best)) best = cap;
+    if (best != Isa::kV4 || std::strcmp(wish, "v4") == 0) bf16_dot = false;
   }
-  return best;
+  return {best, bf16_dot};
 #else
-  return Isa::kBaseline;
+  return {Isa::kBaseline, false};
 #endif
+}
+
+const Found& found() {
+  static const Found once = detect();
+  return once;
 }
 
 }  // namespace
 
-Isa cpu_isa() {
-  static const Isa isa = detect();
-  return isa;
-}
+Isa cpu_isa() { return found().isa; }
+
+bool cpu_has_bf16_dot() { return found().bf16_dot; }
 
 const char* isa_name(Isa isa) {
 #if defined(__x86_64__)

@@ -18,6 +18,10 @@ enum class Isa : int {
 // CVKERNELS_CPU_ISA=v2|v3|v4 lowers it (never raises it). Decided once per process.
 Isa cpu_isa();
 
+// Whether the machine multiplies pairs of bfloat16 (AVX512_BF16), on top of v4. No kernel is built for it: those that have a use
+// for the instruction ask. CVKERNELS_CPU_ISA=v4, v3 or v2 leaves it out.
+bool cpu_has_bf16_dot();
+
 // "x86-64-v4" and the like.
 const char* isa_name(Isa isa);
 

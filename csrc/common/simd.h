@@ -177,6 +177,9 @@ struct Simd {
       return Vec(_mm512_mask_loadu_ps((__m512)otherwise, static_cast<__mmask16>(lanes), p));
     } else if constexpr (isa == Isa::kV4 && std::is_same_v<T, double>) {
       return Vec(_mm512_mask_loadu_pd((__m512d)otherwise, static_cast<__mmask8>(lanes), p));
+    } else if constexpr (isa == Isa::kV4 && std::is_same_v<T, word_t>) {
+      return Vec(_mm512_castsi512_ps(_mm512_mask_loadu_epi32(_mm512_castps_si512((__m512)otherwise),
+                                                             static_cast<__mmask16>(lanes), p)));
     } else if constexpr (isa == Isa::kV4) {
       const __m256i bits = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(lanes), p);
       T buffer[kLanes];

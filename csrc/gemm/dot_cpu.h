@@ -5,20 +5,21 @@
 #include <cstdint>
 
 #include "common/simd.h"
+#include "gemm/gemm_cpu.h"
 
 namespace cvk {
 
 // Rows of a tile of dot products. A tile has as many sums as a vector has lanes.
-template <Isa isa, class A, int columns>
-inline constexpr int kDotRows = Simd<isa, A>::kLanes / columns;
+template <Isa isa, class P, int columns>
+inline constexpr int kDotRows = Simd<isa, Acc<P>>::kLanes / columns;
 
 // sums[c * kDotRows + r] = sum over p < depth of left[r * left_stride + p] * right[c * right_stride + p]. Only `rows` rows
-// exist; the others repeat the last.
-template <Isa isa, class A, int columns, class Left, class Right>
-CVK_HD typename Simd<isa, A>::Vec dot_tile(const Left* left, int64_t left_stride, int rows, const Right* right,
-                                           int64_t right_stride, int64_t depth) {
-  using S = Simd<isa, A>;
-  constexpr int kRows = kDotRows<isa, A, columns>;
+// exist; the others repeat the last. P: as what the operands are multiplied (gemm_cpu.h).
+template <Isa isa, class P, int columns, class Left, class Right>
+CVK_HD typename Simd<isa, Acc<P>>::Vec dot_tile(const Left* left, int64_t left_stride, int rows, const Right* right,
+                                                int64_t right_stride, int64_t depth) {
+  using S = Simd<isa, Acc<P>>;
+  constexpr int kRows = kDotRows<isa, P, columns>;
   const Left* row[kRows];
   for (int r = 0; r < kRows; ++r) row[r] = left + min_of(r, rows - 1) * left_stride;
   typename S::Vec sum[S::kLanes] = {};
@@ -28,7 +29,8 @@ CVK_HD typename Simd<isa, A>::Vec dot_tile(const Left* left, int64_t left_stride
     for (int c = 0; c < columns; ++c) column[c] = S::load(right + c * right_stride + p);
     for (int r = 0; r < kRows; ++r) {
       const typename S::Vec value = S::load(row[r] + p);
-      for (int c = 0; c < columns; ++c) sum[c * kRows + r] = S::mul_add(value, column[c], sum[c * kRows + r]);
+      for (int c = 0; c < columns; ++c)
+        sum[c * kRows + r] = gemm_multiply_add<isa, P>(value, column[c], sum[c * kRows + r]);
     }
   }
   if (p < depth) {
@@ -36,7 +38,7 @@ CVK_HD typename Simd<isa, A>::Vec dot_tile(const Left* left, int64_t left_stride
     for (int c = 0; c < columns; ++c) {
       const typename S::Vec column = S::load_partial(right + c * right_stride + p, rest);
       for (int r = 0; r < kRows; ++r) {
-        sum[c * kRows + r] = S::mul_add(S::load_partial(row[r] + p, rest), column, sum[c * kRows + r]);
+        sum[c * kRows + r] = gemm_multiply_add<isa, P>(S::load_partial(row[r] + p, rest), column, sum[c * kRows + r]);
       }
     }
   }

@@ -42,7 +42,8 @@ class GridWalk {
   GridPixel at_;
 };
 
-// Rows of pixels from a channels-last map [N, H, W, C]; the depth of a block runs over taps, then channels.
+// Rows of pixels from a channels-last map [N, H, W, C]; the depth of a block runs over taps, then channels. With A = T = word_t it
+// copies words, two channels of bfloat16 each, and all channels are counted in these.
 template <Isa isa, class A, class T>
 class RowGatherer {
  public:
@@ -121,7 +122,7 @@ class RowGatherer {
   // `vecs` vectors a run where that is known, 0 for a part of one.
   template <int vecs>
   CVK_HD void gather_runs(const DepthBlock& block, int first, int rows, int count, int length, A* to) const {
-    using S = Simd<isa, A>;
+    using S = Simd<isa, Acc<A>>;
     const Place* places = places_.template as<Place>() + first;
     const Run* runs = runs_.template as<Run>();
     const uint32_t lanes = S::lane_range(0, vecs == 0 ? length : 0);

@@ -5,9 +5,12 @@
 //   right  panels of kColumns columns: row k of a panel at k * stride
 // Between them is a register tile of kRows x kColumns sums: values of the left operand are broadcast, rows of the right one are
 // vectors. Whether pixels are the rows (channels-last maps) or the columns (planes) is the caller's choice; see README.md.
+//
+// P is the type of both operands: that of the sums, or word_t, which holds two neighbours of the depth in bfloat16 (pairs_cpu.h).
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "common/scratch.h"
 #include "common/simd.h"
@@ -15,18 +18,22 @@
 
 namespace cvk {
 
+// Elements of the depth in one operand.
+template <class P>
+inline constexpr int kGemmElements = std::is_same_v<P, word_t> ? 2 : 1;
+
 // Shape of the register tile. AVX-512 and NEON have 32 registers: 14 x 2 (12 x 2) sums, a row of the panel and a broadcast.
-template <Isa isa, class A>
+template <Isa isa, class P>
 struct GemmTile {
-  static constexpr int kLanes = Simd<isa, A>::kLanes;
+  static constexpr int kLanes = Simd<isa, Acc<P>>::kLanes;
 #if defined(__aarch64__)
   static constexpr int kRows = 12;
 #else
   static constexpr int kRows = isa == Isa::kV4 ? 14 : 6;
 #endif
   static constexpr int kColumns = 2 * kLanes;
-  static constexpr int kDepth = kGemmDepth * 4 / static_cast<int>(sizeof(A));
-  static constexpr int kPitch = kGemmPitch * 4 / static_cast<int>(sizeof(A));
+  static constexpr int kDepth = kGemmDepth * 4 / static_cast<int>(sizeof(P));  // operands
+  static constexpr int kPitch = kGemmPitch * 4 / static_cast<int>(sizeof(P));
   static constexpr int kBlockRows = kGemmRowTiles * kRows;
   static constexpr int kSize = kRows * kColumns;  // sums of a tile, one after another
 };
@@ -49,13 +56,39 @@ struct GemmTarget {
   const GemmFinish<T>* finish;  // null: they stay sums
 };
 
+// The operand as a vector of copies, and a * b + c of vectors of operands.
+template <Isa isa, class P>
+CVK_HD typename Simd<isa, Acc<P>>::Vec gemm_broadcast(P value) {
+  using S = Simd<isa, Acc<P>>;
+  if constexpr (std::is_same_v<P, word_t>) {
+    const typename S::IntVec bits = static_cast<int32_t>(value.bits) - typename S::IntVec{};
+    return (typename S::Vec)bits;
+  } else {
+    return S::broadcast(value);
+  }
+}
+template <Isa isa, class P, class Vec>
+CVK_HD Vec gemm_multiply_add(Vec a, Vec b, Vec c) {
+  if constexpr (std::is_same_v<P, word_t>) {
+    static_assert(isa == Isa::kV4, "AVX512_BF16 goes with AVX-512");
+#if defined(__AVX512F__)
+    // The intrinsic would need a target that every caller up to the kernel's entry has too.
+    asm("vdpbf16ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
+#endif
+    return c;
+  } else {
+    return Simd<isa, P>::mul_add(a, b, c);
+  }
+}
+
 // The sums over p < depth of left[i, p] * right[p, j], for `rows` rows and `vecs` vectors; the first `count` rows and `columns`
-// columns are wanted where they are finished.
-template <Isa isa, class A, class T, int rows, int vecs>
-__attribute__((noinline)) void gemm_tile(const A* left, const A* right, int64_t right_stride, int depth,
-                                         const GemmTarget<A, T>& target, int count, int columns) {
+// columns are wanted where they are finished. `depth` counts operands.
+template <Isa isa, class P, class T, int rows, int vecs>
+__attribute__((noinline)) void gemm_tile(const P* left, const P* right, int64_t right_stride, int depth,
+                                         const GemmTarget<Acc<P>, T>& target, int count, int columns) {
+  using A = Acc<P>;
   using S = Simd<isa, A>;
-  using Tile = GemmTile<isa, A>;
+  using Tile = GemmTile<isa, P>;
   typename S::Vec sum[rows][vecs];
   for (int i = 0; i < rows; ++i) {
     for (int j = 0; j < vecs; ++j) {
@@ -66,8 +99,8 @@ __attribute__((noinline)) void gemm_tile(const A* left, const A* right, int64_t 
     typename S::Vec column[vecs];
     for (int j = 0; j < vecs; ++j) column[j] = S::load(right + p * right_stride + j * S::kLanes);
     for (int i = 0; i < rows; ++i) {
-      const typename S::Vec value = S::broadcast(left[i * Tile::kPitch + p]);
-      for (int j = 0; j < vecs; ++j) sum[i][j] = S::mul_add(value, column[j], sum[i][j]);
+      const typename S::Vec value = gemm_broadcast<isa>(left[i * Tile::kPitch + p]);
+      for (int j = 0; j < vecs; ++j) sum[i][j] = gemm_multiply_add<isa, P>(value, column[j], sum[i][j]);
     }
   }
   if (target.finish == nullptr) {
@@ -104,30 +137,31 @@ __attribute__((noinline)) void gemm_tile(const A* left, const A* right, int64_t 
 }
 
 // The same for any number of rows up to a tile's; an odd one computes a row more, of whatever the left scratch holds.
-template <Isa isa, class A, class T, int vecs, int rows = GemmTile<isa, A>::kRows>
-CVK_HD void gemm_tile_of(const A* left, const A* right, int64_t right_stride, int depth, const GemmTarget<A, T>& target,
-                         int count, int columns) {
+template <Isa isa, class P, class T, int vecs, int rows = GemmTile<isa, P>::kRows>
+CVK_HD void gemm_tile_of(const P* left, const P* right, int64_t right_stride, int depth,
+                         const GemmTarget<Acc<P>, T>& target, int count, int columns) {
   if constexpr (rows > 2) {
     if (count <= rows - 2) {
-      gemm_tile_of<isa, A, T, vecs, rows - 2>(left, right, right_stride, depth, target, count, columns);
+      gemm_tile_of<isa, P, T, vecs, rows - 2>(left, right, right_stride, depth, target, count, columns);
       return;
     }
   }
-  gemm_tile<isa, A, T, rows, vecs>(left, right, right_stride, depth, target, count, columns);
+  gemm_tile<isa, P, T, rows, vecs>(left, right, right_stride, depth, target, count, columns);
 }
 
 // `rows` x `columns` sums in tiles; tile (i, j) begins at sums + (i * tile_stride + j) * kSize. Panel j of the right operand
 // begins at right + j * panel_stride. With `finish` the block's results leave for it.
-template <Isa isa, class A, class T>
-CVK_HD void gemm_block(int rows, int columns, int depth, const A* left, const A* right, int64_t right_stride,
-                       int64_t panel_stride, A* sums, int64_t tile_stride, bool add, const GemmFinish<T>* finish) {
-  using Tile = GemmTile<isa, A>;
+template <Isa isa, class P, class T>
+CVK_HD void gemm_block(int rows, int columns, int depth, const P* left, const P* right, int64_t right_stride,
+                       int64_t panel_stride, Acc<P>* sums, int64_t tile_stride, bool add, const GemmFinish<T>* finish) {
+  using A = Acc<P>;
+  using Tile = GemmTile<isa, P>;
   for (int j = 0; j * Tile::kColumns < columns; ++j) {
-    const A* panel = right + j * panel_stride;
+    const P* panel = right + j * panel_stride;
     const int width = min_of(Tile::kColumns, columns - j * Tile::kColumns);
     for (int i = 0; i * Tile::kRows < rows; ++i) {
       const int count = min_of(Tile::kRows, rows - i * Tile::kRows);
-      const A* tile = left + int64_t{i} * Tile::kRows * Tile::kPitch;
+      const P* tile = left + int64_t{i} * Tile::kRows * Tile::kPitch;
       GemmTarget<A, T> target{sums + (i * tile_stride + j) * Tile::kSize, add, nullptr};
       GemmFinish<T> own;
       if (finish != nullptr) {
@@ -137,9 +171,9 @@ CVK_HD void gemm_block(int rows, int columns, int depth, const A* left, const A*
         target.finish = &own;
       }
       if (width > Tile::kLanes) {
-        gemm_tile_of<isa, A, T, 2>(tile, panel, right_stride, depth, target, count, width);
+        gemm_tile_of<isa, P, T, 2>(tile, panel, right_stride, depth, target, count, width);
       } else {
-        gemm_tile_of<isa, A, T, 1>(tile, panel, right_stride, depth, target, count, width);
+        gemm_tile_of<isa, P, T, 1>(tile, panel, right_stride, depth, target, count, width);
       }
     }
   }
@@ -155,20 +189,18 @@ struct DepthBlock {
   CVK_HD int depth() const { return channels * taps; }
 };
 
-template <Isa isa, class A>
+template <Isa isa, class P>
 struct DepthBlocks {
-  using Tile = GemmTile<isa, A>;
+  // Elements, where GemmTile counts operands.
+  static constexpr int kMost = GemmTile<isa, P>::kDepth * kGemmElements<P>;
+  static constexpr int kUnit = GemmTile<isa, P>::kLanes * kGemmElements<P>;  // a vector of operands
 
   CVK_HD DepthBlocks(int64_t channels, int taps) : channels_(channels), taps_(taps) {
-    int64_t most = Tile::kDepth / max_of(taps, 1);
-    if (most >= Tile::kLanes) most = most / Tile::kLanes * Tile::kLanes;
-    if (most < 1) most = 1;
-    channel_blocks_ = ceil_div<int64_t>(channels, most);
-    block_channels_ = channel_blocks_ > 1 ? ceil_div<int64_t>(channels, channel_blocks_) : channels;
-    if (channel_blocks_ > 1 && most >= Tile::kLanes) {
-      block_channels_ = min_of<int64_t>(most, round_up<int64_t>(block_channels_, Tile::kLanes));
-    }
-    tap_blocks_ = ceil_div(max_of(taps, 1), Tile::kDepth);
+    const int fit = max_of(1, kMost / max_of(taps, 1));
+    const int unit = fit >= kUnit ? kUnit : fit >= kGemmElements<P> ? kGemmElements<P> : 1;
+    channel_blocks_ = ceil_div<int64_t>(channels, fit / unit * unit);
+    block_channels_ = channel_blocks_ > 1 ? round_up<int64_t>(ceil_div(channels, channel_blocks_), unit) : channels;
+    tap_blocks_ = ceil_div(max_of(taps, 1), kMost);
     block_taps_ = ceil_div(taps, tap_blocks_);
   }
 

@@ -11,7 +11,7 @@ namespace cvk {
 // to[0, count) = from, converted. Writes up to a vector less one element past the end of `to`.
 template <Isa isa, class A, class T>
 CVK_HD void copy_row(const T* from, int count, A* to) {
-  using S = Simd<isa, A>;
+  using S = Simd<isa, Acc<A>>;
   int i = 0;
   for (; i + S::kLanes <= count; i += S::kLanes) S::store(to + i, S::load(from + i));
   if (i < count) S::store(to + i, S::load_partial(from + i, count - i));
@@ -20,7 +20,7 @@ CVK_HD void copy_row(const T* from, int count, A* to) {
 // Zeros, with the same licence.
 template <Isa isa, class A>
 CVK_HD void clear_row(int count, A* to) {
-  using S = Simd<isa, A>;
+  using S = Simd<isa, Acc<A>>;
   for (int i = 0; i < count; i += S::kLanes) S::store(to + i, typename S::Vec{});
 }
 

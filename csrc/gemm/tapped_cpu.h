@@ -10,6 +10,7 @@
 
 #include "gemm/dot_cpu.h"
 #include "gemm/gather_cpu.h"
+#include "gemm/pairs_cpu.h"
 #include "gemm/tapped.h"
 
 namespace cvk {
@@ -61,11 +62,11 @@ CVK_HD void pack_weight_panels(const TappedProduct<T>& p, const TapGrid& grid, c
 }
 
 // Columns of a block as rows, the depth in taps then channels: for dot products.
-template <Isa isa, class A, class T>
+template <class A, class T>
 CVK_HD void pack_weight_columns(const TappedProduct<T>& p, const TapGrid& grid, const T* weights,
-                                const DepthBlock& block, int columns, A* to) {
+                                const DepthBlock& block, int columns, int64_t pitch, A* to) {
   const auto w = p.strides();
-  for (int j = 0; j < columns; ++j, weights += w.column, to += GemmTile<isa, A>::kPitch) {
+  for (int j = 0; j < columns; ++j, weights += w.column, to += pitch) {
     for (int t = 0; t < block.taps; ++t) {
       const T* from = weights + block.c * w.channel + kernel_of(grid, p.shape.kernel_width, block.t + t) * w.tap;
       for (int c = 0; c < block.channels; ++c) to[t * block.channels + c] = to_acc(from[c * w.channel]);
@@ -73,35 +74,34 @@ CVK_HD void pack_weight_columns(const TappedProduct<T>& p, const TapGrid& grid, 
   }
 }
 
-// How many of the last columns are computed as dot products.
-template <Isa isa, class A>
+// How many of the last columns are computed as dot products of `depth` operands.
+template <Isa isa, class P>
 CVK_HD int dot_columns(int columns, int depth) {
-  const int rest = columns % GemmTile<isa, A>::kLanes;
+  const int rest = columns % GemmTile<isa, P>::kLanes;
   return rest * (depth + kDotSetup) < kDotColumns * depth ? rest : 0;
 }
 
 // Rows of a block, the depth in channels then taps.
 template <Isa isa, class A, class T>
 CVK_HD void pack_weight_rows(const TappedProduct<T>& p, const TapGrid& grid, const T* weights, const DepthBlock& block,
-                             int rows, A* to) {
-  using Tile = GemmTile<isa, A>;
+                             int rows, int64_t pitch, A* to) {
   const auto w = p.strides();
   const T* from = weights + block.c * w.channel;
   if (!p.transposed) {  // contiguous as it is
-    for (int j = 0; j < rows; ++j) copy_row<isa>(from + j * w.column + block.t, block.depth(), to + j * Tile::kPitch);
+    for (int j = 0; j < rows; ++j) copy_row<isa>(from + j * w.column + block.t, block.depth(), to + j * pitch);
     return;
   }
   for (int c = 0; c < block.channels; ++c, from += w.channel) {
     for (int t = 0; t < block.taps; ++t) {
       const T* tap = from + kernel_of(grid, p.shape.kernel_width, block.t + t);
       A* column = to + c * block.taps + t;
-      for (int j = 0; j < rows; ++j) column[j * Tile::kPitch] = to_acc(tap[j * w.column]);
+      for (int j = 0; j < rows; ++j) column[j * pitch] = to_acc(tap[j * w.column]);
     }
   }
 }
 
 // Keeps the packed blocks of one group and block of columns, all of them where they fit, else the last.
-template <class A>
+template <class P>
 class PackedBlocks {
  public:
   CVK_HD PackedBlocks() {}
@@ -109,7 +109,7 @@ class PackedBlocks {
 
   // Blocks of `size` elements each. A new `key` forgets those of the last.
   CVK_HD void begin(int64_t key, int64_t count, int64_t size) {
-    const int64_t bytes = size * static_cast<int64_t>(sizeof(A));
+    const int64_t bytes = size * static_cast<int64_t>(sizeof(P));
     resident_ = count * bytes <= kGemmResidentBytes;
     const int64_t wanted = (resident_ ? count : 1) * bytes;
     if (key == key_ && size == size_) return;
@@ -123,8 +123,8 @@ class PackedBlocks {
   }
   // pack(to) writes block b; blocks are asked for in order.
   template <class Pack>
-  CVK_HD const A* get(int64_t b, Pack&& pack) {
-    A* block = memory_.template as<A>() + (resident_ ? b * size_ : 0);
+  CVK_HD const P* get(int64_t b, Pack&& pack) {
+    P* block = memory_.template as<P>() + (resident_ ? b * size_ : 0);
     if (!resident_ || b >= done_) {
       pack(block);
       done_ = b + 1;
@@ -138,6 +138,93 @@ class PackedBlocks {
   bool resident_ = false;
 };
 
+// ---- the operands of a block, whatever P is
+
+// Room for an operand in float32 that is to be joined in pairs: a panel, or some rows.
+template <Isa isa, class P>
+struct PairScratch {
+  static constexpr int kPitch = GemmTile<isa, word_t>::kDepth * 2 + GemmTile<isa, word_t>::kLanes;
+  static constexpr int kRows = GemmTile<isa, word_t>::kColumns;
+  static constexpr int64_t kSize = kGemmElements<P> == 2 ? int64_t{kRows} * kPitch : 0;
+};
+
+template <Isa isa, class P, class T>
+CVK_HD void make_weight_panels(const TappedProduct<T>& p, const TapGrid& grid, const T* weights,
+                               const DepthBlock& block, int columns, float* wide, P* to) {
+  if constexpr (kGemmElements<P> == 2) {
+    constexpr int kColumns = GemmTile<isa, P>::kColumns;
+    const int words = ceil_div(block.depth(), 2);
+    for (int j = 0; j < columns; j += kColumns, weights += kColumns * p.strides().column, to += kColumns * words) {
+      pack_weight_panels<isa>(p, grid, weights, block, min_of(kColumns, columns - j), wide);
+      pair_rows<isa>(wide, kColumns, block.depth(), kColumns, kColumns, to);
+    }
+  } else {
+    pack_weight_panels<isa>(p, grid, weights, block, columns, to);
+  }
+}
+
+template <Isa isa, class P, class T>
+CVK_HD void make_weight_columns(const TappedProduct<T>& p, const TapGrid& grid, const T* weights,
+                                const DepthBlock& block, int columns, float* wide, P* to) {
+  constexpr int kPitch = GemmTile<isa, P>::kPitch;
+  if constexpr (kGemmElements<P> == 2) {
+    pack_weight_columns(p, grid, weights, block, columns, PairScratch<isa, P>::kPitch, wide);
+    for (int j = 0; j < columns; ++j) {
+      pair_row<isa>(wide + j * PairScratch<isa, P>::kPitch, block.depth(), to + j * kPitch);
+    }
+  } else {
+    pack_weight_columns(p, grid, weights, block, columns, kPitch, to);
+  }
+}
+
+template <Isa isa, class P, class T>
+CVK_HD void make_weight_rows(const TappedProduct<T>& p, const TapGrid& grid, const T* weights, const DepthBlock& block,
+                             int rows, float* wide, P* to) {
+  constexpr int kPitch = GemmTile<isa, P>::kPitch;
+  if constexpr (kGemmElements<P> == 2) {
+    using Room = PairScratch<isa, P>;
+    for (int i = 0; i < rows; i += Room::kRows, weights += Room::kRows * p.strides().column) {
+      const int count = min_of(Room::kRows, rows - i);
+      pack_weight_rows<isa>(p, grid, weights, block, count, Room::kPitch, wide);
+      for (int j = 0; j < count; ++j) {
+        pair_row<isa>(wide + j * Room::kPitch, block.depth(), to + int64_t{i + j} * kPitch);
+      }
+    }
+  } else {
+    pack_weight_rows<isa>(p, grid, weights, block, rows, kPitch, to);
+  }
+}
+
+// A panel of `vecs` vectors of pixels.
+template <Isa isa, class P, class Gatherer>
+CVK_HD void make_pixel_panel(Gatherer& gatherer, const DepthBlock& block, int first, int vecs, float* wide, P* to) {
+  constexpr int kLanes = GemmTile<isa, P>::kLanes, kColumns = GemmTile<isa, P>::kColumns;
+  if constexpr (kGemmElements<P> == 2) {
+    for (int v = 0; v < vecs; ++v) {
+      gatherer.gather(block, first + v, 1, kLanes, wide);
+      pair_rows<isa>(wide, kLanes, block.depth(), kLanes, kColumns, to + v * kLanes);
+    }
+  } else {
+    gatherer.gather(block, first, vecs, kColumns, to);
+  }
+}
+
+// The block as a gatherer of rows counts it.
+template <class P>
+CVK_HD DepthBlock in_operands(DepthBlock block) {
+  block.c /= kGemmElements<P>;
+  block.channels /= kGemmElements<P>;
+  return block;
+}
+
+// Whether the operands can be made in pairs. Planes: always. Rows are copied in words, which no tap may begin or end within.
+template <Isa isa, class T>
+CVK_HD bool pairs_fit(const TappedProduct<T>& p) {
+  return !p.shape.channels_last ||
+         (p.group_channels() % 2 == 0 && reinterpret_cast<uintptr_t>(p.source) % alignof(word_t) == 0 &&
+          2 * p.shape.kernel_size() <= DepthBlocks<isa, word_t>::kMost);
+}
+
 // ---- cutting
 
 template <Isa isa, class T>
@@ -147,33 +234,37 @@ CVK_HD ConvCut tapped_cut(const TappedProduct<T>& p, int threads) {
   const int64_t columns = p.group_columns(), phases = p.phases();
   const int64_t pixels = p.shape.batch * p.grid(0).pixels();  // the first phase has the most
   ConvCut cut{};
+  cut.pairs = gemm_pairs<isa, T>() && pairs_fit<isa>(p);
   cut.column_blocks = ceil_div<int64_t>(columns, kGemmItemColumns);
   const auto block_of = [&](int64_t all, int64_t blocks, int unit) {
     return static_cast<int>(round_up<int64_t>(ceil_div<int64_t>(all, blocks), unit));
   };
-  const int64_t bytes =
-      ceil_div<int64_t>(columns, cut.column_blocks) * p.group_channels() * p.shape.kernel_size() * sizeof(A);
-  const int unit = p.shape.channels_last ? Tile::kRows : Tile::kColumns;
-  int64_t most = p.shape.channels_last ? Tile::kBlockRows : kGemmItemPanels * Tile::kColumns;
-  if (p.shape.channels_last && bytes > kGemmNearBytes) most *= bytes > kGemmResidentBytes ? kGemmItemBlocks : 2;
+  const int64_t bytes = ceil_div<int64_t>(columns, cut.column_blocks) * p.group_channels() * p.shape.kernel_size() *
+                        static_cast<int64_t>(cut.pairs ? sizeof(T) : sizeof(A));
+  const bool last = p.shape.channels_last;
+  int64_t most = last ? Tile::kBlockRows : kGemmItemPanels * Tile::kColumns;
+  if (last && bytes > kGemmNearBytes) most *= bytes > kGemmResidentBytes ? kGemmItemBlocks : 2;
   cut.pixel_blocks = max_of<int64_t>(1, ceil_div(pixels, most));
-  // Few items: the cut whose last thread is done first.
   const int64_t others = phases * p.shape.groups;
-  if (pixels > 0 && columns > 0 && others * cut.column_blocks * cut.pixel_blocks < int64_t{8} * threads) {
-    const int column_unit = p.shape.channels_last ? Tile::kColumns : Tile::kRows;
+  const bool few = pixels > 0 && columns > 0 && others * cut.column_blocks * cut.pixel_blocks < int64_t{16} * threads;
+  const int row_unit = few ? 2 : Tile::kRows;  // a tile counts rows down in twos
+  const int pixel_unit = last ? row_unit : Tile::kColumns, column_unit = last ? Tile::kColumns : row_unit;
+  if (few) {  // the cut whose last thread is done first
     const int64_t least = cut.pixel_blocks, first = cut.column_blocks;
     int64_t best = std::numeric_limits<int64_t>::max();
     for (int64_t more = 1; more <= threads; more = more < threads ? min_of<int64_t>(2 * more, threads) : more + 1) {
       const int64_t column_blocks = min_of<int64_t>(first * more, ceil_div<int64_t>(columns, column_unit));
-      for (int rounds = 1; rounds <= 4; ++rounds) {
-        const int64_t wanted = ceil_div<int64_t>(int64_t{rounds} * threads, others * column_blocks);
-        const int64_t pixel_blocks = max_of(least, min_of(wanted, ceil_div<int64_t>(pixels, unit)));
-        const int64_t tiles = ceil_div<int64_t>(ceil_div(pixels, pixel_blocks), unit);
-        const int64_t panels = ceil_div<int64_t>(ceil_div(columns, column_blocks), column_unit);
-        const int64_t items = others * ceil_div<int64_t>(pixels, tiles * unit) *
-                              ceil_div<int64_t>(columns, max_of<int64_t>(1, panels * column_unit));
-        const int64_t time =
-            ceil_div<int64_t>(items, threads) * (kGemmTileCost * tiles * panels + kGemmOperandCost * (tiles + panels));
+      const int64_t fewest = ceil_div<int64_t>(others * column_blocks * least, threads);
+      for (int64_t rounds = fewest; rounds < fewest + 4; ++rounds) {
+        const int64_t wanted = ceil_div<int64_t>(rounds * threads, others * column_blocks);
+        const int64_t pixel_blocks = max_of(least, min_of(wanted, ceil_div<int64_t>(pixels, pixel_unit)));
+        const int64_t item_pixels = block_of(pixels, pixel_blocks, pixel_unit);
+        const int64_t item_columns = block_of(columns, column_blocks, column_unit);
+        const int64_t items = others * ceil_div(pixels, item_pixels) * ceil_div(columns, item_columns);
+        const int64_t rows = last ? item_pixels : item_columns;
+        const int64_t panels = (last ? item_columns : item_pixels) / Tile::kColumns;
+        const int64_t time = ceil_div<int64_t>(items, threads) *
+                             (kGemmTileCost * rows * panels + kGemmOperandCost * (rows + panels * Tile::kRows));
         if (time >= best) continue;
         best = time;
         cut.pixel_blocks = pixel_blocks;
@@ -181,9 +272,9 @@ CVK_HD ConvCut tapped_cut(const TappedProduct<T>& p, int threads) {
       }
     }
   }
-  cut.block_pixels = block_of(pixels, cut.pixel_blocks, unit);
+  cut.block_pixels = block_of(pixels, cut.pixel_blocks, pixel_unit);
   cut.pixel_blocks = max_of<int64_t>(1, ceil_div<int64_t>(pixels, cut.block_pixels));
-  cut.block_columns = block_of(columns, cut.column_blocks, p.shape.channels_last ? Tile::kColumns : Tile::kRows);
+  cut.block_columns = block_of(columns, cut.column_blocks, column_unit);
   cut.column_blocks = max_of<int64_t>(1, ceil_div<int64_t>(columns, cut.block_columns));
   return cut;
 }
@@ -196,11 +287,12 @@ CVK_HD int64_t tapped_items(const TappedProduct<T>& p, const ConvCut& cut) {
 // ---- what becomes of the sums
 
 // Columns [begin, begin + columns) of sums by dot products; with `finish` they leave for it.
-template <Isa isa, class A, class T>
-CVK_HD void dot_block(int rows, int begin, int columns, int depth, const A* left, const A* right, A* sums,
+template <Isa isa, class P, class T>
+CVK_HD void dot_block(int rows, int begin, int columns, int depth, const P* left, const P* right, Acc<P>* sums,
                       int64_t tile_stride, bool add, const GemmFinish<T>* finish) {
+  using A = Acc<P>;
   using S = Simd<isa, A>;
-  using Tile = GemmTile<isa, A>;
+  using Tile = GemmTile<isa, P>;
   const auto put = [&](int row, int column, A value) {
     A* sum = sums + (row / Tile::kRows * tile_stride + column / Tile::kColumns) * Tile::kSize +
              row % Tile::kRows * Tile::kColumns + column % Tile::kColumns;
@@ -215,13 +307,13 @@ CVK_HD void dot_block(int rows, int begin, int columns, int depth, const A* left
   };
   for (int j = 0; j < columns; j += 2) {
     const bool both = j + 1 < columns;
-    const int step = both ? kDotRows<isa, A, 2> : kDotRows<isa, A, 1>;
-    const A* column = right + j * Tile::kPitch;
+    const int step = both ? kDotRows<isa, P, 2> : kDotRows<isa, P, 1>;
+    const P* column = right + j * Tile::kPitch;
     for (int i = 0; i < rows; i += step) {
-      const A* row = left + int64_t{i} * Tile::kPitch;
+      const P* row = left + int64_t{i} * Tile::kPitch;
       A lanes[S::kLanes];
-      S::store(lanes, both ? dot_tile<isa, A, 2>(row, Tile::kPitch, rows - i, column, Tile::kPitch, depth)
-                           : dot_tile<isa, A, 1>(row, Tile::kPitch, rows - i, column, Tile::kPitch, depth));
+      S::store(lanes, both ? dot_tile<isa, P, 2>(row, Tile::kPitch, rows - i, column, Tile::kPitch, depth)
+                           : dot_tile<isa, P, 1>(row, Tile::kPitch, rows - i, column, Tile::kPitch, depth));
       for (int r = 0; r < step && i + r < rows; ++r) {
         put(i + r, begin + j, lanes[r]);
         if (both) put(i + r, begin + j + 1, lanes[step + r]);
@@ -334,26 +426,29 @@ CVK_HD TapItem tap_item(const TappedProduct<T>& p, const ConvCut& cut, int64_t i
 }
 
 // Scratch of a slice of work items.
-template <Isa isa, class T>
+template <Isa isa, class P>
 struct TapScratch {
-  using A = Acc<T>;
-  using Tile = GemmTile<isa, A>;
+  using A = Acc<P>;
+  using Tile = GemmTile<isa, P>;
 
+  template <class T>
   CVK_HD TapScratch(const TappedProduct<T>& p, const ConvCut& cut)
       : last(p.shape.channels_last),
         row_tiles(ceil_div(last ? cut.block_pixels : cut.block_columns, Tile::kRows)),
         panels(ceil_div(last ? cut.block_columns : cut.block_pixels, Tile::kColumns)),
         sums_memory(int64_t{row_tiles} * panels * Tile::kSize * sizeof(A)),
-        pixel_memory(int64_t{last ? Tile::kBlockRows * Tile::kPitch : Tile::kDepth * Tile::kColumns} * sizeof(A)) {}
+        pixel_memory(int64_t{last ? Tile::kBlockRows * Tile::kPitch : Tile::kDepth * Tile::kColumns} * sizeof(P)),
+        wide_memory(PairScratch<isa, P>::kSize * sizeof(float)) {}
   CVK_HD ~TapScratch() {}
 
   CVK_HD A* sums(int tile) const { return sums_memory.template as<A>() + int64_t{tile} * Tile::kSize; }
-  CVK_HD A* pixels() const { return pixel_memory.template as<A>(); }
+  CVK_HD P* pixels() const { return pixel_memory.template as<P>(); }
+  CVK_HD float* wide() const { return wide_memory.template as<float>(); }
 
   bool last;
   int row_tiles, panels;  // of a work item
-  Scratch sums_memory, pixel_memory;
-  PackedBlocks<A> packed;
+  Scratch sums_memory, pixel_memory, wide_memory;
+  PackedBlocks<P> packed;
 };
 
 // Whether results may leave for the target from registers: their pixels follow one another there.
@@ -364,16 +459,17 @@ CVK_HD bool finishes_in_registers(const TappedProduct<T>& p, const TapGrid& grid
 }
 
 // Channels-last maps: pixels are rows, which `gatherer` makes.
-template <Isa isa, class T, class Gatherer>
-CVK_HD void multiply_rows(const TappedProduct<T>& p, const TapItem& item, TapScratch<isa, T>& scratch,
+template <Isa isa, class P, class T, class Gatherer>
+CVK_HD void multiply_rows(const TappedProduct<T>& p, const TapItem& item, TapScratch<isa, P>& scratch,
                           Gatherer&& gatherer) {
-  using A = Acc<T>;
-  using Tile = GemmTile<isa, A>;
+  using A = Acc<P>;
+  using Tile = GemmTile<isa, P>;
   const int64_t channels = p.group_channels(), column = item.group * p.group_columns() + item.first_column;
   const auto strides = p.strides();
   const T* weights = p.weights + item.group * strides.group + item.first_column * strides.column;
-  const DepthBlocks<isa, A> blocks(channels, item.grid.taps());
-  const int dots = blocks.count() > 0 ? dot_columns<isa, A>(item.width, blocks[0].depth()) : 0;
+  const DepthBlocks<isa, P> blocks(channels, item.grid.taps());
+  const auto operands = [](const DepthBlock& block) { return ceil_div(block.depth(), kGemmElements<P>); };
+  const int dots = blocks.count() > 0 ? dot_columns<isa, P>(item.width, operands(blocks[0])) : 0;
   const int width = item.width - dots;
   // Panels, and behind them the rows of dot products.
   const int64_t panel_size = int64_t{scratch.panels} * Tile::kColumns * Tile::kDepth;
@@ -382,22 +478,24 @@ CVK_HD void multiply_rows(const TappedProduct<T>& p, const TapItem& item, TapScr
   const bool finishes = finishes_in_registers(p, item.grid);
   for (int64_t b = 0; b < blocks.count(); ++b) {
     const DepthBlock block = blocks[b];
+    const int depth = operands(block);
     const bool last = b == blocks.count() - 1;
-    const A* panels = scratch.packed.get(b, [&](A* to) {
-      pack_weight_panels<isa>(p, item.grid, weights, block, width, to);
-      pack_weight_columns<isa>(p, item.grid, weights + width * strides.column, block, dots, to + panel_size);
+    const P* panels = scratch.packed.get(b, [&](P* to) {
+      make_weight_panels<isa>(p, item.grid, weights, block, width, scratch.wide(), to);
+      make_weight_columns<isa>(p, item.grid, weights + width * strides.column, block, dots, scratch.wide(),
+                               to + panel_size);
     });
     for (int i = 0; i < item.pixels; i += Tile::kBlockRows) {
       const int rows = min_of(Tile::kBlockRows, item.pixels - i);
       A* sums = scratch.sums(i / Tile::kRows * scratch.panels);
-      gatherer.gather(block, i, rows, scratch.pixels());
+      gatherer.gather(in_operands<P>(block), i, rows, scratch.pixels());
       GemmFinish<T> finish{p.target + (item.first_pixel + i) * p.columns() + column, p.columns(),
                            p.bias != nullptr ? p.bias + column : nullptr, false, p.activation == Activation::kRelu};
       const GemmFinish<T>* done = last && finishes ? &finish : nullptr;
-      gemm_block<isa>(rows, width, block.depth(), scratch.pixels(), panels, Tile::kColumns,
-                      block.depth() * Tile::kColumns, sums, scratch.panels, b > 0, done);
-      dot_block<isa>(rows, width, dots, block.depth(), scratch.pixels(), panels + panel_size, sums, scratch.panels,
-                     b > 0, done);
+      gemm_block<isa>(rows, width, depth, scratch.pixels(), panels, Tile::kColumns, int64_t{depth} * Tile::kColumns,
+                      sums, scratch.panels, b > 0, done);
+      dot_block<isa>(rows, width, dots, depth, scratch.pixels(), panels + panel_size, sums, scratch.panels, b > 0,
+                     done);
       if (last && !finishes) {
         store_rows<isa>(p, item.grid, item.first_pixel + i, rows, column, item.width, sums, scratch.panels);
       }
@@ -409,15 +507,15 @@ CVK_HD void multiply_rows(const TappedProduct<T>& p, const TapItem& item, TapScr
 }
 
 // Planes: pixels are columns, which `gatherer` makes.
-template <Isa isa, class T, class Gatherer>
-CVK_HD void multiply_planes(const TappedProduct<T>& p, const TapItem& item, TapScratch<isa, T>& scratch,
+template <Isa isa, class P, class T, class Gatherer>
+CVK_HD void multiply_planes(const TappedProduct<T>& p, const TapItem& item, TapScratch<isa, P>& scratch,
                             Gatherer&& gatherer) {
-  using A = Acc<T>;
-  using Tile = GemmTile<isa, A>;
+  using A = Acc<P>;
+  using Tile = GemmTile<isa, P>;
   const int64_t channels = p.group_channels(), column = item.group * p.group_columns() + item.first_column;
   const auto strides = p.strides();
   const T* weights = p.weights + item.group * strides.group + item.first_column * strides.column;
-  const DepthBlocks<isa, A> blocks(channels, item.grid.taps());
+  const DepthBlocks<isa, P> blocks(channels, item.grid.taps());
   scratch.packed.begin(item.key, blocks.count(), int64_t{scratch.row_tiles} * Tile::kRows * Tile::kPitch);
   gatherer.place(item.grid, item.first_pixel, item.pixels);
   const bool dense = finishes_in_registers(p, item.grid);
@@ -425,18 +523,19 @@ CVK_HD void multiply_planes(const TappedProduct<T>& p, const TapItem& item, TapS
   for (int64_t b = 0; b < blocks.count(); ++b) {
     const DepthBlock block = blocks[b];
     const bool last = b == blocks.count() - 1;
-    const A* rows =
-        scratch.packed.get(b, [&](A* to) { pack_weight_rows<isa>(p, item.grid, weights, block, item.width, to); });
+    const P* rows = scratch.packed.get(
+        b, [&](P* to) { make_weight_rows<isa>(p, item.grid, weights, block, item.width, scratch.wide(), to); });
     for (int i = 0; i < item.pixels; i += Tile::kColumns) {
       const int count = min_of(Tile::kColumns, item.pixels - i);
       A* sums = scratch.sums(i / Tile::kColumns);
-      gatherer.gather(block, i / Tile::kLanes, ceil_div(count, Tile::kLanes), Tile::kColumns, scratch.pixels());
+      make_pixel_panel<isa>(gatherer, block, i / Tile::kLanes, ceil_div(count, Tile::kLanes), scratch.wide(),
+                            scratch.pixels());
       const int64_t image = (item.first_pixel + i) / plane, at = (item.first_pixel + i) % plane;
       const bool finishes = dense && at + count <= plane;  // all in one image
       GemmFinish<T> finish{p.target + (image * p.columns() + column) * plane + at, plane,
                            p.bias != nullptr ? p.bias + column : nullptr, true, p.activation == Activation::kRelu};
-      gemm_block<isa>(item.width, count, block.depth(), rows, scratch.pixels(), Tile::kColumns, 0, sums, scratch.panels,
-                      b > 0, last && finishes ? &finish : nullptr);
+      gemm_block<isa>(item.width, count, ceil_div(block.depth(), kGemmElements<P>), rows, scratch.pixels(),
+                      Tile::kColumns, 0, sums, scratch.panels, b > 0, last && finishes ? &finish : nullptr);
       if (last && !finishes) {
         store_planes<isa>(p, item.grid, item.first_pixel + i, count, column, item.width, sums, scratch.panels);
       }
@@ -447,10 +546,10 @@ CVK_HD void multiply_planes(const TappedProduct<T>& p, const TapItem& item, TapS
   }
 }
 
-template <Isa isa, class T>
-CVK_HD void tapped_product(const TappedProduct<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
-  using Tile = GemmTile<isa, Acc<T>>;
-  TapScratch<isa, T> scratch(p, cut);
+template <Isa isa, class P, class T>
+CVK_HD void tapped_product_of(const TappedProduct<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
+  using Tile = GemmTile<isa, P>;
+  TapScratch<isa, P> scratch(p, cut);
   for (int64_t index = first; index < last; ++index) {
     const TapItem item = tap_item(p, cut, index);
     if (item.pixels == 0) continue;
@@ -459,14 +558,27 @@ CVK_HD void tapped_product(const TappedProduct<T>& p, const ConvCut& cut, int64_
     }
     const int64_t channels = p.group_channels(), first_channel = item.group * channels;
     if (p.shape.channels_last) {
-      using Gatherer = RowGatherer<isa, Acc<T>, T>;
-      multiply_rows(p, item, scratch, Gatherer(p.source + first_channel, p.channels(), channels, cut.block_pixels));
+      using Element = std::conditional_t<kGemmElements<P> == 2, P, T>;
+      const auto* pixels = reinterpret_cast<const Element*>(p.source + first_channel);
+      multiply_rows(p, item, scratch,
+                    RowGatherer<isa, P, Element>(pixels, p.channels() / kGemmElements<P>, channels / kGemmElements<P>,
+                                                 cut.block_pixels));
     } else {
-      using Gatherer = PlaneGatherer<isa, Acc<T>, T>;
       const T* planes = p.source + first_channel * p.source_plane();
-      multiply_planes(p, item, scratch, Gatherer(planes, p.channels(), cut.block_pixels));
+      multiply_planes(p, item, scratch, PlaneGatherer<isa, Acc<T>, T>(planes, p.channels(), cut.block_pixels));
     }
   }
+}
+
+template <Isa isa, class T>
+CVK_HD void tapped_product(const TappedProduct<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
+  if constexpr (isa == Isa::kV4 && std::is_same_v<T, bfloat16_t>) {
+    if (cut.pairs) {
+      tapped_product_of<isa, word_t>(p, cut, first, last);
+      return;
+    }
+  }
+  tapped_product_of<isa, Acc<T>>(p, cut, first, last);
 }
 
 // ---- 1 x 1 over few pixels: squeeze-and-excitation, classifiers

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "gemm/gather_cpu.h"
+#include "gemm/pairs_cpu.h"
 #include "gemm/tapped.h"
 
 namespace cvk {
@@ -18,6 +19,7 @@ CVK_HD ConvCut weight_cut(const ConvShape& s) {
   using A = Acc<T>;
   using Tile = GemmTile<isa, A>;
   ConvCut cut{};
+  cut.pairs = gemm_pairs<isa, T>();
   cut.column_blocks = ceil_div<int64_t>(s.group_filters(), kGemmItemColumns);
   cut.depth_blocks = DepthBlocks<isa, A>(s.group_channels(), s.kernel_size()).count();
   const int64_t pixels = s.batch * s.out_pixels();
@@ -56,10 +58,19 @@ CVK_HD void gather_filter_panels(const T* grad, int64_t filters, int64_t plane, 
   }
 }
 
-template <Isa isa, class T>
-CVK_HD void weight_gradient(const TappedWeightGradient<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
+// Joins `rows` rows of the left operand in pairs, in place.
+template <Isa isa>
+CVK_HD void pair_left(float* left, int rows, int depth) {
+  for (int i = 0; i < rows; ++i, left += GemmTile<isa, float>::kPitch) {
+    pair_row<isa>(left, depth, reinterpret_cast<word_t*>(left));
+  }
+}
+
+template <Isa isa, class P, class T>
+CVK_HD void weight_gradient_of(const TappedWeightGradient<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
   using A = Acc<T>;
   using Tile = GemmTile<isa, A>;
+  constexpr bool kPairs = kGemmElements<P> == 2;
   const ConvShape& s = p.shape;
   const int64_t channels = s.group_channels(), filters = s.group_filters();
   const TapGrid grid = correlation_grid(s);
@@ -100,7 +111,13 @@ CVK_HD void weight_gradient(const TappedWeightGradient<T>& p, const ConvCut& cut
         gatherer.place(grid, pixel, run);
         gatherer.gather(block, 0, run, pixels);
         gather_filter_rows<isa>(p.grad_output + global_filter, s.filters, pixel, run, count, filter);
-        gemm_block<isa, A, A>(count, depth, run, filter, pixels, Tile::kPitch, Tile::kColumns, sums, panels,
+        if constexpr (kPairs) {
+          pair_left<isa>(filter, count, run);
+          pair_rows<isa>(pixels, Tile::kPitch, run, round_up(depth, Tile::kLanes), Tile::kPitch,
+                         reinterpret_cast<word_t*>(pixels));
+        }
+        gemm_block<isa, P, A>(count, depth, ceil_div(run, kGemmElements<P>), reinterpret_cast<const P*>(filter),
+                              reinterpret_cast<const P*>(pixels), Tile::kPitch, Tile::kColumns, sums, panels,
                               pixel > begin, nullptr);
       }
     } else {
@@ -111,8 +128,18 @@ CVK_HD void weight_gradient(const TappedWeightGradient<T>& p, const ConvCut& cut
         gatherer.gather(block, 0, ceil_div(run, Tile::kLanes), Tile::kPitch, pixels);
         gather_filter_panels<isa>(p.grad_output + global_filter * s.out_pixels(), s.filters, s.out_pixels(), pixel, run,
                                   count, filter);
-        gemm_block<isa, A, A>(depth, count, run, pixels, filter, Tile::kColumns, int64_t{Tile::kDepth} * Tile::kColumns,
-                              sums, panels, pixel > begin, nullptr);
+        constexpr int64_t kPanel = int64_t{Tile::kDepth} * Tile::kColumns;
+        if constexpr (kPairs) {
+          pair_left<isa>(pixels, depth, run);
+          for (int j = 0; j < panels; ++j) {
+            float* panel = filter + j * kPanel;
+            pair_rows<isa>(panel, Tile::kColumns, run, Tile::kColumns, Tile::kColumns,
+                           reinterpret_cast<word_t*>(panel));
+          }
+        }
+        gemm_block<isa, P, A>(depth, count, ceil_div(run, kGemmElements<P>), reinterpret_cast<const P*>(pixels),
+                              reinterpret_cast<const P*>(filter), Tile::kColumns, kPanel, sums, panels, pixel > begin,
+                              nullptr);
       }
     }
     for (int o = 0; o < count; ++o) {
@@ -126,6 +153,17 @@ CVK_HD void weight_gradient(const TappedWeightGradient<T>& p, const ConvCut& cut
       }
     }
   }
+}
+
+template <Isa isa, class T>
+CVK_HD void weight_gradient(const TappedWeightGradient<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
+  if constexpr (isa == Isa::kV4 && std::is_same_v<T, bfloat16_t>) {
+    if (cut.pairs) {
+      weight_gradient_of<isa, word_t>(p, cut, first, last);
+      return;
+    }
+  }
+  weight_gradient_of<isa, Acc<T>>(p, cut, first, last);
 }
 
 // Sums the parts of weights [first, last), in their order.

@@ -81,6 +81,45 @@ TEST(Gemm, BlockOfTiles) {
   }
 }
 
+// Joining in pairs keeps every bit, and an odd depth ends with a zero.
+TEST(Gemm, PairsOfBfloat16) {
+  constexpr int kLanes = Simd<kIsa, float>::kLanes;
+  for (const int depth : {1, 2, 3, 7, 8, 9, 15, 16, 17, 40}) {
+    const auto value = [](int k, int j) { return static_cast<uint16_t>(0x7f00 + 31 * k + 7 * j); };  // NaN among them
+    const auto wide = [](uint16_t bits) { return bit_cast<float>(uint32_t{bits} << 16); };
+    std::vector<float> row(depth + 2 * kLanes, 7.0f), rows(depth * 2 * kLanes);
+    for (int k = 0; k < depth; ++k) {
+      row[k] = wide(value(k, 0));
+      for (int j = 0; j < 2 * kLanes; ++j) rows[k * 2 * kLanes + j] = wide(value(k, j));
+    }
+    std::vector<word_t> joined(ceil_div(depth, 2) * 2 * kLanes);
+    pair_rows<kIsa>(rows.data(), 2 * kLanes, depth, 2 * kLanes, 2 * kLanes, joined.data());
+    pair_row<kIsa>(row.data(), depth, reinterpret_cast<word_t*>(row.data()));  // in place
+    for (int k = 0; k < depth; k += 2) {
+      const auto expected = [&](int j) { return value(k, j) | (k + 1 < depth ? uint32_t{value(k + 1, j)} << 16 : 0u); };
+      EXPECT_EQ(bit_cast<uint32_t>(row[k / 2]), expected(0)) << depth << ", " << k;
+      for (int j = 0; j < 2 * kLanes; ++j) EXPECT_EQ(joined[k * kLanes + j].bits, expected(j)) << depth << ", " << k;
+    }
+  }
+}
+
+// A block of words holds whole pairs of channels, or one channel of more taps than it is deep.
+TEST(Gemm, DepthBlocksOfPairs) {
+  using Blocks = DepthBlocks<kIsa, word_t>;
+  for (const int taps : {1, 9, 25, 49, 143, 287, 320, 321, 1000}) {
+    for (const int64_t channels : {2, 30, 62, 64, 66, 100, 578}) {
+      const Blocks blocks(channels, taps);
+      int64_t depth = 0;
+      for (int64_t b = 0; b < blocks.count(); ++b) {
+        EXPECT_LE(blocks[b].depth(), Blocks::kMost);
+        if (2 * taps <= Blocks::kMost) EXPECT_EQ(blocks[b].channels % 2, 0) << channels << " channels, " << taps;
+        depth += blocks[b].depth();
+      }
+      EXPECT_EQ(depth, channels * taps);
+    }
+  }
+}
+
 TEST(Gemm, DepthBlocksCoverTheDepthOnce) {
   for (const int taps : {1, 2, 9, 25, 49, 143, 144, 287, 288, 289, 1000}) {
     for (const int64_t channels : {0, 1, 3, 15, 16, 17, 31, 32, 33, 64, 100, 289, 577}) {
@@ -149,7 +188,6 @@ TEST(Gemm, TransposeIntoPanel) {
   }
 }
 
-// Activations against the C library, in scalars; vectors are compared with these in conv2d_test.
 // A gatherer is any class with these two members: one that samples halfway between a pixel and its right neighbour.
 template <Isa isa>
 struct HalfwayGatherer {
@@ -208,6 +246,7 @@ TEST(Gemm, AGathererOfOnesOwn) {
   }
 }
 
+// Activations against the C library, in scalars; vectors are compared with these in conv2d_test.
 TEST(Gemm, Activations) {
   for (double x = -9; x <= 9; x += 0.0625) {
     const double cubic = std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x);

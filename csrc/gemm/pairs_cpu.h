@@ -1,0 +1,73 @@
+// Operands of bfloat16 in pairs: a word holds two neighbours of the depth, and AVX512_BF16 multiplies and adds both in one
+// instruction, twice what float32 does. Rows hold their pairs one after another, a panel the pair (2k, 2k + 1) of each column in
+// row k; behind an odd depth follows a zero. Operands that do not lie like that in memory are made as float32 and joined here,
+// which is exact.
+//
+// The instruction rounds both products and sums to nearest even in float32, and takes numbers below 2^-126 for zero.
+#pragma once
+
+#include <cstdint>
+
+#include "common/isa.h"
+#include "common/simd.h"
+#include "gemm/gemm_cpu.h"
+
+namespace cvk {
+
+// Whether products of T may go in pairs on this machine.
+template <Isa isa, class T>
+CVK_HD bool gemm_pairs() {
+  if constexpr (isa == Isa::kV4 && std::is_same_v<T, bfloat16_t>) {
+    return cpu_has_bf16_dot();
+  } else {
+    return false;
+  }
+}
+
+// The words of two vectors of bfloat16 values, the first in the lower halves.
+template <Isa isa>
+CVK_HD typename Simd<isa, float>::Vec join_pair(typename Simd<isa, float>::Vec first,
+                                                typename Simd<isa, float>::Vec second) {
+  using Bits = typename VectorOf<uint32_t, kSimdBytes<isa>>::type;
+  const Bits words = ((Bits)first >> 16) | ((Bits)second & 0xffff0000u);
+  return (typename Simd<isa, float>::Vec)words;
+}
+
+// Every two of `depth` rows of `columns` (whole vectors) to one row of words.
+template <Isa isa>
+CVK_HD void pair_rows(const float* from, int64_t from_stride, int depth, int columns, int64_t to_stride, word_t* to) {
+  using S = Simd<isa, float>;
+  for (int k = 0; k < depth; k += 2, from += 2 * from_stride, to += to_stride) {
+    const bool both = k + 1 < depth;
+    for (int j = 0; j < columns; j += S::kLanes) {
+      const typename S::Vec second = both ? S::load(from + from_stride + j) : typename S::Vec{};
+      S::store(to + j, join_pair<isa>(S::load(from + j), second));
+    }
+  }
+}
+
+template <Isa isa, int... I>
+CVK_HD typename Simd<isa, float>::Vec join_neighbours(typename Simd<isa, float>::Vec low,
+                                                      typename Simd<isa, float>::Vec high,
+                                                      std::integer_sequence<int, I...>) {
+  return join_pair<isa>(__builtin_shufflevector(low, high, (2 * I)...),
+                        __builtin_shufflevector(low, high, (2 * I + 1)...));
+}
+
+// Every two of a row's `depth` elements to one word. Writes up to a vector past the end; `to` may be where `from` is.
+template <Isa isa>
+CVK_HD void pair_row(const float* from, int depth, word_t* to) {
+  using S = Simd<isa, float>;
+  constexpr int kLanes = S::kLanes;
+  constexpr auto kAll = std::make_integer_sequence<int, kLanes>{};
+  int i = 0;
+  for (; i + 2 * kLanes <= depth; i += 2 * kLanes) {
+    S::store(to + i / 2, join_neighbours<isa>(S::load(from + i), S::load(from + i + kLanes), kAll));
+  }
+  if (i >= depth) return;
+  const int low = min_of(kLanes, depth - i), high = max_of(0, depth - i - kLanes);
+  S::store(to + i / 2, join_neighbours<isa>(S::load_partial(from + i, low),
+                                            S::load_partial(from + i + (high > 0 ? kLanes : 0), high), kAll));
+}
+
+}  // namespace cvk
