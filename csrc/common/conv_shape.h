@@ -148,6 +148,7 @@ struct ConvCut {
   int64_t pixel_blocks, column_blocks;  // of every group (and phase)
   int block_pixels, block_columns;
   int64_t depth_blocks, parts, part_pixels;  // weight gradient
+  bool winograd;                             // block_pixels are tiles of 2 x 2 (gemm/winograd_cpu.h)
   bool pairs;                                // bfloat16: operands are words of two elements (gemm/pairs_cpu.h)
 };
 

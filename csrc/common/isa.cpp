@@ -48,6 +48,14 @@ Isa cpu_isa() { return found().isa; }
 
 bool cpu_has_bf16_dot() { return found().bf16_dot; }
 
+bool cpu_may_winograd() {
+  static const bool may = [] {
+    const char* wish = std::getenv("CVKERNELS_WINOGRAD");
+    return wish == nullptr || std::strcmp(wish, "0") != 0;
+  }();
+  return may;
+}
+
 const char* isa_name(Isa isa) {
 #if defined(__x86_64__)
   switch (isa) {

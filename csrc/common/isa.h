@@ -22,6 +22,9 @@ Isa cpu_isa();
 // for the instruction ask. CVKERNELS_CPU_ISA=v4, v3 or v2 leaves it out.
 bool cpu_has_bf16_dot();
 
+// Whether 3 x 3 convolutions may take Winograd's form (gemm/winograd_cpu.h). Not if CVKERNELS_WINOGRAD=0.
+bool cpu_may_winograd();
+
 // "x86-64-v4" and the like.
 const char* isa_name(Isa isa);
 

@@ -178,8 +178,8 @@ struct Simd {
     } else if constexpr (isa == Isa::kV4 && std::is_same_v<T, double>) {
       return Vec(_mm512_mask_loadu_pd((__m512d)otherwise, static_cast<__mmask8>(lanes), p));
     } else if constexpr (isa == Isa::kV4 && std::is_same_v<T, word_t>) {
-      return Vec(_mm512_castsi512_ps(_mm512_mask_loadu_epi32(_mm512_castps_si512((__m512)otherwise),
-                                                             static_cast<__mmask16>(lanes), p)));
+      return Vec(_mm512_castsi512_ps(
+          _mm512_mask_loadu_epi32(_mm512_castps_si512((__m512)otherwise), static_cast<__mmask16>(lanes), p)));
     } else if constexpr (isa == Isa::kV4) {
       const __m256i bits = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(lanes), p);
       T buffer[kLanes];
@@ -259,6 +259,16 @@ struct Simd {
     if constexpr (isa == Isa::kBaseline) {
       for (int i = 0; i < kLanes; ++i) c[i] = cvk::mul_add(a[i], b[i], c[i]);
     }
+    return c;
+  }
+
+  // Both products of two bfloat16 in each lane, added to c. Only where cpu_has_bf16_dot().
+  static CVK_HD Vec dot_pairs(Vec a, Vec b, Vec c) {
+    static_assert(isa == Isa::kV4 && sizeof(A) == 4, "AVX512_BF16 goes with AVX-512");
+#if defined(__AVX512F__)
+    // The intrinsic would need a target that every caller up to the kernel's entry has too.
+    asm("vdpbf16ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
+#endif
     return c;
   }
 

@@ -7,6 +7,7 @@
 #include "gemm/depthwise_cpu.h"
 #include "gemm/tapped_cpu.h"
 #include "gemm/tapped_weight_cpu.h"
+#include "gemm/winograd_cpu.h"
 
 namespace cvk {
 
@@ -18,6 +19,10 @@ CVK_HD int64_t product_items(const TappedProduct<T>& p, int threads, ConvCut& cu
     return depthwise_turns<isa>(p, turn) ? depthwise_turned_items(p, turn) : depthwise_plane_items(p);
   }
   if (is_dot_product(p)) return dot_product_items(p);
+  if (winograd_pays<isa>(p)) {
+    cut = winograd_cut<isa>(p, threads);
+    return winograd_items(p, cut);
+  }
   cut = tapped_cut<isa>(p, threads);
   return tapped_items(p, cut);
 }
@@ -28,6 +33,12 @@ CVK_HD void product_slice(const TappedProduct<T>& p, const ConvCut& cut, int64_t
   if (is_dot_product(p)) {
     dot_product<isa>(p, first, last);
   } else if (!is_depthwise(p.shape)) {
+    if constexpr (!std::is_same_v<T, double>) {
+      if (cut.winograd) {
+        winograd_product<isa>(p, cut, first, last);
+        return;
+      }
+    }
     tapped_product<isa>(p, cut, first, last);
   } else if (p.shape.channels_last) {
     depthwise_rows<isa>(p, first, last);

@@ -70,12 +70,7 @@ CVK_HD typename Simd<isa, Acc<P>>::Vec gemm_broadcast(P value) {
 template <Isa isa, class P, class Vec>
 CVK_HD Vec gemm_multiply_add(Vec a, Vec b, Vec c) {
   if constexpr (std::is_same_v<P, word_t>) {
-    static_assert(isa == Isa::kV4, "AVX512_BF16 goes with AVX-512");
-#if defined(__AVX512F__)
-    // The intrinsic would need a target that every caller up to the kernel's entry has too.
-    asm("vdpbf16ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
-#endif
-    return c;
+    return Simd<isa, float>::dot_pairs(a, b, c);
   } else {
     return Simd<isa, P>::mul_add(a, b, c);
   }

@@ -47,6 +47,34 @@ constexpr int kDotFilters = 64;
 // Panels of pixels of a work item over planes.
 constexpr int kGemmItemPanels = 8;
 
+// Winograd's form. Channels and columns of a group at least: below, transforming costs what multiplying saves.
+constexpr int kWinogradLeastChannels = 32;
+
+// By how many eighths the definition's count of cycles must exceed its own.
+constexpr int kWinogradGain = 9;
+
+// Columns that are multiplied at a time: 16 elements x 320 channels x 64 columns of transformed weights are 1.3 MB.
+constexpr int kWinogradColumns = 64;
+
+// Bytes of transformed weights that a thread keeps, of transformed pixels of a work item, and its tiles at most. With the sums of
+// the latter (16 x 112 x 64 float32, 0.5 MB) and what is turned for planes (0.4 MB) below 4 MiB.
+constexpr int64_t kWinogradWeightBytes = int64_t{3} << 19;
+constexpr int64_t kWinogradSourceBytes = int64_t{7} << 18;
+constexpr int kWinogradTiles = 112;
+
+// Channels of weights that are packed, and of planes that are turned, at a time: both stay in L1.
+constexpr int kWinogradPackChannels = 32;
+constexpr int kWinogradWindow = 64;
+
+// Cycles for a weight, a channel of a tile and a column of a tile, with 16 lanes; counted in instructions.
+constexpr int kWinogradWeightCost = 5;
+constexpr int kWinogradSourceCost = 3;
+constexpr int kWinogradTargetCost = 2;
+
+// How much more all pixels of a tile may sum up to than those that one target pixel sees; 16 / 9 if all are alike, 4 in a corner of
+// the map.
+constexpr int kWinogradSpread = 32;
+
 // Weight gradient: work items wanted, so that many threads find work. Where filters and depth give fewer, the pixels are cut
 // into parts of at least kWeightPartBlocks depths, whose sums are added in order.
 constexpr int kWeightItems = 32;

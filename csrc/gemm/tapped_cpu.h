@@ -107,10 +107,10 @@ class PackedBlocks {
   CVK_HD PackedBlocks() {}
   CVK_HD ~PackedBlocks() {}
 
-  // Blocks of `size` elements each. A new `key` forgets those of the last.
-  CVK_HD void begin(int64_t key, int64_t count, int64_t size) {
+  // Blocks of `size` elements each, kept up to `most_bytes` in all. A new `key` forgets those of the last.
+  CVK_HD void begin(int64_t key, int64_t count, int64_t size, int64_t most_bytes) {
     const int64_t bytes = size * static_cast<int64_t>(sizeof(P));
-    resident_ = count * bytes <= kGemmResidentBytes;
+    resident_ = count * bytes <= most_bytes;
     const int64_t wanted = (resident_ ? count : 1) * bytes;
     if (key == key_ && size == size_) return;
     key_ = key;
@@ -473,7 +473,7 @@ CVK_HD void multiply_rows(const TappedProduct<T>& p, const TapItem& item, TapScr
   const int width = item.width - dots;
   // Panels, and behind them the rows of dot products.
   const int64_t panel_size = int64_t{scratch.panels} * Tile::kColumns * Tile::kDepth;
-  scratch.packed.begin(item.key, blocks.count(), panel_size + Tile::kLanes * Tile::kPitch);
+  scratch.packed.begin(item.key, blocks.count(), panel_size + Tile::kLanes * Tile::kPitch, kGemmResidentBytes);
   gatherer.place(item.grid, item.first_pixel, item.pixels);
   const bool finishes = finishes_in_registers(p, item.grid);
   for (int64_t b = 0; b < blocks.count(); ++b) {
@@ -516,7 +516,8 @@ CVK_HD void multiply_planes(const TappedProduct<T>& p, const TapItem& item, TapS
   const auto strides = p.strides();
   const T* weights = p.weights + item.group * strides.group + item.first_column * strides.column;
   const DepthBlocks<isa, P> blocks(channels, item.grid.taps());
-  scratch.packed.begin(item.key, blocks.count(), int64_t{scratch.row_tiles} * Tile::kRows * Tile::kPitch);
+  scratch.packed.begin(item.key, blocks.count(), int64_t{scratch.row_tiles} * Tile::kRows * Tile::kPitch,
+                       kGemmResidentBytes);
   gatherer.place(item.grid, item.first_pixel, item.pixels);
   const bool dense = finishes_in_registers(p, item.grid);
   const int64_t plane = p.target_plane();
@@ -546,27 +547,33 @@ CVK_HD void multiply_planes(const TappedProduct<T>& p, const TapItem& item, TapS
   }
 }
 
+// A work item with the map's own gatherer; `most_pixels` as the scratch was made for.
+template <Isa isa, class P, class T>
+CVK_HD void multiply_item(const TappedProduct<T>& p, const TapItem& item, TapScratch<isa, P>& scratch,
+                          int most_pixels) {
+  using Tile = GemmTile<isa, P>;
+  if (p.group_channels() * item.grid.taps() == 0) {
+    for (int64_t i = 0; i < int64_t{scratch.row_tiles} * scratch.panels * Tile::kSize; ++i) scratch.sums(0)[i] = 0;
+  }
+  const int64_t channels = p.group_channels(), first_channel = item.group * channels;
+  if (p.shape.channels_last) {
+    using Element = std::conditional_t<kGemmElements<P> == 2, P, T>;
+    const auto* pixels = reinterpret_cast<const Element*>(p.source + first_channel);
+    multiply_rows(p, item, scratch,
+                  RowGatherer<isa, P, Element>(pixels, p.channels() / kGemmElements<P>, channels / kGemmElements<P>,
+                                               most_pixels));
+  } else {
+    const T* planes = p.source + first_channel * p.source_plane();
+    multiply_planes(p, item, scratch, PlaneGatherer<isa, Acc<T>, T>(planes, p.channels(), most_pixels));
+  }
+}
+
 template <Isa isa, class P, class T>
 CVK_HD void tapped_product_of(const TappedProduct<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
-  using Tile = GemmTile<isa, P>;
   TapScratch<isa, P> scratch(p, cut);
   for (int64_t index = first; index < last; ++index) {
     const TapItem item = tap_item(p, cut, index);
-    if (item.pixels == 0) continue;
-    if (p.group_channels() * item.grid.taps() == 0) {
-      for (int64_t i = 0; i < int64_t{scratch.row_tiles} * scratch.panels * Tile::kSize; ++i) scratch.sums(0)[i] = 0;
-    }
-    const int64_t channels = p.group_channels(), first_channel = item.group * channels;
-    if (p.shape.channels_last) {
-      using Element = std::conditional_t<kGemmElements<P> == 2, P, T>;
-      const auto* pixels = reinterpret_cast<const Element*>(p.source + first_channel);
-      multiply_rows(p, item, scratch,
-                    RowGatherer<isa, P, Element>(pixels, p.channels() / kGemmElements<P>, channels / kGemmElements<P>,
-                                                 cut.block_pixels));
-    } else {
-      const T* planes = p.source + first_channel * p.source_plane();
-      multiply_planes(p, item, scratch, PlaneGatherer<isa, Acc<T>, T>(planes, p.channels(), cut.block_pixels));
-    }
+    if (item.pixels > 0) multiply_item(p, item, scratch, cut.block_pixels);
   }
 }
 

@@ -120,6 +120,27 @@ TEST(Gemm, DepthBlocksOfPairs) {
   }
 }
 
+// Which convolutions take Winograd's form; conv2d_test computes some that do.
+TEST(Gemm, WinogradPays) {
+  const auto pays = [](const ConvShape& any) {
+    ConvShape s = any;
+    s.channels_last = true;
+    TappedProduct<float> p{};
+    p.shape = s;
+    return winograd_pays<kIsa>(p);
+  };
+  if (!cpu_may_winograd()) GTEST_SKIP() << "CVKERNELS_WINOGRAD=0";
+  EXPECT_TRUE(pays(conv_shape(1, 256, 50, 84, 256, 3, 3, 1, 1)));
+  EXPECT_TRUE(pays(conv_shape(2, 40, 29, 31, 70, 3, 3, 1, 1)));
+  EXPECT_TRUE(pays(conv_shape(1, 64, 12, 13, 72, 3, 3, 1, 0, 1, 2)));
+  EXPECT_TRUE(pays(conv_shape(1, 340, 13, 14, 36, 3, 3, 1, 2)));
+  EXPECT_FALSE(pays(conv_shape(1, 31, 50, 84, 256, 3, 3, 1, 1))) << "few channels";
+  EXPECT_FALSE(pays(conv_shape(1, 256, 1, 2, 256, 3, 3, 1, 1))) << "few pixels for the weights";
+  EXPECT_FALSE(pays(conv_shape(1, 256, 50, 84, 256, 3, 3, 2, 1))) << "a stride";
+  EXPECT_FALSE(pays(conv_shape(1, 256, 50, 84, 256, 3, 3, 1, 2, 2))) << "a dilation";
+  EXPECT_FALSE(pays(conv_shape(1, 256, 50, 84, 256, 3, 1, 1, 1))) << "another kernel";
+}
+
 TEST(Gemm, DepthBlocksCoverTheDepthOnce) {
   for (const int taps : {1, 2, 9, 25, 49, 143, 144, 287, 288, 289, 1000}) {
     for (const int64_t channels : {0, 1, 3, 15, 16, 17, 31, 32, 33, 64, 100, 289, 577}) {

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -547,6 +550,49 @@ def test_result_does_not_depend_on_threads_or_batch(layout: str) -> None:
 
 
 @pytest.mark.native
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_winograds_form_does_not_depend_on_threads_or_batch(layout: str) -> None:
+    x, w = lay_out(torch.randn(3, 70, 23, 19), layout), lay_out(torch.randn(96, 70, 3, 3), layout)
+    x[:, 4, 5:7, 3] = 1e9
+    with threads(1):
+        one = conv2d(x, w, padding=1)
+    for count in (2, 3, 7):
+        with threads(count):
+            assert_same(conv2d(x, w, padding=1), one)
+    assert_same(conv2d(x[1:2], w, padding=1), one[1:2])
+    other = "channels_last" if layout == "contiguous" else "contiguous"
+    blind = torch.ones(23, 19, dtype=torch.bool)
+    blind[4:8, 2:6] = False  # computed by definition, whose sums have another order in each layout
+    assert_same(conv2d(lay_out(x, other), w, padding=1)[..., blind], one[..., blind])
+
+
+@pytest.mark.native
+def test_winograds_form_can_be_left_out() -> None:
+    """As exact as the definition, to a few roundings, and switched by the environment."""
+    program = (
+        "import torch; from cvkernels.conv import conv2d\n"
+        "g = torch.Generator().manual_seed(0)\n"
+        "x, w = torch.randn(1, 64, 30, 31, generator=g), torch.randn(64, 64, 3, 3, generator=g)\n"
+        "exact = torch.nn.functional.conv2d(x.double(), w.double(), padding=1)\n"
+        "print(*((conv2d(x, w, padding=1).double() - exact).norm() / exact.norm()).view(1).tolist())"
+    )
+    error = {
+        switch: float(
+            subprocess.run(
+                [sys.executable, "-c", program],
+                env={**os.environ, "CVKERNELS_WINOGRAD": switch},
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+        )
+        for switch in ("0", "1")
+    }
+    assert error["0"] != error["1"]
+    assert max(error.values()) < 1e-6
+
+
+@pytest.mark.native
 def test_partial_sums_of_the_weight_gradient_are_fixed() -> None:
     """Few weights and many pixels: the pixels are cut into parts, always the same."""
     x = torch.randn(2, 3, 90, 91)
@@ -564,6 +610,30 @@ def test_partial_sums_of_the_weight_gradient_are_fixed() -> None:
     leaf = w.detach().double().requires_grad_()
     wanted = torch.autograd.grad(F.conv2d(x.double(), leaf), leaf, upstream.double())[0]
     assert_close(one, wanted, torch.float32)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("large", [-1e9, 1e30, float("inf"), float("nan")])
+def test_large_values_stay_where_they_are(layout: str, large: float) -> None:
+    """Winograd's form adds neighbours up; a mask must not cost those outputs that do not see it."""
+    x, w = normal(2, 48, 19, 22), normal(40, 48, 3, 3, seed=1)
+    clean = F.conv2d(x, w, padding=1)
+    for y, u in ((0, 0), (7, 8), (7, 13), (12, 21), (18, 21)):
+        x[1, 5, y, u] = large
+    x[0, :, :, 14:] = 0  # a letterbox: from its second column on outputs are exactly 0
+    expected = F.conv2d(x, w, padding=1)
+    marks = (x.isnan() | (x.abs() > 1e3)).double()
+    blind = (F.conv2d(marks, torch.ones(1, 48, 3, 3).double(), padding=1) == 0).expand_as(expected)
+    assert 0.9 < blind.double().mean() < 1
+    out = conv2d(lay_out(x.float(), layout), lay_out(w.float(), layout), padding=1).double()
+    error = (out - expected)[blind].abs().max() / clean.abs().max()
+    assert error < 1e-6, error
+    assert torch.equal(out[0, :, :, 15:], torch.zeros(40, 19, 7).double())
+    if math.isfinite(large):
+        assert_close(out[1], expected[1], torch.float32)
+    else:
+        assert not out[~blind].isfinite().any()
 
 
 def test_non_finite_values_stay_where_they_are() -> None:

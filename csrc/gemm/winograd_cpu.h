@@ -1,0 +1,507 @@
+// Winograd's minimal filtering on the CPU: a 3 x 3 product of step 1 in 16 multiplications for each 2 x 2 target pixels, where the
+// definition takes 36.
+//
+//   V = B' d B     of a tile d of 4 x 4 source pixels, channel by channel
+//   U = G g G'     of the weights
+//   M = V U        sums over the channels, for each of the 16 elements: products of matrices of tiles x channels x columns
+//   A' M A         the 2 x 2 target pixels
+//
+// B and A hold 0, 1 and -1, G halves: the error is that of the definition's (Lavin and Gray measured it smaller), as long as the
+// pixels of a tile are of one size. Where they are not, a large pixel (a mask, an infinity, a NaN) would leave its rounding in
+// target pixels that do not see it. So each tile compares the sums of |d| that its target pixels see with that of all 16, and
+// those beyond kWinogradSpread are computed by definition instead.
+//
+// Work item: some tiles of one group by some columns. V is made once for all channels, U for kWinogradColumns columns at a time and
+// kept where all of it fits. Each tile's arithmetic depends on its own pixels alone: results are the same bits for any number of
+// threads or images.
+//
+// Source: Winograd 1980; Lavin and Gray 2015 (arXiv 1509.09308).
+#pragma once
+
+#include <cstdint>
+#include <limits>
+
+#include "gemm/tapped_cpu.h"
+
+namespace cvk {
+
+// What a tile of 4 x 4 becomes along one axis, in place: B'.
+template <class Vec>
+CVK_HD void winograd_source(Vec& a, Vec& b, Vec& c, Vec& d) {
+  const Vec a_c = a - c, b_c = b + c, c_b = c - b, b_d = b - d;
+  a = a_c;
+  b = b_c;
+  c = c_b;
+  d = b_d;
+}
+
+// Three weights along one axis: G.
+template <class Vec>
+CVK_HD void winograd_weights(Vec a, Vec b, Vec c, Vec half, Vec (&to)[4]) {
+  const Vec outer = (a + c) * half, inner = b * half;
+  to[0] = a;
+  to[1] = outer + inner;
+  to[2] = outer - inner;
+  to[3] = c;
+}
+
+// Four sums along one axis to two results: A'.
+template <class Vec>
+CVK_HD void winograd_target(Vec a, Vec b, Vec c, Vec d, Vec& first, Vec& second) {
+  first = a + b + c;
+  second = b - c - d;
+}
+
+// ---- when and how
+
+template <class T>
+CVK_HD bool winograd_fits(const TappedProduct<T>& p) {
+  const ConvShape& s = p.shape;
+  return s.kernel_height == 3 && s.kernel_width == 3 && s.stride_y == 1 && s.stride_x == 1 && s.dilation_y == 1 &&
+         s.dilation_x == 1;
+}
+
+template <Isa isa, class T>
+struct WinogradPlan {
+  using A = Acc<T>;
+  using Tile = GemmTile<isa, A>;
+  static constexpr int kPanels = kWinogradColumns / Tile::kColumns;
+
+  CVK_HD explicit WinogradPlan(const TappedProduct<T>& p)
+      : grid(p.grid(0)),
+        tiles_y(ceil_div(grid.y.grid, 2)),
+        tiles_x(ceil_div(grid.x.grid, 2)),
+        blocks(p.group_channels(), 1),
+        most_channels(round_up(blocks[0].channels, Tile::kLanes)),
+        // Elements 0..15 lie side by side in a row of the left operand as far as its pitch goes.
+        per_row(min_of(16, Tile::kDepth / most_channels)),
+        rows_per_tile(ceil_div(16, per_row)) {}
+
+  CVK_HD int64_t image_tiles() const { return int64_t{tiles_y} * tiles_x; }
+  // Bytes of V for one tile.
+  CVK_HD int64_t tile_bytes() const {
+    return blocks.count() * rows_per_tile * Tile::kPitch * static_cast<int64_t>(sizeof(A));
+  }
+  // Elements of a block of U: the channels of one depth block by kWinogradColumns columns.
+  CVK_HD int64_t block_size() const { return int64_t{16} * most_channels * kWinogradColumns; }
+  CVK_HD bool keeps_weights(int64_t columns) const {
+    return blocks.count() * ceil_div<int64_t>(columns, kWinogradColumns) * block_size() *
+               static_cast<int64_t>(sizeof(A)) <=
+           kWinogradWeightBytes;
+  }
+  CVK_HD int64_t most_tiles() const {
+    return max_of<int64_t>(
+        Tile::kRows, min_of<int64_t>(kWinogradTiles, kWinogradSourceBytes / tile_bytes()) / Tile::kRows * Tile::kRows);
+  }
+
+  // Cycles of a work item, as kGemmTileCost counts: products, then V, U and the results.
+  CVK_HD int64_t cost(int64_t channels, int64_t tiles, int64_t columns, int64_t items) const {
+    const int64_t panels = ceil_div<int64_t>(columns, Tile::kColumns);
+    const int64_t products = 16 * channels * round_up<int64_t>(tiles, 2) * panels;
+    const int64_t lanes = 16 / Tile::kLanes;
+    const int64_t weights = lanes * kWinogradWeightCost * channels * columns;
+    return products + lanes * (kWinogradSourceCost * channels + kWinogradTargetCost * columns) * tiles +
+           (keeps_weights(columns) ? weights / items : weights);
+  }
+
+  TapGrid grid;
+  int tiles_y, tiles_x;
+  DepthBlocks<isa, A> blocks;
+  int most_channels, per_row, rows_per_tile;
+};
+
+// Whether it takes less time than the definition. Decided for one image and one thread: batch and threads change no bit.
+template <Isa isa, class T>
+CVK_HD bool winograd_pays(const TappedProduct<T>& p) {
+  if constexpr (std::is_same_v<T, double>) {
+    return false;
+  } else {
+    if (!cpu_may_winograd()) return false;
+    using Tile = GemmTile<isa, Acc<T>>;
+    const int64_t channels = p.group_channels(), columns = p.group_columns();
+    if (!winograd_fits(p) || channels < kWinogradLeastChannels || columns < kWinogradLeastChannels) return false;
+    const WinogradPlan<isa, T> plan(p);
+    const int64_t tiles = plan.image_tiles(), pixels = plan.grid.pixels();
+    if (tiles == 0) return false;
+    const int64_t items = ceil_div(tiles, plan.most_tiles());
+    const int64_t here = items * plan.cost(channels, ceil_div(tiles, items), columns, items);
+    const int64_t rows = p.shape.channels_last ? pixels : columns, others = p.shape.channels_last ? columns : pixels;
+    int64_t there = 9 * channels * round_up<int64_t>(rows, 2) * ceil_div<int64_t>(others, Tile::kLanes) / 2;
+    if (gemm_pairs<isa, T>() && pairs_fit<isa>(p)) there /= 2;
+    return here * kWinogradGain < there * 8;
+  }
+}
+
+template <Isa isa, class T>
+CVK_HD ConvCut winograd_cut(const TappedProduct<T>& p, int threads) {
+  const WinogradPlan<isa, T> plan(p);
+  const int64_t tiles = p.shape.batch * plan.image_tiles(), columns = p.group_columns(), groups = p.shape.groups;
+  const int64_t least = max_of<int64_t>(1, ceil_div(tiles, plan.most_tiles()));
+  ConvCut cut{};
+  cut.winograd = true;
+  int64_t best = std::numeric_limits<int64_t>::max();
+  for (int64_t column_blocks = 1; column_blocks <= threads; column_blocks *= 2) {
+    const int64_t width = round_up<int64_t>(ceil_div(columns, column_blocks), kWinogradColumns);
+    const int64_t fewest = ceil_div(groups * column_blocks * least, int64_t{threads});
+    for (int64_t rounds = fewest; rounds < fewest + 3; ++rounds) {
+      const int64_t wanted = ceil_div(rounds * threads, groups * column_blocks);
+      const int64_t item = max_of<int64_t>(1, ceil_div(tiles, max_of(least, wanted)));
+      const int64_t pixel_blocks = max_of<int64_t>(1, ceil_div(tiles, item));
+      const int64_t items = ceil_div(groups * ceil_div(columns, width) * pixel_blocks, int64_t{threads});
+      const int64_t time = items * plan.cost(p.group_channels(), item, min_of(width, columns), items);
+      if (time >= best) continue;
+      best = time;
+      cut.block_pixels = static_cast<int>(item);
+      cut.pixel_blocks = pixel_blocks;
+      cut.block_columns = static_cast<int>(width);
+      cut.column_blocks = ceil_div(columns, width);
+    }
+  }
+  return cut;
+}
+
+template <class T>
+CVK_HD int64_t winograd_items(const TappedProduct<T>& p, const ConvCut& cut) {
+  return p.shape.groups * cut.column_blocks * cut.pixel_blocks;
+}
+
+// ---- a slice of work items
+
+template <Isa isa, class T>
+class Winograd {
+  using A = Acc<T>;
+  using S = Simd<isa, A>;
+  using Vec = typename S::Vec;
+  using Tile = GemmTile<isa, A>;
+  using Plan = WinogradPlan<isa, T>;
+  static constexpr int kLanes = S::kLanes;
+
+ public:
+  CVK_HD Winograd(const TappedProduct<T>& p, const ConvCut& cut)
+      : p_(p),
+        cut_(cut),
+        plan_(p),
+        row_tiles_(ceil_div(cut.block_pixels, Tile::kRows)),
+        window_(min_of(cut.block_pixels, plan_.tiles_x) * 2 + 2),
+        source_size_(int64_t{row_tiles_} * Tile::kRows * Tile::kPitch),
+        source_(plan_.blocks.count() * plan_.rows_per_tile * source_size_ * static_cast<int64_t>(sizeof(A))),
+        sums_(int64_t{16} * sums_size() * static_cast<int64_t>(sizeof(A))),
+        panel_(int64_t{9} * kWinogradPackChannels * Tile::kColumns * static_cast<int64_t>(sizeof(A))),
+        pixels_(p.shape.channels_last ? 0 : int64_t{4} * window_ * kWinogradWindow * static_cast<int64_t>(sizeof(A))),
+        results_(p.shape.channels_last ? 0 : int64_t{2} * window_ * kWinogradColumns * static_cast<int64_t>(sizeof(A))),
+        zeros_(plan_.most_channels * static_cast<int64_t>(sizeof(T))),
+        seen_(int64_t{4} * window_ * static_cast<int64_t>(sizeof(A))),
+        uneven_(cut.block_pixels) {
+    memset(zeros_.template as<char>(), 0, static_cast<size_t>(plan_.most_channels) * sizeof(T));
+  }
+  CVK_HD ~Winograd() {}
+
+  CVK_HD void item(int64_t index) {
+    const int64_t block = index / cut_.pixel_blocks % cut_.column_blocks;
+    key_ = index / cut_.pixel_blocks;
+    group_ = key_ / cut_.column_blocks;
+    first_column_ = block * cut_.block_columns;
+    const int width = static_cast<int>(min_of<int64_t>(cut_.block_columns, p_.group_columns() - first_column_));
+    const int64_t first = index % cut_.pixel_blocks * cut_.block_pixels;
+    const int tiles =
+        static_cast<int>(min_of<int64_t>(cut_.block_pixels, p_.shape.batch * plan_.image_tiles() - first));
+    bool any = false;
+    for_each_run(first, tiles, [&](const Run& run) {
+      make_source(run);
+      any |= compare(run);
+    });
+    weights_.begin(key_, plan_.blocks.count() * ceil_div(width, kWinogradColumns), plan_.block_size(),
+                   kWinogradWeightBytes);
+    for (int column = 0; column < width; column += kWinogradColumns) {
+      const int columns = min_of(kWinogradColumns, width - column);
+      multiply(tiles, column, columns);
+      for_each_run(first, tiles, [&](const Run& run) { finish(run, column, columns); });
+    }
+    if (any) {
+      for_each_run(first, tiles, [&](const Run& run) { by_definition(run, width); });
+    }
+  }
+
+ private:
+  // Tiles [x, x + count) of a row of tiles; tile `place` of the item is the first.
+  struct Run {
+    int64_t image;
+    int y, x, count, place;
+  };
+
+  template <class F>
+  CVK_HD void for_each_run(int64_t first, int tiles, F&& f) const {
+    for (int i = 0; i < tiles;) {
+      const int64_t rest = (first + i) % plan_.image_tiles();
+      Run run{(first + i) / plan_.image_tiles(), static_cast<int>(rest / plan_.tiles_x),
+              static_cast<int>(rest % plan_.tiles_x), 0, i};
+      run.count = min_of(tiles - i, plan_.tiles_x - run.x);
+      f(run);
+      i += run.count;
+    }
+  }
+
+  CVK_HD int64_t sums_size() const { return int64_t{row_tiles_} * Plan::kPanels * Tile::kSize; }
+  // Row 0 of element e of V for a block of channels.
+  CVK_HD A* source(int64_t b, int e) const {
+    return source_.template as<A>() + (b * plan_.rows_per_tile + e / plan_.per_row) * source_size_ +
+           e % plan_.per_row * plan_.most_channels;
+  }
+
+  // ---- V
+
+  CVK_HD void make_source(const Run& run) {
+    const int width = 2 * run.count + 2;
+    const int64_t y = int64_t{2} * run.y + plan_.grid.y.first_offset,
+                  x = int64_t{2} * run.x + plan_.grid.x.first_offset;
+    const int64_t stride_y = plan_.grid.y.extent, stride_x = plan_.grid.x.extent;
+    A* seen = seen_.template as<A>();
+    for (int i = 0; i < 4 * width; ++i) seen[i] = A(0);
+    const auto inside = [&](int i, int j) { return y + i >= 0 && y + i < stride_y && x + j >= 0 && x + j < stride_x; };
+    for (int64_t b = 0; b < plan_.blocks.count(); ++b) {
+      const DepthBlock block = plan_.blocks[b];
+      if (p_.shape.channels_last) {
+        const T* image =
+            p_.source + run.image * stride_y * stride_x * p_.channels() + group_ * p_.group_channels() + block.c;
+        transform(run, width, b, 0, block.channels, [&](int i, int j) {
+          return inside(i, j) ? image + ((y + i) * stride_x + x + j) * p_.channels() : zeros_.template as<T>();
+        });
+      } else {
+        const int64_t plane = stride_y * stride_x;
+        const T* image = p_.source + (run.image * p_.channels() + group_ * p_.group_channels() + block.c) * plane;
+        A* pixels = pixels_.template as<A>();
+        const int begin = static_cast<int>(min_of<int64_t>(width, max_of<int64_t>(0, -x)));
+        const int end = static_cast<int>(max_of<int64_t>(begin, min_of<int64_t>(width, stride_x - x)));
+        for (int c = 0; c < block.channels; c += kWinogradWindow) {
+          const int channels = min_of(kWinogradWindow, block.channels - c);
+          for (int i = 0; i < 4; ++i) {
+            A* row = pixels + int64_t{i} * width * kWinogradWindow;
+            const bool there = y + i >= 0 && y + i < stride_y && begin < end;
+            const int from = there ? begin : width, to = there ? end : width;
+            memset(row, 0, static_cast<size_t>(from) * kWinogradWindow * sizeof(A));
+            memset(row + int64_t{to} * kWinogradWindow, 0,
+                   static_cast<size_t>(width - to) * kWinogradWindow * sizeof(A));
+            if (there) {
+              transpose_matrix<isa>(image + c * plane + (y + i) * stride_x + x + from, plane,
+                                    row + int64_t{from} * kWinogradWindow, kWinogradWindow, channels, to - from);
+            }
+          }
+          transform(run, width, b, c, channels,
+                    [&](int i, int j) { return pixels + (int64_t{i} * width + j) * kWinogradWindow; });
+        }
+      }
+    }
+  }
+
+  // Channels [c, c + channels) of block b; pixel (i, j) of the window begins at at(i, j).
+  template <class At>
+  CVK_HD void transform(const Run& run, int width, int64_t b, int c, int channels, const At& at) {
+    A* seen = seen_.template as<A>();
+    for (int i = 0; i < 4; ++i) {
+      for (int j = 0; j < width; ++j) seen[i * width + j] += sum_of_sizes(at(i, j), channels);
+    }
+    A* to[16];
+    for (int e = 0; e < 16; ++e) to[e] = source(b, e) + int64_t{run.place} * Tile::kPitch + c;
+    for (int t = 0; t < run.count; ++t) {
+      decltype(at(0, 0)) from[16];
+      for (int e = 0; e < 16; ++e) from[e] = at(e / 4, 2 * t + e % 4);
+      for (int v = 0; v < channels; v += kLanes) {
+        Vec d[4][4];
+        if (v + kLanes <= channels) {
+          for (int e = 0; e < 16; ++e) d[e / 4][e % 4] = S::load(from[e] + v);
+        } else {
+          for (int e = 0; e < 16; ++e) d[e / 4][e % 4] = S::load_partial(from[e] + v, channels - v);
+        }
+        for (int j = 0; j < 4; ++j) winograd_source(d[0][j], d[1][j], d[2][j], d[3][j]);
+        for (int i = 0; i < 4; ++i) winograd_source(d[i][0], d[i][1], d[i][2], d[i][3]);
+        for (int e = 0; e < 16; ++e) S::store(to[e] + v, d[e / 4][e % 4]);
+      }
+      for (int e = 0; e < 16; ++e) to[e] += Tile::kPitch;
+    }
+  }
+
+  template <class E>
+  static CVK_HD A sum_of_sizes(const E* from, int channels) {
+    Vec sum{};
+    const auto add = [&](Vec value) { sum = sum + (value < Vec{} ? -value : value); };
+    int v = 0;
+    for (; v + kLanes <= channels; v += kLanes) add(S::load(from + v));
+    if (v < channels) add(S::load_partial(from + v, channels - v));
+    return S::reduce_add(sum);
+  }
+
+  // Notes the tiles whose pixels differ too much in size; true if there are any.
+  CVK_HD bool compare(const Run& run) {
+    const int width = 2 * run.count + 2;
+    const A* seen = seen_.template as<A>();
+    bool* uneven = uneven_.template as<bool>() + run.place;
+    bool any = false;
+    const auto sum = [&](int i, int j, int rows, int columns) {
+      A total(0);
+      for (int r = 0; r < rows; ++r) {
+        for (int c = 0; c < columns; ++c) total += seen[(i + r) * width + j + c];
+      }
+      return total;
+    };
+    for (int t = 0; t < run.count; ++t) {
+      const A all = sum(0, 2 * t, 4, 4);
+      bool even = all < std::numeric_limits<A>::infinity();
+      for (int i = 0; i < min_of(2, plan_.grid.y.grid - 2 * run.y); ++i) {
+        for (int j = 0; j < min_of(2, plan_.grid.x.grid - 2 * (run.x + t)); ++j) {
+          even = even && all <= kWinogradSpread * sum(i, 2 * t + j, 3, 3);
+        }
+      }
+      uneven[t] = !even;
+      any |= !even;
+    }
+    return any;
+  }
+
+  // ---- U and M
+
+  CVK_HD void make_weights(const DepthBlock& block, int column, int columns, A* to) {
+    const auto strides = p_.strides();
+    const T* weights = p_.weights + group_ * strides.group + (first_column_ + column) * strides.column;
+    A* panel = panel_.template as<A>();
+    const Vec half = S::broadcast(A(0.5));
+    const int64_t size = int64_t{block.channels} * kWinogradColumns;  // of an element of U
+    for (int j = 0; j < columns; j += Tile::kColumns, to += int64_t{block.channels} * Tile::kColumns) {
+      for (int c = 0; c < block.channels; c += kWinogradPackChannels) {
+        const DepthBlock part{block.c + c, min_of(kWinogradPackChannels, block.channels - c), 0, 9};
+        pack_weight_panels<isa>(p_, plan_.grid, weights + j * strides.column, part, min_of(Tile::kColumns, columns - j),
+                                panel);
+        const int64_t tap = int64_t{part.channels} * Tile::kColumns;
+        for (int k = 0; k < part.channels * Tile::kColumns; k += kLanes) {
+          Vec half_way[3][4], u[4];
+          for (int x = 0; x < 3; ++x) {
+            const A* g = panel + k + x * tap;
+            winograd_weights(S::load(g), S::load(g + 3 * tap), S::load(g + 6 * tap), half, half_way[x]);
+          }
+          A* element = to + int64_t{c} * Tile::kColumns + k;
+          for (int y = 0; y < 4; ++y) {
+            winograd_weights(half_way[0][y], half_way[1][y], half_way[2][y], half, u);
+            for (int x = 0; x < 4; ++x) S::store(element + (4 * y + x) * size, u[x]);
+          }
+        }
+      }
+    }
+  }
+
+  CVK_HD void multiply(int tiles, int column, int columns) {
+    const int64_t blocks = plan_.blocks.count();
+    for (int64_t b = 0; b < blocks; ++b) {
+      const DepthBlock block = plan_.blocks[b];
+      const A* weights = weights_.get(column / kWinogradColumns * blocks + b,
+                                      [&](A* to) { make_weights(block, column, columns, to); });
+      for (int e = 0; e < 16; ++e) {
+        gemm_block<isa, A, A>(tiles, columns, block.channels, source(b, e),
+                              weights + int64_t{e} * block.channels * kWinogradColumns, Tile::kColumns,
+                              int64_t{block.channels} * Tile::kColumns, sums_.template as<A>() + e * sums_size(),
+                              Plan::kPanels, b > 0, nullptr);
+      }
+    }
+  }
+
+  // ---- the results
+
+  CVK_HD void finish(const Run& run, int column, int columns) {
+    const int64_t global = group_ * p_.group_columns() + first_column_ + column;
+    const int64_t plane = p_.target_plane(), y = int64_t{2} * run.y, x = int64_t{2} * run.x;
+    const int height = min_of(2, plan_.grid.y.grid - 2 * run.y),
+              width = min_of(2 * run.count, plan_.grid.x.grid - 2 * run.x);
+    const int64_t pixel = y * p_.target_width() + x;
+    if (p_.shape.channels_last) {
+      T* to = p_.target + (run.image * plane + pixel) * p_.columns() + global;
+      results(run, global, columns, height, width, to, p_.columns(), p_.target_width() * p_.columns());
+      return;
+    }
+    A* rows = results_.template as<A>();
+    results(run, global, columns, height, width, rows, kWinogradColumns, int64_t{width} * kWinogradColumns);
+    for (int i = 0; i < height; ++i) {
+      transpose_matrix<isa>(rows + int64_t{i} * width * kWinogradColumns, kWinogradColumns,
+                            p_.target + (run.image * p_.columns() + global) * plane + pixel + i * p_.target_width(),
+                            plane, width, columns);
+    }
+  }
+
+  // Target pixel (i, j) of the run to to[i * row_step + j * step], channels along it.
+  template <class Out>
+  CVK_HD void results(const Run& run, int64_t global, int columns, int height, int width, Out* to, int64_t step,
+                      int64_t row_step) const {
+    const T* bias = p_.bias != nullptr ? p_.bias + global : nullptr;
+    const int64_t size = sums_size();
+    for (int t = 0; t < run.count; ++t) {
+      const int place = run.place + t;
+      const A* tile = sums_.template as<A>() + int64_t{place / Tile::kRows} * Plan::kPanels * Tile::kSize +
+                      place % Tile::kRows * Tile::kColumns;
+      for (int v = 0; v < columns; v += kLanes) {
+        const int count = min_of(kLanes, columns - v);
+        const A* m = tile + v / Tile::kColumns * Tile::kSize + v % Tile::kColumns;
+        Vec half_way[2][4], result[2][2];
+        for (int j = 0; j < 4; ++j) {
+          winograd_target(S::load(m + j * size), S::load(m + (4 + j) * size), S::load(m + (8 + j) * size),
+                          S::load(m + (12 + j) * size), half_way[0][j], half_way[1][j]);
+        }
+        for (int i = 0; i < 2; ++i) {
+          winograd_target(half_way[i][0], half_way[i][1], half_way[i][2], half_way[i][3], result[i][0], result[i][1]);
+        }
+        Vec add{};
+        if (bias != nullptr) add = count == kLanes ? S::load(bias + v) : S::load_partial(bias + v, count);
+        for (int i = 0; i < height; ++i) {
+          for (int j = 0; j < min_of(2, width - 2 * t); ++j) {
+            const Vec value = activate(p_.activation, result[i][j] + add);
+            Out* at = to + i * row_step + (2 * t + j) * step + v;
+            if (count == kLanes) {
+              S::store(at, value);
+            } else {
+              S::store_partial(at, value, count);
+            }
+          }
+        }
+      }
+    }
+  }
+
+  // The tiles of a run that compare() noted, neighbours together.
+  CVK_HD void by_definition(const Run& run, int width) {
+    const bool* uneven = uneven_.template as<bool>() + run.place;
+    for (int t = 0; t < run.count; ++t) {
+      if (!uneven[t]) continue;
+      int end = t + 1;
+      while (end < run.count && end - t < Tile::kRows && uneven[end]) ++end;
+      ConvCut cut{};
+      cut.block_pixels = round_up(2 * (end - t), p_.shape.channels_last ? 2 : Tile::kColumns);
+      cut.block_columns = cut_.block_columns;
+      TapScratch<isa, A> scratch(p_, cut);
+      for (int i = 0; i < min_of(2, plan_.grid.y.grid - 2 * run.y); ++i) {
+        TapItem item{};
+        item.grid = plan_.grid;
+        item.group = group_;
+        item.first_column = first_column_;
+        item.first_pixel =
+            run.image * plan_.grid.pixels() + (int64_t{2} * run.y + i) * plan_.grid.x.grid + 2 * (run.x + t);
+        item.pixels = min_of(2 * (end - t), plan_.grid.x.grid - 2 * (run.x + t));
+        item.width = width;
+        multiply_item(p_, item, scratch, cut.block_pixels);
+      }
+      t = end;
+    }
+  }
+
+  const TappedProduct<T>& p_;
+  const ConvCut& cut_;
+  Plan plan_;
+  int row_tiles_, window_;
+  int64_t source_size_;  // of a row of elements of V, for all tiles
+  Scratch source_, sums_, panel_, pixels_, results_, zeros_, seen_, uneven_;
+  PackedBlocks<A> weights_;
+  int64_t key_ = 0, group_ = 0, first_column_ = 0;
+};
+
+template <Isa isa, class T>
+CVK_HD void winograd_product(const TappedProduct<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
+  Winograd<isa, T> winograd(p, cut);
+  for (int64_t index = first; index < last; ++index) winograd.item(index);
+}
+
+}  // namespace cvk
