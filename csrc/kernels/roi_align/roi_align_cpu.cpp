@@ -135,7 +135,7 @@ CVK_HD void spread_box_max(const G* grad, const int32_t* argmax, int64_t bin_str
 
 template <class A>
 struct Maxima {
-  static constexpr bool kMaximum = true;
+  using Index = int32_t;
 
   template <Isa isa, class E, class Out>
   static CVK_HD void pool(const View<E>& view, const RoiShape& shape, char* record, int channels, Out* out,
