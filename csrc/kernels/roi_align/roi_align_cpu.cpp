@@ -98,6 +98,14 @@ CVK_HD void pool_box_max(const View<E>& view, const RoiShape& shape, char* arena
   }
 }
 
+// The entry of a sample in [first, last), or last. Entries are in index order, but the outside ones are missing.
+template <class A>
+CVK_HD const Sample<A>* find_sample(const Sample<A>* first, const Sample<A>* last, int index) {
+  if (index < last - first && first[index].index == index) return first + index;  // Perf: mostly none is
+  while (first != last && first->index != index) ++first;
+  return first;
+}
+
 template <class G, class A>
 CVK_HD void spread_box_max(const G* grad, const int32_t* argmax, int64_t bin_stride, int64_t channel_stride,
                            const RoiShape& shape, char* arena, int channels, int y_begin, int y_end, A* scratch,
@@ -109,14 +117,11 @@ CVK_HD void spread_box_max(const G* grad, const int32_t* argmax, int64_t bin_str
       for (int c = 0; c < channels; ++c) {
         const int index = argmax[c * channel_stride];
         if (index < 0 || grid_x <= 0) continue;
-        // Entries are in index order but the outside ones are missing: look the sample up. A foreign argmax finds none.
-        const Sample<A>* y = record.y + record.y_begin[i];
-        const Sample<A>* y_end_entry = record.y + record.y_begin[i + 1];
-        while (y != y_end_entry && y->index != index / grid_x) ++y;
-        const Sample<A>* x = record.x + record.x_begin[j];
-        const Sample<A>* x_end_entry = record.x + record.x_begin[j + 1];
-        while (x != x_end_entry && x->index != index % grid_x) ++x;
-        if (y == y_end_entry || x == x_end_entry) continue;
+        const Sample<A>* const y_last = record.y + record.y_begin[i + 1];
+        const Sample<A>* const x_last = record.x + record.x_begin[j + 1];
+        const Sample<A>* const y = find_sample(record.y + record.y_begin[i], y_last, index / grid_x);
+        const Sample<A>* const x = find_sample(record.x + record.x_begin[j], x_last, index % grid_x);
+        if (y == y_last || x == x_last) continue;  // not the operator's own
         const A g = to_acc(grad[c * channel_stride]);
         const int rows[2] = {y->axis.low, y->axis.high};
         const A row_weights[2] = {y->axis.low_weight, y->axis.high_weight};
