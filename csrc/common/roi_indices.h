@@ -1,4 +1,4 @@
-// Indices of maxima in memory: 16 bits wide where every index fits, else 32. -1 stands for none in both.
+// Indices of maxima in memory, 16 bits wide where every index fits, else 32; -1 stands for none in both.
 #pragma once
 
 #include <cstdint>

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "common/roi_cells.h"
+#include "common/roi_maxima.h"
 #include "common/roi_pooling.h"
 #include "common/simd.h"
 
@@ -132,16 +133,16 @@ CVK_HD void pool_max(const View<E>& view, const PixelRange& y, const PixelRange&
 
 // The gradient of maxima whose indices are flat in the map, to rows [y_begin, y_end) of a channels-last scratch.
 template <class G, class Index, class A>
-CVK_HD void spread_pixels(const G* grad, const Index* argmax, int64_t bin_stride, int64_t channel_stride,
-                          const RoiShape& shape, int channels, int y_begin, int y_end, A* pixels, int pitch) {
-  const int64_t from = static_cast<int64_t>(y_begin) * shape.width;
+CVK_HD void spread_pixels(const G* grad, const Index* argmax, const RoiShape& shape, int channels, int y_begin,
+                          int y_end, const RoiBand<A>& band) {
+  const int64_t from = static_cast<int64_t>(y_begin) * shape.width, bins = shape.bins();
   const uint64_t count = static_cast<uint64_t>(y_end - y_begin) * static_cast<uint64_t>(shape.width);
-  for (int c = 0; c < channels; ++c) {
-    for (int64_t bin = 0; bin < shape.bins(); ++bin) {
-      const int64_t at = bin * bin_stride + c * channel_stride;
+  for (int c = 0; c < channels; ++c, grad += bins, argmax += bins) {
+    A* const pixels = band.channel(c);
+    for (int64_t bin = 0; bin < bins; ++bin) {
       // An index of -1, or one that the operator never gave, is in no band.
-      const uint64_t pixel = static_cast<uint64_t>(argmax[at] - from);
-      if (pixel < count) pixels[pixel * pitch + c] += to_acc(grad[at]);
+      const uint64_t pixel = static_cast<uint64_t>(argmax[bin] - from);
+      if (pixel < count) pixels[static_cast<int64_t>(pixel) * band.pixel_stride] += to_acc(grad[bin]);
     }
   }
 }

@@ -14,8 +14,9 @@
 //               A* pixels, int pitch)
 //       Adds the gradient grad[bin * stride + c] to the pixels of rows [y_begin, y_end), channels-last with `pitch`
 //       elements a pixel, pixel (y_begin, 0) first.
-//   spread_maxima(const G* grad, const Index* argmax, int64_t bin_stride, int64_t channel_stride, ...)
-//       The same of maxima; grad and argmax lie in planes of bins.
+//   spread_maxima(const G* grad, const Index* argmax, const RoiShape& shape, char* record, int channels, int y_begin, int y_end,
+//                 const RoiBand<A>& band)
+//       The same of maxima: grad and argmax lie in planes of bins.
 //
 // A record begins with a RecordHeader.
 #pragma once
@@ -24,6 +25,7 @@
 
 #include "common/roi_indices.h"
 #include "common/roi_levels.h"
+#include "common/roi_maxima.h"
 #include "common/roi_plan.h"
 #include "common/roi_pooling.h"
 #include "common/roi_tuning.h"
@@ -357,63 +359,6 @@ CVK_HD int64_t roi_backward_items(const Params& params) {
   return items;
 }
 
-// Asks for memory that will be read soon.
-CVK_HD void prefetch(const void* from, int64_t bytes) {
-  constexpr int64_t kLine = 64;
-  const char* const p = static_cast<const char*>(from);
-  for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(p + i);
-}
-
-// The gradients of a box's maxima, with their indices, as planes of bins.
-template <Isa isa, class T, class Index>
-class RoiMaximaPlanes {
- public:
-  CVK_HD explicit RoiMaximaPlanes(const RoiShape& shape)
-      : shape_(shape),
-        grads_(shape.channels_last ? shape.bins() * roi_pitch(shape) * sizeof(T) : 0),
-        indices_(shape.channels_last ? shape.bins() * roi_pitch(shape) * sizeof(Index) : 0) {}
-
-  // f(grad, argmax, first, count) for a few of the channels at a time: [count, bins] from channel c + first on. Meanwhile the
-  // same of the box `next` is asked for. Perf: from memory that the prefetcher did not expect a box takes three times as long.
-  template <class F>
-  CVK_HD void operator()(const T* grad, const Index* argmax, int64_t k, int64_t next, int64_t c, int channels, F&& f) {
-    constexpr int kFew = 4;
-    const int64_t bins = shape_.bins();
-    const int64_t at = offset(k, c), ahead = offset(next, c);
-    if (shape_.channels_last) {
-      turn(grad + at, grads_.template as<T>(), channels);
-      turn(reinterpret_cast<const WordOf<Index>*>(argmax + at), indices_.template as<WordOf<Index>>(), channels);
-    }
-    const T* const grads = shape_.channels_last ? grads_.template as<T>() : grad + at;
-    const Index* const indices = shape_.channels_last ? indices_.template as<Index>() : argmax + at;
-    for (int first = 0; first < channels; first += kFew) {
-      const int count = min_of(kFew, channels - first);
-      if (shape_.channels_last) {
-        for (int64_t bin = bins * first / channels; bin < bins * (first + count) / channels; ++bin) {
-          prefetch(grad + ahead + bin * shape_.channels, channels * static_cast<int64_t>(sizeof(T)));
-          prefetch(argmax + ahead + bin * shape_.channels, channels * static_cast<int64_t>(sizeof(Index)));
-        }
-      } else {
-        prefetch(grad + ahead + first * bins, count * bins * static_cast<int64_t>(sizeof(T)));
-        prefetch(argmax + ahead + first * bins, count * bins * static_cast<int64_t>(sizeof(Index)));
-      }
-      f(grads + first * bins, indices + first * bins, first, count);
-    }
-  }
-
- private:
-  CVK_HD int64_t offset(int64_t k, int64_t c) const {
-    return k * shape_.channels * shape_.bins() + c * (shape_.channels_last ? 1 : shape_.bins());
-  }
-  template <class W>
-  CVK_HD void turn(const W* from, W* to, int channels) const {
-    transpose_matrix<isa>(from, shape_.channels, to, shape_.bins(), shape_.bins(), channels);
-  }
-
-  const RoiShape& shape_;
-  const Scratch grads_, indices_;
-};
-
 // The items [first, last) of one level, whose images are numbered from `first_image` on.
 template <Isa isa, class Boxes, class T, class Params>
 CVK_HD void roi_backward_of_level(const Params& params, const RoiShape& shape, int64_t first_image, T* grad_input,
@@ -425,7 +370,13 @@ CVK_HD void roi_backward_of_level(const Params& params, const RoiShape& shape, i
   const Scratch band(static_cast<int64_t>(cut.rows) * shape.width * pitch * sizeof(A));
   const Scratch bins(shape.channels_last || kRoiMaximum<Boxes> ? 0 : shape.bins() * pitch * sizeof(A));
   A* const pixels = band.template as<A>();
-  [[maybe_unused]] RoiMaximaPlanes<isa, T, RoiIndex<Boxes>> maxima(shape);
+  const auto maxima = [&] {
+    if constexpr (kRoiMaximum<Boxes>) {
+      return RoiMaxima<isa, Boxes, T>(params, shape, pitch);
+    } else {
+      return 0;
+    }
+  }();
   for (int64_t item = first; item < last; ++item) {
     // Images innermost: where one image has most boxes, every thread gets its share of them.
     const int64_t n = item % shape.batch, image = first_image + n;
@@ -435,30 +386,30 @@ CVK_HD void roi_backward_of_level(const Params& params, const RoiShape& shape, i
     const int y_end = static_cast<int>(min_of<int64_t>(int64_t{y_begin} + cut.rows, shape.height));
     const int64_t band_pixels = static_cast<int64_t>(y_end - y_begin) * shape.width;
     memset(pixels, 0, static_cast<size_t>(band_pixels * pitch) * sizeof(A));
-    for (int64_t i = plan.image_begin[image]; i < plan.image_begin[image + 1]; ++i) {
-      const int64_t k = plan.order[i];
-      const RecordHeader& rect = roi_rectangle(plan, k);
-      if (rect.y_last < y_begin || rect.y_first >= y_end || rect.x_last < rect.x_first) continue;
-      const int64_t bin_stride = shape.channels_last ? shape.channels : 1;
-      const int64_t channel_stride = shape.channels_last ? 1 : shape.bins();
-      const int64_t at = k * shape.channels * shape.bins() + c * channel_stride;
-      if constexpr (kRoiMaximum<Boxes>) {
-        const int64_t next = plan.order[min_of(i + 1, plan.image_begin[image + 1] - 1)];
-        using Index = RoiIndex<Boxes>;
-        maxima(params.grad_output, roi_indices<Index>(params.saved_argmax), k, next, c, channels,
-               [&](const T* grad, const Index* argmax, int few, int count) {
-                 Boxes::spread_maxima(grad, argmax, 1, shape.bins(), shape, plan.record(k), count, y_begin, y_end,
-                                      pixels + few, pitch);
-               });
-      } else if (shape.channels_last) {
-        Boxes::template spread<isa>(params.grad_output + at, bin_stride, shape, plan.record(k), channels, y_begin,
-                                    y_end, pixels, pitch);
-      } else {
-        transpose_matrix<isa>(params.grad_output + at, shape.bins(), bins.template as<A>(), pitch, channels,
-                              shape.bins());
-        Boxes::template spread<isa>(bins.template as<A>(), pitch, shape, plan.record(k), channels, y_begin, y_end,
-                                    pixels, pitch);
+    const auto over_boxes = [&](auto&& f) {
+      const int64_t last_box = plan.image_begin[image + 1] - 1;
+      for (int64_t i = plan.image_begin[image]; i <= last_box; ++i) {
+        const int64_t k = plan.order[i];
+        const RecordHeader& rect = roi_rectangle(plan, k);
+        if (rect.y_last < y_begin || rect.y_first >= y_end || rect.x_last < rect.x_first) continue;
+        f(k, plan.order[min_of(i + 1, last_box)]);
       }
+    };
+    if constexpr (kRoiMaximum<Boxes>) {
+      maxima.spread(c, channels, y_begin, y_end, pixels, over_boxes);
+    } else {
+      over_boxes([&](int64_t k, int64_t) {
+        const int64_t at = k * shape.channels * shape.bins() + c * (shape.channels_last ? 1 : shape.bins());
+        const T* const grad = params.grad_output + at;
+        if (shape.channels_last) {
+          Boxes::template spread<isa>(grad, shape.channels, shape, plan.record(k), channels, y_begin, y_end, pixels,
+                                      pitch);
+        } else {
+          transpose_matrix<isa>(grad, shape.bins(), bins.template as<A>(), pitch, channels, shape.bins());
+          Boxes::template spread<isa>(bins.template as<A>(), pitch, shape, plan.record(k), channels, y_begin, y_end,
+                                      pixels, pitch);
+        }
+      });
     }
     const int64_t from = static_cast<int64_t>(y_begin) * shape.width;
     if (shape.channels_last) {
@@ -471,7 +422,13 @@ CVK_HD void roi_backward_of_level(const Params& params, const RoiShape& shape, i
       }
     } else {
       T* to = grad_input + (n * shape.channels + c) * shape.pixels() + from;
-      transpose_matrix<isa>(pixels, pitch, to, shape.pixels(), band_pixels, channels);
+      if constexpr (kRoiMaximum<Boxes>) {
+        for (int v = 0; v < channels; ++v) {
+          convert_row<isa>(pixels + v * band_pixels, to + v * shape.pixels(), band_pixels);
+        }
+      } else {
+        transpose_matrix<isa>(pixels, pitch, to, shape.pixels(), band_pixels, channels);
+      }
     }
   }
 }

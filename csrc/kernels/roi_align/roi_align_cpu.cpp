@@ -107,29 +107,28 @@ CVK_HD const Sample<A>* find_sample(const Sample<A>* first, const Sample<A>* las
 }
 
 template <class G, class A>
-CVK_HD void spread_box_max(const G* grad, const int32_t* argmax, int64_t bin_stride, int64_t channel_stride,
-                           const RoiShape& shape, char* arena, int channels, int y_begin, int y_end, A* scratch,
-                           int pitch) {
+CVK_HD void spread_box_max(const G* grad, const int32_t* argmax, const RoiShape& shape, char* arena, int channels,
+                           int y_begin, int y_end, const RoiBand<A>& band) {
   const auto record = finished_record_at<A, Sample<A>>(arena, shape.pooled_height, shape.pooled_width);
   const int grid_x = record.header->grid_x;
   for (int i = 0; i < shape.pooled_height; ++i) {
-    for (int j = 0; j < shape.pooled_width; ++j, grad += bin_stride, argmax += bin_stride) {
+    for (int j = 0; j < shape.pooled_width; ++j, ++grad, ++argmax) {
       for (int c = 0; c < channels; ++c) {
-        const int index = argmax[c * channel_stride];
+        const int index = argmax[c * shape.bins()];
         if (index < 0 || grid_x <= 0) continue;
         const Sample<A>* const y_last = record.y + record.y_begin[i + 1];
         const Sample<A>* const x_last = record.x + record.x_begin[j + 1];
         const Sample<A>* const y = find_sample(record.y + record.y_begin[i], y_last, index / grid_x);
         const Sample<A>* const x = find_sample(record.x + record.x_begin[j], x_last, index % grid_x);
         if (y == y_last || x == x_last) continue;  // not the operator's own
-        const A g = to_acc(grad[c * channel_stride]);
+        const A g = to_acc(grad[c * shape.bins()]);
         const int rows[2] = {y->axis.low, y->axis.high};
         const A row_weights[2] = {y->axis.low_weight, y->axis.high_weight};
         for (int r = 0; r < 2; ++r) {
           if (rows[r] < y_begin || rows[r] >= y_end) continue;
-          A* row = scratch + static_cast<int64_t>(rows[r] - y_begin) * shape.width * pitch + c;
-          row[static_cast<int64_t>(x->axis.low) * pitch] += row_weights[r] * x->axis.low_weight * g;
-          row[static_cast<int64_t>(x->axis.high) * pitch] += row_weights[r] * x->axis.high_weight * g;
+          A* row = band.channel(c) + static_cast<int64_t>(rows[r] - y_begin) * shape.width * band.pixel_stride;
+          row[x->axis.low * band.pixel_stride] += row_weights[r] * x->axis.low_weight * g;
+          row[x->axis.high * band.pixel_stride] += row_weights[r] * x->axis.high_weight * g;
         }
       }
     }
@@ -148,10 +147,9 @@ struct Maxima {
     pool_box_max<isa, E, A>(view, shape, record, channels, out, argmax, stride);
   }
   template <class G>
-  static CVK_HD void spread_maxima(const G* grad, const int32_t* argmax, int64_t bin_stride, int64_t channel_stride,
-                                   const RoiShape& shape, char* record, int channels, int y_begin, int y_end, A* pixels,
-                                   int pitch) {
-    spread_box_max(grad, argmax, bin_stride, channel_stride, shape, record, channels, y_begin, y_end, pixels, pitch);
+  static CVK_HD void spread_maxima(const G* grad, const int32_t* argmax, const RoiShape& shape, char* record,
+                                   int channels, int y_begin, int y_end, const RoiBand<A>& band) {
+    spread_box_max(grad, argmax, shape, record, channels, y_begin, y_end, band);
   }
 };
 

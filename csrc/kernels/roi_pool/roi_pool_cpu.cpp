@@ -28,10 +28,9 @@ struct Boxes {
   }
 
   template <class G>
-  static CVK_HD void spread_maxima(const G* grad, const I* argmax, int64_t bin_stride, int64_t channel_stride,
-                                   const RoiShape& shape, char*, int channels, int y_begin, int y_end, A* pixels,
-                                   int pitch) {
-    spread_pixels(grad, argmax, bin_stride, channel_stride, shape, channels, y_begin, y_end, pixels, pitch);
+  static CVK_HD void spread_maxima(const G* grad, const I* argmax, const RoiShape& shape, char*, int channels,
+                                   int y_begin, int y_end, const RoiBand<A>& band) {
+    spread_pixels(grad, argmax, shape, channels, y_begin, y_end, band);
   }
 };
 
