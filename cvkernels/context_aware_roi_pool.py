@@ -78,9 +78,10 @@ def context_aware_roi_pool(
         boxes = _checks.roi_boxes(op, input, boxes)
     height, width = _roi.output_size(op, output_size)
     try:
-        # Perf: who needs no gradient gets no indices, which are half of what is written.
+        # Perf: who needs no gradient gets no indices, a third of what is written or half.
         if torch.is_grad_enabled() and input.requires_grad:
-            return _op_argmax(input, boxes, spatial_scale, height, width)[0]
+            narrow = _checks.roi_narrow_fits(input, _checks.CONTEXT_AWARE_INDICES)
+            return _op_argmax(input, boxes, spatial_scale, height, width, narrow)[0]
         return _op(input, boxes, spatial_scale, height, width)
     except Exception:
         # The dispatcher refuses some arguments before our checks see them; say those in our words.
@@ -111,4 +112,6 @@ class ContextAwareRoIPool(nn.Module):
         return f"output_size={self.output_size}, spatial_scale={self.spatial_scale}"
 
 
-_roi_max.register("context_aware_roi_pool", _checks.context_aware_roi_pool)
+_roi_max.register(
+    "context_aware_roi_pool", _checks.context_aware_roi_pool, _checks.CONTEXT_AWARE_INDICES
+)

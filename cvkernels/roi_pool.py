@@ -69,9 +69,10 @@ def roi_pool(
         boxes = _checks.roi_boxes("roi_pool", input, boxes)
     height, width = _roi.output_size("roi_pool", output_size)
     try:
-        # Perf: who needs no gradient gets no indices, which are half of what is written.
+        # Perf: who needs no gradient gets no indices, a third of what is written or half.
         if torch.is_grad_enabled() and input.requires_grad:
-            return _op_argmax(input, boxes, spatial_scale, height, width)[0]
+            narrow = _checks.roi_narrow_fits(input, _checks.ROI_POOL_INDICES)
+            return _op_argmax(input, boxes, spatial_scale, height, width, narrow)[0]
         return _op(input, boxes, spatial_scale, height, width)
     except Exception:
         # The dispatcher refuses some arguments before our checks see them; say those in our words.
@@ -102,4 +103,4 @@ class RoIPool(nn.Module):
         return f"output_size={self.output_size}, spatial_scale={self.spatial_scale}"
 
 
-_roi_max.register("roi_pool", _checks.roi_pool)
+_roi_max.register("roi_pool", _checks.roi_pool, _checks.ROI_POOL_INDICES)

@@ -71,7 +71,7 @@ def cost(data: RoiInput, direction: str, itemsize: int) -> Cost:
 
     The gradient goes to the taps of one cell a bin.
     """
-    total = Cost(roi_pool.cost(data, direction, itemsize).bytes, 0)
+    total = Cost(roi_pool.cost(data, direction, itemsize, indices_per_pixel=3).bytes, 0)
     for level in data.levels:
         channels = level.shape[1]
         compared, spread = _operations(level, data)

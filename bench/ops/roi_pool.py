@@ -86,10 +86,11 @@ class Calls(roi_align.Calls):
         return ()
 
 
-def cost(data: RoiInput, direction: str, itemsize: int) -> Cost:
+def cost(data: RoiInput, direction: str, itemsize: int, indices_per_pixel: int = 1) -> Cost:
     """Least work: touched pixels read once, outputs written once, one comparison a pixel and bin.
 
-    With a gradient to come the indices are written, and read again with the output's gradient.
+    With a gradient to come the indices are written, and read again with the output's gradient; they
+    take 16 bits where every index fits.
     """
     total = Cost(0, 0)
     for level in data.levels:
@@ -99,7 +100,7 @@ def cost(data: RoiInput, direction: str, itemsize: int) -> Cost:
         touched = roi_align.touched_pixels(level) * c * itemsize
         total += Cost(touched + pooled * itemsize + rois, float(c * _compared(level, data)))
         if direction == "fwd+bwd":
-            indices = 4 * pooled
+            indices = (2 if indices_per_pixel * h * w < 2**15 else 4) * pooled
             gradient = indices + pooled * itemsize + rois + n * c * h * w * itemsize
             total += Cost(indices + gradient, float(pooled))
     return total

@@ -9,6 +9,7 @@
 #include "common/dtype.h"
 #include "common/launch.cuh"
 #include "common/roi_geometry.h"
+#include "common/roi_indices.h"
 #include "common/roi_tuning.h"
 
 namespace cvk {
@@ -161,18 +162,19 @@ CVK_DEVICE void clear_sums(RoiTileSums<A>& sums) {
   for (int pixel = 0; pixel <= kRoiTileSpare; ++pixel) sums.values[pixel][static_cast<int>(threadIdx.x) % 32] = A(0);
 }
 
-// Turns the gradients of a row of bins in planes, and their indices, in the warp's own.grad[bin][channel] and own.argmax: lanes run along the bins [first, last), and along channels beyond; four loads are on their way together.
+// Turns the gradients of a row of bins in planes, and their indices, in the warp's own.grad[bin][channel] and own.argmax: lanes run
+// along the bins [first, last), and along channels beyond; four loads are on their way together. Bin 0 of the row lies at `at`, in
+// the tile's first channel.
 template <class T, class Warp>
 CVK_DEVICE void turn_bins(const RoiShape& shape, const RoiTile& tile,
-                          const T* grad,          // of the tile's first channel and bin 0 of the row
-                          const int32_t* argmax,  // the same
-                          int first, int last, Warp& own) {
+                          const T* grad,                         // [K, C, PH, PW]
+                          const RoiIndices<const void>& argmax,  // [K, C, PH, PW]
+                          int64_t at, int first, int last, Warp& own) {
   constexpr int kBins = kRoiStagedBins, kStep = 32 / kBins, kLoads = 4;
   const int lane = static_cast<int>(threadIdx.x) % 32, bin = lane % kBins;
   const bool exists = bin >= first && bin < last;
   int c = lane / kBins;
-  grad += c * shape.bins() + bin;
-  argmax += c * shape.bins() + bin;
+  at += c * shape.bins() + bin;
   __syncwarp();  // the row before has been read
   for (; c < kRoiTileChannels; c += kStep * kLoads) {
     T value[kLoads] = {};
@@ -180,11 +182,10 @@ CVK_DEVICE void turn_bins(const RoiShape& shape, const RoiTile& tile,
 #pragma unroll
     for (int n = 0; n < kLoads; ++n) {
       if (exists && c + n * kStep < tile.channels) {
-        value[n] = *grad;
-        index[n] = *argmax;
+        value[n] = grad[at];
+        index[n] = argmax.load(at);
       }
-      grad += kStep * shape.bins();
-      argmax += kStep * shape.bins();
+      at += kStep * shape.bins();
     }
 #pragma unroll
     for (int n = 0; n < kLoads; ++n) {

@@ -20,6 +20,7 @@
 #include "common/roi_cells.h"
 #include "common/roi_frame.cuh"
 #include "common/roi_gather.cuh"
+#include "common/roi_indices.h"
 #include "common/roi_tuning.h"
 #include "common/vec.cuh"
 
@@ -123,11 +124,24 @@ CVK_DEVICE AxisCells<Axis> tabulate_cells(const Axis& axis, int bins, typename A
   return {axis, table};
 }
 
+// The indices of a group of channels, in stores of 16 bytes at most.
+template <class Index, int count>
+CVK_DEVICE void store_indices(Index* to, const int (&indices)[count]) {
+  constexpr int kEach = count < kWide<Index> ? count : kWide<Index>;
+#pragma unroll
+  for (int first = 0; first < count; first += kEach) {
+    Group<Index, kEach> group;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) group.values[i] = static_cast<Index>(indices[first + i]);
+    *reinterpret_cast<Group<Index, kEach>*>(to + first) = group;
+  }
+}
+
 // Block: one box, some channels and bins (common/roi_frame.cuh).
 //   kGroup         channels per load: kWide<T> (channels-last input) or 1
 //   kPlanarInput   lanes run over bins instead of channels
 //   kPlanarOutput  results pass through shared memory and leave as runs of bins
-// Params: shape, input, boxes, output, argmax or null.
+// Params: shape, input, boxes, output, argmax.
 template <class Params, class Axis, class T, int kGroup, bool kPlanarInput, bool kPlanarOutput>
 static __global__ void __launch_bounds__(kRoiBlockThreads, kRoiMaxBlocksPerSm)
     roi_max_forward_kernel(Params params, RoiBlocks blocks) {
@@ -179,9 +193,11 @@ static __global__ void __launch_bounds__(kRoiBlockThreads, kRoiMaxBlocksPerSm)
     } else {
       const int64_t at = (block.k * shape.bins() + bin) * shape.channels + channel;
       store_group(params.output + at, result);
-      if (params.argmax != nullptr) {
-#pragma unroll
-        for (int c = 0; c < kGroup; ++c) params.argmax[at + c] = argmax[c];
+      if (params.argmax.data == nullptr) return;
+      if (params.argmax.narrow) {
+        store_indices(params.argmax.template as<int16_t>() + at, argmax);
+      } else {
+        store_indices(params.argmax.template as<int32_t>() + at, argmax);
       }
     }
   });
@@ -189,7 +205,7 @@ static __global__ void __launch_bounds__(kRoiBlockThreads, kRoiMaxBlocksPerSm)
   __syncthreads();
   for_each_planar(shape, block, [&](int64_t at, int local_bin, int c) {
     params.output[at] = shared.values[local_bin][c];
-    if (params.argmax != nullptr) params.argmax[at] = shared.indices[local_bin][c];
+    if (params.argmax.data != nullptr) params.argmax.store(at, shared.indices[local_bin][c]);
   });
 }
 
@@ -268,12 +284,10 @@ static __global__ void __launch_bounds__(kRoiGatherThreads<Acc<T>>) roi_max_back
             const int64_t first_bin = static_cast<int64_t>(bin_y + i) * shape.pooled_width + bin_x;
             if constexpr (kPlanar) {
               const int64_t at = (k * shape.channels + tile.first_channel) * shape.bins() + first_bin;
-              turn_bins(shape, tile, params.grad_output + at, params.saved_argmax + at, x_first, x_last, own);
+              turn_bins(shape, tile, params.grad_output, params.saved_argmax, at, x_first, x_last, own);
             }
             // Where lanes run along channels, gradients are read where they lie.
-            const int64_t at = (k * shape.bins() + first_bin + x_first) * shape.channels + tile.first_channel + channel;
-            const T* from = params.grad_output + at;
-            const int32_t* from_index = params.saved_argmax + at;
+            int64_t at = (k * shape.bins() + first_bin + x_first) * shape.channels + tile.first_channel + channel;
             for (int j = x_first; j < x_last; j += kTogether) {
               A grad[kTogether];
               int index[kTogether];
@@ -284,10 +298,9 @@ static __global__ void __launch_bounds__(kRoiGatherThreads<Acc<T>>) roi_max_back
                   grad[n] = exists ? own.grad[j + n][channel] : A(0);
                   index[n] = exists ? own.argmax[j + n][channel] : -1;
                 } else {
-                  grad[n] = exists ? to_acc(*from) : A(0);
-                  index[n] = exists ? *from_index : -1;
-                  from += shape.channels;
-                  from_index += shape.channels;
+                  grad[n] = exists ? to_acc(params.grad_output[at]) : A(0);
+                  index[n] = exists ? params.saved_argmax.load(at) : -1;
+                  at += shape.channels;
                 }
               }
 #pragma unroll
@@ -317,7 +330,8 @@ CudaStatus roi_max_forward(const Params& params, void* scratch, CudaStream strea
   Params turned = params;
   if (status == cudaSuccess) status = roi_copy_input(shape, scratch, turned.input, stream);
   if (status != cudaSuccess) return static_cast<CudaStatus>(status);
-  const bool wide = shape.channels % kWide<T> == 0 && is_wide_aligned(turned.input) && is_wide_aligned(params.output);
+  const bool wide = shape.channels % kWide<T> == 0 && is_wide_aligned(turned.input) && is_wide_aligned(params.output) &&
+                    is_wide_aligned(params.argmax.data);
   status = roi_with_layout<T>(shape, wide, [&](auto group, auto planar_input, auto planar_output) {
     constexpr int kGroup = decltype(group)::value;
     constexpr bool kPlanarInput = decltype(planar_input)::value, kPlanarOutput = decltype(planar_output)::value;

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "common/roi_cells.h"
+#include "common/roi_maxima.h"
 #include "common/roi_pooling.h"
 #include "common/simd.h"
 
@@ -83,8 +84,8 @@ CVK_HD void max_of_bin(const View<E>& view, const PixelRange& y, const PixelRang
 
 // The maxima of one bin to out[c] and, if wanted, index[c], for the channels [0, channels): find(c, count, found) looks at the
 // vectors from channel c on, up to kMost of them (`count` as in max_of_bin).
-template <Isa isa, bool kIndices, class A, int kMost, class Out, class Find>
-CVK_HD void over_max_vectors(bool empty, int channels, Out* out, int32_t* index, Find&& find) {
+template <Isa isa, bool kIndices, class A, int kMost, class Out, class Index, class Find>
+CVK_HD void over_max_vectors(bool empty, int channels, Out* out, Index* index, Find&& find) {
   using S = Simd<isa, A>;
   constexpr int kLanes = S::kLanes;
   if (empty) {
@@ -114,34 +115,34 @@ CVK_HD void over_max_vectors(bool empty, int channels, Out* out, int32_t* index,
     find(c, channels - c, found);
     S::store_partial(out + c, found.best[0], channels - c);
     if (kIndices) {
-      int32_t narrow[kLanes];
+      Index narrow[kLanes];
       S::store_narrow(narrow, found.index[0]);
-      memcpy(index + c, narrow, static_cast<size_t>(channels - c) * sizeof(int32_t));
+      memcpy(index + c, narrow, static_cast<size_t>(channels - c) * sizeof(Index));
     }
   }
 }
 
 // One bin of pixels; indices are flat in the map.
-template <Isa isa, bool kIndices, class A, class E, class Out>
+template <Isa isa, bool kIndices, class A, class E, class Out, class Index>
 CVK_HD void pool_max(const View<E>& view, const PixelRange& y, const PixelRange& x, int width, int channels, Out* out,
-                     int32_t* index) {
+                     Index* index) {
   over_max_vectors<isa, kIndices, A, 4>(
       y.empty() || x.empty(), channels, out, index,
       [&](int c, int count, auto& found) { max_of_bin(view, y, x, width, c, count, found); });
 }
 
 // The gradient of maxima whose indices are flat in the map, to rows [y_begin, y_end) of a channels-last scratch.
-template <class G, class A>
-CVK_HD void spread_pixels(const G* grad, const int32_t* argmax, int64_t bin_stride, int64_t channel_stride,
-                          const RoiShape& shape, int channels, int y_begin, int y_end, A* pixels, int pitch) {
-  const int64_t from = static_cast<int64_t>(y_begin) * shape.width;
+template <class G, class Index, class A>
+CVK_HD void spread_pixels(const G* grad, const Index* argmax, const RoiShape& shape, int channels, int y_begin,
+                          int y_end, const RoiBand<A>& band) {
+  const int64_t from = static_cast<int64_t>(y_begin) * shape.width, bins = shape.bins();
   const uint64_t count = static_cast<uint64_t>(y_end - y_begin) * static_cast<uint64_t>(shape.width);
-  for (int c = 0; c < channels; ++c) {
-    for (int64_t bin = 0; bin < shape.bins(); ++bin) {
-      const int64_t at = bin * bin_stride + c * channel_stride;
+  for (int c = 0; c < channels; ++c, grad += bins, argmax += bins) {
+    A* const pixels = band.channel(c);
+    for (int64_t bin = 0; bin < bins; ++bin) {
       // An index of -1, or one that the operator never gave, is in no band.
-      const uint64_t pixel = static_cast<uint64_t>(argmax[at] - from);
-      if (pixel < count) pixels[pixel * pitch + c] += to_acc(grad[at]);
+      const uint64_t pixel = static_cast<uint64_t>(argmax[bin] - from);
+      if (pixel < count) pixels[static_cast<int64_t>(pixel) * band.pixel_stride] += to_acc(grad[bin]);
     }
   }
 }

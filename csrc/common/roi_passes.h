@@ -5,24 +5,27 @@
 // and saved_argmax. With `levels` (roi_levels.h) in place of input and grad_input the boxes are pooled from maps of several
 // sizes; shape is then that of level 0. Boxes is a class of static functions, all of them CVK_HD:
 //
-//   kMaximum
-//       Whether an int32 index goes with each value.
-//   pool<isa>(const View<E>& view, const RoiShape& shape, char* record, int channels, Out* out, int32_t* argmax,
-//             int64_t stride)
-//       out[bin * stride + c] for the channels [0, channels) of the view, and argmax alike (null unless kMaximum).
+//   Index
+//       What the index that goes with each value is in memory: int16_t or int32_t; void where none does.
+//   pool<isa>(const View<E>& view, const RoiShape& shape, char* record, int channels, Out* out, I* argmax, int64_t stride)
+//       out[bin * stride + c] for the channels [0, channels) of the view, and argmax alike (null where Index is void); I is
+//       Index, or int32_t on the way to planes.
 //   spread<isa>(const G* grad, int64_t stride, const RoiShape& shape, char* record, int channels, int y_begin, int y_end,
 //               A* pixels, int pitch)
 //       Adds the gradient grad[bin * stride + c] to the pixels of rows [y_begin, y_end), channels-last with `pitch`
 //       elements a pixel, pixel (y_begin, 0) first.
-//   spread_maxima(const G* grad, const int32_t* argmax, int64_t bin_stride, int64_t channel_stride, ...)
-//       The same where kMaximum; grad and argmax lie in planes of bins.
+//   spread_maxima(const G* grad, const Index* argmax, const RoiShape& shape, char* record, int channels, int y_begin, int y_end,
+//                 const RoiBand<A>& band)
+//       The same of maxima: grad and argmax lie in planes of bins.
 //
 // A record begins with a RecordHeader.
 #pragma once
 
 #include <cstdint>
 
+#include "common/roi_indices.h"
 #include "common/roi_levels.h"
+#include "common/roi_maxima.h"
 #include "common/roi_plan.h"
 #include "common/roi_pooling.h"
 #include "common/roi_tuning.h"
@@ -35,7 +38,7 @@ namespace cvk {
 // The Boxes of a mean with separable taps.
 template <class A>
 struct RoiMeans {
-  static constexpr bool kMaximum = false;
+  using Index = void;
 
   template <Isa isa, class E, class Out>
   static CVK_HD void pool(const View<E>& view, const RoiShape& shape, char* record, int channels, Out* out, int32_t*,
@@ -48,6 +51,12 @@ struct RoiMeans {
     spread_box<isa>(grad, stride, shape, record, channels, y_begin, y_end, pixels, pitch);
   }
 };
+
+// Whether Boxes has indices, and their type; where it has none any that compiles.
+template <class Boxes>
+inline constexpr bool kRoiMaximum = !std::is_void_v<typename Boxes::Index>;
+template <class Boxes>
+using RoiIndex = std::conditional_t<kRoiMaximum<Boxes>, typename Boxes::Index, int32_t>;
 
 // Scratch elements per pixel or bin.
 CVK_HD int roi_pitch(const RoiShape& shape) {
@@ -167,7 +176,7 @@ class RoiBinScratch {
  public:
   CVK_HD explicit RoiBinScratch(const RoiShape& shape)
       : values_(2 * shape.bins() * roi_pitch(shape) * sizeof(A)),
-        indices_(Boxes::kMaximum ? shape.bins() * roi_pitch(shape) * sizeof(int32_t) : 0) {}
+        indices_(kRoiMaximum<Boxes> ? shape.bins() * roi_pitch(shape) * sizeof(int32_t) : 0) {}
   CVK_HD ~RoiBinScratch() {}  // inline: see the note on symbols in csrc/README.md
   CVK_HD A* values() const { return values_.template as<A>(); }
   CVK_HD int32_t* indices() const { return indices_.template as<int32_t>(); }
@@ -201,11 +210,13 @@ CVK_HD void roi_pool_contiguous(const Params& params, const RoiShape& shape, int
   auto* const planes = reinterpret_cast<decltype(params.output)>(bins + shape.bins() * pitch);
   transpose_matrix<isa>(bins, pitch, planes, shape.bins(), shape.bins(), channels);
   roi_store_run<isa>(output, planes, count * static_cast<int64_t>(sizeof(*output)), stream);
-  if constexpr (Boxes::kMaximum) {
-    auto* const words = reinterpret_cast<word_t*>(planes);
+  if constexpr (kRoiMaximum<Boxes>) {
+    using Index = RoiIndex<Boxes>;
+    auto* const words = reinterpret_cast<WordOf<Index>*>(planes);
     transpose_matrix<isa>(reinterpret_cast<const word_t*>(scratch.indices()), pitch, words, shape.bins(), shape.bins(),
                           channels);
-    roi_store_run<isa>(params.argmax + at, words, count * static_cast<int64_t>(sizeof(int32_t)), stream);
+    roi_store_run<isa>(roi_indices<Index>(params.argmax) + at, words, count * static_cast<int64_t>(sizeof(Index)),
+                       stream);
   }
 }
 
@@ -217,8 +228,8 @@ CVK_HD void roi_forward_channels_last(const Params& params, int64_t first, int64
     const RoiShape& shape = source.shape;
     const auto view = whole_image(source.image, shape.channels, shape.width);
     const int64_t at = k * shape.bins() * shape.channels;
-    int32_t* argmax = nullptr;
-    if constexpr (Boxes::kMaximum) argmax = params.argmax + at;
+    RoiIndex<Boxes>* argmax = nullptr;
+    if constexpr (kRoiMaximum<Boxes>) argmax = roi_indices<RoiIndex<Boxes>>(params.argmax) + at;
     Boxes::template pool<isa>(view, shape, params.plan.record(k), static_cast<int>(shape.channels), params.output + at,
                               argmax, shape.channels);
   }
@@ -348,64 +359,6 @@ CVK_HD int64_t roi_backward_items(const Params& params) {
   return items;
 }
 
-// Asks for memory that will be read soon.
-CVK_HD void prefetch(const void* from, int64_t bytes) {
-  constexpr int64_t kLine = 64;
-  const char* const p = static_cast<const char*>(from);
-  for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(p + i);
-}
-
-// The gradients of a box's maxima, with their indices, as planes of bins.
-template <Isa isa, class T>
-class RoiMaximaPlanes {
- public:
-  CVK_HD explicit RoiMaximaPlanes(const RoiShape& shape)
-      : shape_(shape),
-        grads_(shape.channels_last ? shape.bins() * roi_pitch(shape) * sizeof(T) : 0),
-        indices_(shape.channels_last ? shape.bins() * roi_pitch(shape) * sizeof(int32_t) : 0) {}
-
-  // f(grad, argmax, first, count) for a few of the channels at a time: [count, bins] from channel c + first on. Meanwhile the
-  // same of the box `next` is asked for. Perf: from memory that the prefetcher did not expect a box takes three times as long.
-  template <class F>
-  CVK_HD void operator()(const T* grad, const int32_t* argmax, int64_t k, int64_t next, int64_t c, int channels,
-                         F&& f) {
-    constexpr int kFew = 4;
-    const int64_t bins = shape_.bins();
-    const int64_t at = offset(k, c), ahead = offset(next, c);
-    if (shape_.channels_last) {
-      turn(grad + at, grads_.template as<T>(), channels);
-      turn(reinterpret_cast<const word_t*>(argmax + at), indices_.template as<word_t>(), channels);
-    }
-    const T* const grads = shape_.channels_last ? grads_.template as<T>() : grad + at;
-    const int32_t* const indices = shape_.channels_last ? indices_.template as<int32_t>() : argmax + at;
-    for (int first = 0; first < channels; first += kFew) {
-      const int count = min_of(kFew, channels - first);
-      if (shape_.channels_last) {
-        for (int64_t bin = bins * first / channels; bin < bins * (first + count) / channels; ++bin) {
-          prefetch(grad + ahead + bin * shape_.channels, channels * static_cast<int64_t>(sizeof(T)));
-          prefetch(argmax + ahead + bin * shape_.channels, channels * static_cast<int64_t>(sizeof(int32_t)));
-        }
-      } else {
-        prefetch(grad + ahead + first * bins, count * bins * static_cast<int64_t>(sizeof(T)));
-        prefetch(argmax + ahead + first * bins, count * bins * static_cast<int64_t>(sizeof(int32_t)));
-      }
-      f(grads + first * bins, indices + first * bins, first, count);
-    }
-  }
-
- private:
-  CVK_HD int64_t offset(int64_t k, int64_t c) const {
-    return k * shape_.channels * shape_.bins() + c * (shape_.channels_last ? 1 : shape_.bins());
-  }
-  template <class W>
-  CVK_HD void turn(const W* from, W* to, int channels) const {
-    transpose_matrix<isa>(from, shape_.channels, to, shape_.bins(), shape_.bins(), channels);
-  }
-
-  const RoiShape& shape_;
-  const Scratch grads_, indices_;
-};
-
 // The items [first, last) of one level, whose images are numbered from `first_image` on.
 template <Isa isa, class Boxes, class T, class Params>
 CVK_HD void roi_backward_of_level(const Params& params, const RoiShape& shape, int64_t first_image, T* grad_input,
@@ -415,9 +368,15 @@ CVK_HD void roi_backward_of_level(const Params& params, const RoiShape& shape, i
   const RoiBackwardCut cut = roi_backward_cut<A>(shape);
   const int pitch = roi_pitch(shape);
   const Scratch band(static_cast<int64_t>(cut.rows) * shape.width * pitch * sizeof(A));
-  const Scratch bins(shape.channels_last || Boxes::kMaximum ? 0 : shape.bins() * pitch * sizeof(A));
+  const Scratch bins(shape.channels_last || kRoiMaximum<Boxes> ? 0 : shape.bins() * pitch * sizeof(A));
   A* const pixels = band.template as<A>();
-  [[maybe_unused]] RoiMaximaPlanes<isa, T> maxima(shape);
+  const auto maxima = [&] {
+    if constexpr (kRoiMaximum<Boxes>) {
+      return RoiMaxima<isa, Boxes, T>(params, shape, pitch);
+    } else {
+      return 0;
+    }
+  }();
   for (int64_t item = first; item < last; ++item) {
     // Images innermost: where one image has most boxes, every thread gets its share of them.
     const int64_t n = item % shape.batch, image = first_image + n;
@@ -427,29 +386,30 @@ CVK_HD void roi_backward_of_level(const Params& params, const RoiShape& shape, i
     const int y_end = static_cast<int>(min_of<int64_t>(int64_t{y_begin} + cut.rows, shape.height));
     const int64_t band_pixels = static_cast<int64_t>(y_end - y_begin) * shape.width;
     memset(pixels, 0, static_cast<size_t>(band_pixels * pitch) * sizeof(A));
-    for (int64_t i = plan.image_begin[image]; i < plan.image_begin[image + 1]; ++i) {
-      const int64_t k = plan.order[i];
-      const RecordHeader& rect = roi_rectangle(plan, k);
-      if (rect.y_last < y_begin || rect.y_first >= y_end || rect.x_last < rect.x_first) continue;
-      const int64_t bin_stride = shape.channels_last ? shape.channels : 1;
-      const int64_t channel_stride = shape.channels_last ? 1 : shape.bins();
-      const int64_t at = k * shape.channels * shape.bins() + c * channel_stride;
-      if constexpr (Boxes::kMaximum) {
-        const int64_t next = plan.order[min_of(i + 1, plan.image_begin[image + 1] - 1)];
-        maxima(params.grad_output, params.saved_argmax, k, next, c, channels,
-               [&](const T* grad, const int32_t* argmax, int few, int count) {
-                 Boxes::spread_maxima(grad, argmax, 1, shape.bins(), shape, plan.record(k), count, y_begin, y_end,
-                                      pixels + few, pitch);
-               });
-      } else if (shape.channels_last) {
-        Boxes::template spread<isa>(params.grad_output + at, bin_stride, shape, plan.record(k), channels, y_begin,
-                                    y_end, pixels, pitch);
-      } else {
-        transpose_matrix<isa>(params.grad_output + at, shape.bins(), bins.template as<A>(), pitch, channels,
-                              shape.bins());
-        Boxes::template spread<isa>(bins.template as<A>(), pitch, shape, plan.record(k), channels, y_begin, y_end,
-                                    pixels, pitch);
+    const auto over_boxes = [&](auto&& f) {
+      const int64_t last_box = plan.image_begin[image + 1] - 1;
+      for (int64_t i = plan.image_begin[image]; i <= last_box; ++i) {
+        const int64_t k = plan.order[i];
+        const RecordHeader& rect = roi_rectangle(plan, k);
+        if (rect.y_last < y_begin || rect.y_first >= y_end || rect.x_last < rect.x_first) continue;
+        f(k, plan.order[min_of(i + 1, last_box)]);
       }
+    };
+    if constexpr (kRoiMaximum<Boxes>) {
+      maxima.spread(c, channels, y_begin, y_end, pixels, over_boxes);
+    } else {
+      over_boxes([&](int64_t k, int64_t) {
+        const int64_t at = k * shape.channels * shape.bins() + c * (shape.channels_last ? 1 : shape.bins());
+        const T* const grad = params.grad_output + at;
+        if (shape.channels_last) {
+          Boxes::template spread<isa>(grad, shape.channels, shape, plan.record(k), channels, y_begin, y_end, pixels,
+                                      pitch);
+        } else {
+          transpose_matrix<isa>(grad, shape.bins(), bins.template as<A>(), pitch, channels, shape.bins());
+          Boxes::template spread<isa>(bins.template as<A>(), pitch, shape, plan.record(k), channels, y_begin, y_end,
+                                      pixels, pitch);
+        }
+      });
     }
     const int64_t from = static_cast<int64_t>(y_begin) * shape.width;
     if (shape.channels_last) {
@@ -462,7 +422,13 @@ CVK_HD void roi_backward_of_level(const Params& params, const RoiShape& shape, i
       }
     } else {
       T* to = grad_input + (n * shape.channels + c) * shape.pixels() + from;
-      transpose_matrix<isa>(pixels, pitch, to, shape.pixels(), band_pixels, channels);
+      if constexpr (kRoiMaximum<Boxes>) {
+        for (int v = 0; v < channels; ++v) {
+          convert_row<isa>(pixels + v * band_pixels, to + v * shape.pixels(), band_pixels);
+        }
+      } else {
+        transpose_matrix<isa>(pixels, pitch, to, shape.pixels(), band_pixels, channels);
+      }
     }
   }
 }

@@ -70,6 +70,20 @@ CVK_HD word_t from_acc<word_t>(float value) {
   return {bit_cast<uint32_t>(value)};
 }
 
+// The lower half of such a word.
+struct half_word_t {
+  uint16_t bits;
+};
+CVK_HD float to_acc(half_word_t value) { return bit_cast<float>(uint32_t{value.bits}); }
+template <>
+CVK_HD half_word_t from_acc<half_word_t>(float value) {
+  return {static_cast<uint16_t>(bit_cast<uint32_t>(value))};
+}
+
+// As what an index is moved.
+template <class Index>
+using WordOf = std::conditional_t<sizeof(Index) == 2, half_word_t, word_t>;
+
 template <Isa isa, class A>
 struct Simd {
   static constexpr int kLanes = kSimdBytes<isa> / static_cast<int>(sizeof(A));
@@ -77,6 +91,8 @@ struct Simd {
   using IntElement = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
   using IntVec = typename VectorOf<IntElement, kSimdBytes<isa>>::type;  // also the type of a comparison
   using Words = typename VectorOf<uint64_t, kSimdBytes<isa>>::type;
+  using WordVec = typename VectorOf<uint32_t, kSimdBytes<isa>>::type;
+  using HalfWordVec = typename VectorOf<uint16_t, kSimdBytes<isa> / 2>::type;
 
   static CVK_HD Vec broadcast(A value) { return value - Vec{}; }
 
@@ -85,6 +101,17 @@ struct Simd {
     IntVec lane;
     for (int i = 0; i < kLanes; ++i) lane[i] = i;
     return lane < static_cast<IntElement>(count < kLanes ? count : kLanes);
+  }
+
+  // The lower halves of words, a vector of them in memory.
+  static CVK_HD WordVec load_half_words(const void* p) {
+    HalfWordVec bits;
+    memcpy(&bits, p, sizeof(bits));
+    return __builtin_convertvector(bits, WordVec);
+  }
+  static CVK_HD void store_half_words(void* p, WordVec v) {
+    const HalfWordVec bits = __builtin_convertvector(v, HalfWordVec);
+    memcpy(p, &bits, sizeof(bits));
   }
 
   // ---- loads: kLanes consecutive elements of a storage type, converted to A
@@ -98,11 +125,14 @@ struct Simd {
     memcpy(&v, p, sizeof(v));
     return v;
   }
+  static CVK_HD Vec load(const half_word_t* p) {
+    const WordVec wide = load_half_words(p);
+    Vec v;
+    memcpy(&v, &wide, sizeof(v));
+    return v;
+  }
   static CVK_HD Vec load(const bfloat16_t* p) {
-    using WordVec = typename VectorOf<uint32_t, kSimdBytes<isa>>::type;
-    typename VectorOf<uint16_t, kSimdBytes<isa> / 2>::type bits;
-    memcpy(&bits, p, sizeof(bits));
-    const WordVec wide = __builtin_convertvector(bits, WordVec) << 16;
+    const WordVec wide = load_half_words(p) << 16;
     Vec v;
     memcpy(&v, &wide, sizeof(v));
     return v;
@@ -128,16 +158,18 @@ struct Simd {
   // ---- stores: converted from A, round to nearest even
   static CVK_HD void store(A* p, Vec v) { memcpy(p, &v, sizeof(v)); }
   static CVK_HD void store(word_t* p, Vec v) { memcpy(p, &v, sizeof(v)); }
+  static CVK_HD void store(half_word_t* p, Vec v) {
+    WordVec bits;
+    memcpy(&bits, &v, sizeof(v));
+    store_half_words(p, bits);
+  }
   static CVK_HD void store(bfloat16_t* p, Vec v) {
-    using WordVec = typename VectorOf<uint32_t, kSimdBytes<isa>>::type;
-    using HalfWordVec = typename VectorOf<uint16_t, kSimdBytes<isa> / 2>::type;
     WordVec bits;
     memcpy(&bits, &v, sizeof(v));
     const WordVec rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
     const WordVec nan = (bits >> 16) | 0x40u;
     const WordVec chosen = (bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded;
-    const HalfWordVec narrow = __builtin_convertvector(chosen, HalfWordVec);
-    memcpy(p, &narrow, sizeof(narrow));
+    store_half_words(p, chosen);
   }
   static CVK_HD void store(half_t* p, Vec v) {
 #if defined(__F16C__)
@@ -343,12 +375,15 @@ struct Simd {
   }
   static CVK_HD void store_int(IntElement* p, IntVec v) { memcpy(p, &v, sizeof(v)); }
 
-  // As 32-bit integers.
-  static CVK_HD void store_narrow(int32_t* p, IntVec v) {
-    if constexpr (sizeof(A) == 4) {
+  // As integers of 32 bits or of 16.
+  template <class Integer>
+  static CVK_HD void store_narrow(Integer* p, IntVec v) {
+    if constexpr (sizeof(Integer) == sizeof(A)) {
       memcpy(p, &v, sizeof(v));
+    } else if constexpr (sizeof(A) == 4) {
+      store_half_words(p, (WordVec)v);
     } else {
-      for (int i = 0; i < kLanes; ++i) p[i] = static_cast<int32_t>(v[i]);
+      for (int i = 0; i < kLanes; ++i) p[i] = static_cast<Integer>(v[i]);
     }
   }
 

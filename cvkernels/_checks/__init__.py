@@ -31,8 +31,10 @@ from cvkernels._checks.nms import (
     weighted_nms_vote,
 )
 from cvkernels._checks.roi import (
+    CONTEXT_AWARE_INDICES,
     ROI_MAX_GRID,
     ROI_MAX_LEVELS,
+    ROI_POOL_INDICES,
     context_aware_roi_pool,
     deform_roi_pool,
     multiscale_roi_align,
@@ -47,6 +49,7 @@ from cvkernels._checks.roi import (
     roi_given_levels,
     roi_image_index,
     roi_levels,
+    roi_narrow_fits,
     roi_pool,
     roi_sampling_ratio,
     roi_sizes,
@@ -54,10 +57,12 @@ from cvkernels._checks.roi import (
 )
 
 __all__ = [
+    "CONTEXT_AWARE_INDICES",
     "FLOAT_DTYPES",
     "INTEGER_DTYPES",
     "ROI_MAX_GRID",
     "ROI_MAX_LEVELS",
+    "ROI_POOL_INDICES",
     "box_iou_rotated",
     "cluster_nms",
     "context_aware_roi_pool",
@@ -85,6 +90,7 @@ __all__ = [
     "roi_given_levels",
     "roi_image_index",
     "roi_levels",
+    "roi_narrow_fits",
     "roi_pool",
     "roi_sampling_ratio",
     "roi_sizes",

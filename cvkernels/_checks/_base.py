@@ -14,6 +14,7 @@ FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGER_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 FLOATS = "float16, bfloat16, float32 or float64"
 INTEGERS = "uint8, int8, int16, int32 or int64"
+INT16_MAX = 2**15 - 1
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
 _FLOAT_MAX = sys.float_info.max
@@ -134,13 +135,17 @@ def sizes_differ(mine: Sequence[Any], theirs: Sequence[Any]) -> bool:
     if len(mine) != len(theirs):
         return True
     for one, other in zip(mine, theirs, strict=True):
-        if isinstance(one, int) and isinstance(other, int):
-            if one != other:
-                return True
-            continue
-        from torch.fx.experimental.symbolic_shapes import guard_or_false
-
-        if guard_or_false(one != other):
+        if surely(one != other):
             return True
-        torch._check(one == other)
+        if not (isinstance(one, int) and isinstance(other, int)):
+            torch._check(one == other)
     return False
+
+
+def surely(comparison: Any) -> bool:
+    """Whether a comparison of sizes holds; it does not where a compiler cannot know them."""
+    if isinstance(comparison, bool) and not torch.compiler.is_compiling():
+        return comparison
+    from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+    return guard_or_false(comparison)

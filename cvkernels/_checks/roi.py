@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cvkernels._checks._base import (
+    INT16_MAX,
     INT32_MAX,
     choice,
     fail,
@@ -29,11 +30,17 @@ from cvkernels._checks._base import (
     shape,
     sizes,
     sizes_differ,
+    surely,
     tensor,
 )
 
 # Most samples per bin and axis; kRoiMaxGrid in csrc/common/roi_geometry.h.
 ROI_MAX_GRID = 2**15
+
+# Indices of maxima that there are for each pixel; kIndicesPerPixel in csrc/bindings/torch.
+# A bin has up to three cells along an enlarged axis.
+ROI_POOL_INDICES = 1
+CONTEXT_AWARE_INDICES = 3
 
 # Most levels of a call; kRoiMaxLevels in csrc/common/roi_levels.h.
 ROI_MAX_LEVELS = 8
@@ -108,11 +115,18 @@ def roi_bins(op: str, pooled_height: int, pooled_width: int) -> None:
         fail(op, "output_size of positive 32-bit values", f"({pooled_height}, {pooled_width})")
 
 
-def roi_pixels(op: str, input: Tensor, most: int) -> None:
-    """Checks the size of a plane where indices are 32 bits wide."""
+def roi_narrow_fits(input: Tensor, per_pixel: int) -> bool:
+    """Whether indices surely fit in 16 bits, of which there are ``per_pixel`` for each pixel."""
+    return surely(input.shape[2] * input.shape[3] <= INT16_MAX // per_pixel)
+
+
+def roi_pixels(op: str, input: Tensor, per_pixel: int, narrow: bool) -> None:
+    """Checks that indices fit, 32 bits wide or, if ``narrow``, 16."""
+    most = (INT16_MAX if narrow else INT32_MAX) // per_pixel
     pixels = input.shape[2] * input.shape[3]
-    if pixels > most:
-        fail(op, f"input of at most {most} pixels (height * width)", pixels)
+    if surely(pixels > most):
+        where = " where narrow" if narrow else ""
+        fail(op, f"input of at most {most} pixels (height * width){where}", pixels)
 
 
 def roi_sampling_ratio(op: str, sampling_ratio: int) -> None:
@@ -175,23 +189,33 @@ def prroi_pool(
 
 
 def roi_pool(
-    input: Tensor, boxes: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int
+    input: Tensor,
+    boxes: Tensor,
+    spatial_scale: float,
+    pooled_height: int,
+    pooled_width: int,
+    narrow: bool = False,
 ) -> None:
     """Checks the arguments of the dispatcher operators roi_pool and roi_pool_argmax."""
     op = "roi_pool"
     roi_tensors(op, input, boxes)
     roi_sizes(op, spatial_scale, pooled_height, pooled_width)
-    roi_pixels(op, input, INT32_MAX)
+    roi_pixels(op, input, ROI_POOL_INDICES, narrow)
 
 
 def context_aware_roi_pool(
-    input: Tensor, boxes: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int
+    input: Tensor,
+    boxes: Tensor,
+    spatial_scale: float,
+    pooled_height: int,
+    pooled_width: int,
+    narrow: bool = False,
 ) -> None:
     """Checks the arguments of context_aware_roi_pool and context_aware_roi_pool_argmax."""
     op = "context_aware_roi_pool"
     roi_tensors(op, input, boxes)
     roi_sizes(op, spatial_scale, pooled_height, pooled_width)
-    roi_pixels(op, input, INT32_MAX // 3)  # a bin has up to three cells along an enlarged axis
+    roi_pixels(op, input, CONTEXT_AWARE_INDICES, narrow)
 
 
 def ps_roi_align(

@@ -9,7 +9,9 @@ namespace {
 using namespace cvk;
 using namespace cvk::test;
 
-struct Op {
+template <class I>
+struct OpOf {
+  using Index = I;
   template <class T>
   using Params = ContextAwareRoiPoolParams<T>;
 
@@ -50,14 +52,15 @@ struct Op {
     return context_aware_roi_pool_backward_cuda(p, nullptr);
   }
   template <class P>
-  static void set_indices(P& p, int32_t* argmax, bool backward) {
+  static void set_indices(P& p, Index* argmax, bool backward) {
     if (backward) {
-      p.saved_argmax = argmax;
+      p.saved_argmax = {argmax, sizeof(Index) == 2};
     } else {
-      p.argmax = argmax;
+      p.argmax = {argmax, sizeof(Index) == 2};
     }
   }
 };
+using Op = OpOf<int32_t>;
 
 // ---- The definition, in plain loops
 
@@ -191,25 +194,32 @@ TYPED_TEST(ContextAwareRoiPool, BadImageIndex) {
   expect_bad_image_index_is_harmless<Op, TypeParam>(2, 2, by_definition);
 }
 
-TYPED_TEST(ContextAwareRoiPool, ForeignIndicesAreDropped) {
+template <class Index, class T>
+void expect_foreign_indices_are_dropped() {
   // A bin of the enlarged box has one cell across and two down.
   const Problem p = make(1, 2, 4, 4, 1, 4, {{0, 0, 0, 1, 1}});
-  const std::vector<int32_t> foreign{INT32_MIN, 2, -1, INT32_MAX, 0, 100, -2, 1};
+  const std::vector<Index> foreign{
+      std::numeric_limits<Index>::min(), 2, -1, std::numeric_limits<Index>::max(), 0, 100, -2, 1};
   for (bool channels_last : {false, true}) {
     Problem q = p;
     q.shape.channels_last = channels_last;
-    Buffers<Op, TypeParam> cpu(q), gpu(q);
+    Buffers<OpOf<Index>, T> cpu(q), gpu(q);
     for (auto* buffers : {&cpu, &gpu}) {
       for (int i = 0; i < 8; ++i) buffers->argmax[buffers->output_at[i]] = foreign[i];
     }
-    pass_on_cpu<Op, Isa::kBaseline>(cpu, true, true);
-    EXPECT_EQ(Op::backward_cuda(gpu.params(true)), 0) << emulation::last_error_message();
+    pass_on_cpu<OpOf<Index>, Isa::kBaseline>(cpu, true, true);
+    EXPECT_EQ(OpOf<Index>::backward_cuda(gpu.params(true)), 0) << emulation::last_error_message();
     std::vector<double> expected(32);
     expected[16] = p.grad_output[4];
     expected[16 + 5] = p.grad_output[7];
     EXPECT_EQ(cpu.result().grad_input, expected);
     EXPECT_EQ(gpu.result().grad_input, expected);
   }
+}
+
+TYPED_TEST(ContextAwareRoiPool, ForeignIndicesAreDropped) {
+  expect_foreign_indices_are_dropped<int16_t, TypeParam>();
+  expect_foreign_indices_are_dropped<int32_t, TypeParam>();
 }
 
 // ---- Against the definition
@@ -255,6 +265,12 @@ TYPED_TEST(ContextAwareRoiPool, EqualsTheDefinitionWithManyBins) {
   for (bool channels_last : {false, true}) {
     p.shape.channels_last = channels_last;
     expect_the_definition<TypeParam>(p, "many bins");
+  }
+}
+
+TYPED_TEST(ContextAwareRoiPool, WidthOfIndicesChangesNoBit) {
+  for (int channels : {1, 19, 64}) {
+    expect_width_changes_no_bit<OpOf, TypeParam>(make(2, channels, 9, 11, 5, 7, some_boxes(6, 2, 9, 11, 4)));
   }
 }
 

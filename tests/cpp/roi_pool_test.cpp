@@ -9,7 +9,9 @@ namespace {
 using namespace cvk;
 using namespace cvk::test;
 
-struct Op {
+template <class I>
+struct OpOf {
+  using Index = I;
   template <class T>
   using Params = RoiPoolParams<T>;
 
@@ -50,14 +52,15 @@ struct Op {
     return roi_pool_backward_cuda(p, nullptr);
   }
   template <class P>
-  static void set_indices(P& p, int32_t* argmax, bool backward) {
+  static void set_indices(P& p, Index* argmax, bool backward) {
     if (backward) {
-      p.saved_argmax = argmax;
+      p.saved_argmax = {argmax, sizeof(Index) == 2};
     } else {
-      p.argmax = argmax;
+      p.argmax = {argmax, sizeof(Index) == 2};
     }
   }
 };
+using Op = OpOf<int32_t>;
 
 // ---- The definition, in plain loops
 
@@ -168,23 +171,29 @@ TYPED_TEST(RoiPool, BadBoxesAreZeros) {
 
 TYPED_TEST(RoiPool, BadImageIndex) { expect_bad_image_index_is_harmless<Op, TypeParam>(2, 2, by_definition); }
 
-TYPED_TEST(RoiPool, ForeignIndicesAreDropped) {
+template <class Index, class T>
+void expect_foreign_indices_are_dropped() {
   const Problem p = make(1, 2, 4, 4, 1, 2, {{0, 0, 0, 3, 3}});
-  const std::vector<int32_t> foreign{INT32_MIN, 16, 5, INT32_MAX};
+  const std::vector<Index> foreign{std::numeric_limits<Index>::min(), 16, 5, std::numeric_limits<Index>::max()};
   for (bool channels_last : {false, true}) {
     Problem q = p;
     q.shape.channels_last = channels_last;
-    Buffers<Op, TypeParam> cpu(q), gpu(q);
+    Buffers<OpOf<Index>, T> cpu(q), gpu(q);
     for (auto* buffers : {&cpu, &gpu}) {
       for (int i = 0; i < 4; ++i) buffers->argmax[buffers->output_at[i]] = foreign[i];
     }
-    pass_on_cpu<Op, Isa::kBaseline>(cpu, true, true);
-    EXPECT_EQ(Op::backward_cuda(gpu.params(true)), 0) << emulation::last_error_message();
+    pass_on_cpu<OpOf<Index>, Isa::kBaseline>(cpu, true, true);
+    EXPECT_EQ(OpOf<Index>::backward_cuda(gpu.params(true)), 0) << emulation::last_error_message();
     std::vector<double> expected(32);
     expected[16 + 5] = p.grad_output[2];
     EXPECT_EQ(cpu.result().grad_input, expected);
     EXPECT_EQ(gpu.result().grad_input, expected);
   }
+}
+
+TYPED_TEST(RoiPool, ForeignIndicesAreDropped) {
+  expect_foreign_indices_are_dropped<int16_t, TypeParam>();
+  expect_foreign_indices_are_dropped<int32_t, TypeParam>();
 }
 
 // ---- Against the definition
@@ -214,6 +223,12 @@ TYPED_TEST(RoiPool, EqualsTheDefinition) {
         expect_near(actual.grad_input, expected.grad_input, tolerance<TypeParam>(), what + ", gradient");
       });
     }
+  }
+}
+
+TYPED_TEST(RoiPool, WidthOfIndicesChangesNoBit) {
+  for (int channels : {1, 19, 64}) {
+    expect_width_changes_no_bit<OpOf, TypeParam>(make(2, channels, 9, 11, 5, 7, some_boxes(6, 2, 9, 11, 4)));
   }
 }
 

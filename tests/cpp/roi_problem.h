@@ -4,7 +4,8 @@
 //   template <class T> using Params;                        with shape, input, boxes, output, grad_output, grad_input, plan
 //   layout, plan, forward_items, forward, backward_items, backward <isa>(params, ...)      the CPU passes
 //   scratch, forward_cuda, backward_cuda                                                   the CUDA launchers
-//   set_indices(params, argmax, backward)                   where the int32 indices go, if there are any
+//   set_indices(params, argmax, backward)                   where the indices go, if there are any
+//   Index                                                   what they are; int32_t if it does not say
 #pragma once
 
 #include <gtest/gtest.h>
@@ -93,6 +94,15 @@ inline std::vector<int64_t> permutation(int64_t n, int64_t channels, int64_t inn
   return offsets;
 }
 
+template <class Op, class = void>
+struct IndexOf {
+  using type = int32_t;
+};
+template <class Op>
+struct IndexOf<Op, std::void_t<typename Op::Index>> {
+  using type = typename Op::Index;
+};
+
 // The tensors of a problem in one dtype and layout. Vectors have the exact size, so that ASan sees a step too far.
 template <class Op, class T>
 struct Buffers {
@@ -137,7 +147,7 @@ struct Buffers {
   RoiShape shape;
   std::vector<int64_t> input_at, output_at;
   std::vector<T> input, output, grad_output, grad_input;
-  std::vector<int32_t> argmax;
+  std::vector<typename IndexOf<Op>::type> argmax;
   std::vector<Acc<T>> boxes;
 };
 
@@ -248,6 +258,22 @@ void expect_bad_image_index_is_harmless(int64_t c, int64_t out_channels, Definit
     const Result expected = definition(p), actual = on_emulation<Op, T>(p, 3);
     expect_near(actual.output, expected.output, tolerance<T>(), "output");
     expect_near(actual.grad_input, expected.grad_input, tolerance<T>(), "gradient");
+  }
+}
+
+// Indices of 16 bits lead to the same values and gradients as those of 32, bit for bit; OpOf<Index> is the Op of either.
+template <template <class> class OpOf, class T>
+void expect_width_changes_no_bit(Problem p) {
+  for (bool channels_last : {false, true}) {
+    p.shape.channels_last = channels_last;
+    std::vector<Result> wide;
+    for_each_backend<OpOf<int32_t>, T>(p, [&](const Result& result, const char*) { wide.push_back(result); });
+    size_t next = 0;
+    for_each_backend<OpOf<int16_t>, T>(p, [&](const Result& result, const char* backend) {
+      EXPECT_EQ(result.output, wide[next].output) << backend;
+      EXPECT_EQ(result.grad_input, wide[next].grad_input) << backend;
+      ++next;
+    });
   }
 }
 

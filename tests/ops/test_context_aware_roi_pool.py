@@ -14,26 +14,22 @@ from harness import (
     Case,
     ErrorCase,
     OpSpec,
-    Sample,
     assert_close,
     assert_same,
 )
 from roi_family import (
-    PoolingTests,
     box,
     features,
     good,
     pooling_cases,
     pooling_errors,
-    pooling_vmaps,
     random_boxes,
 )
+from roi_maxima import LAYOUTS, MaximaTests, maxima_samples, maxima_vmaps
 from torch import Tensor
 
 from cvkernels import context_roi_pool, ops, reference
 from cvkernels.context_aware_roi_pool import ContextAwareRoIPool, context_aware_roi_pool
-
-LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 
 def case(
@@ -107,34 +103,8 @@ ERRORS = [
 ]
 
 
-def make_samples() -> list[Sample]:
-    def forward(dtype: torch.dtype) -> tuple[Any, ...]:
-        x = features(2, 3, 6, 5).to(dtype).requires_grad_()
-        return x, random_boxes(3, 2, (12, 10)).float(), 0.5, 2, 3
-
-    def forward_last(dtype: torch.dtype) -> tuple[Any, ...]:
-        x, *rest = forward(dtype)
-        last = x.detach().contiguous(memory_format=torch.channels_last)
-        return last.requires_grad_(), *rest
-
-    def empty(dtype: torch.dtype) -> tuple[Any, ...]:
-        x, boxes, *rest = forward(dtype)
-        return x, boxes[:0], *rest
-
-    def backward(dtype: torch.dtype) -> tuple[Any, ...]:
-        x, boxes, *rest = forward(dtype)
-        argmax = torch.ops.cvkernels.context_aware_roi_pool_argmax(x.detach(), boxes, *rest)[1]
-        return features(3, 3, 2, 3).to(dtype), argmax, boxes, *rest, 2, 3, 6, 5
-
-    forwards = [("plain", forward), ("channels_last", forward_last), ("no boxes", empty)]
-    return [
-        *(Sample("context_aware_roi_pool", name, make) for name, make in forwards),
-        *(Sample("context_aware_roi_pool_argmax", name, make) for name, make in forwards),
-        Sample("context_aware_roi_pool_backward", "plain", backward),
-    ]
-
-
-class TestContextAwareRoIPool(PoolingTests):
+class TestContextAwareRoIPool(MaximaTests):
+    most = (2**15 - 1) // 3
     spec = OpSpec(
         name="context_aware_roi_pool",
         op=context_aware_roi_pool,
@@ -143,8 +113,10 @@ class TestContextAwareRoIPool(PoolingTests):
         differentiable=("input",),
         memory_format_of="input",
         errors=ERRORS,
-        samples=make_samples(),
-        vmaps=pooling_vmaps(lambda x, boxes: context_aware_roi_pool(x, boxes, 5, 0.5), 3),
+        samples=maxima_samples("context_aware_roi_pool"),
+        vmaps=maxima_vmaps(
+            "context_aware_roi_pool", lambda x, boxes: context_aware_roi_pool(x, boxes, 5, 0.5)
+        ),
     )
 
     @pytest.mark.native
@@ -313,12 +285,13 @@ def test_indices_are_those_of_pixels_or_of_cells(device: str) -> None:
         assert argmax.flatten().tolist() == [9, 10, 11, 5, 5, 5, -1, -1, -1]
 
 
-def test_foreign_indices_are_harmless(device: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32], ids=str)
+def test_foreign_indices_are_harmless(dtype: torch.dtype, device: str) -> None:
     """The backward operator takes any tensor as indices; what names no cell is dropped."""
     boxes = box((0, 0, 0, 1, 1)).to(device)
-    grad = torch.ones(1, 2, 1, 4, device=device)
+    grad, ends = torch.ones(1, 2, 1, 4, device=device), torch.iinfo(dtype)
     for layout in LAYOUTS:
-        argmax = torch.tensor([[-(2**31), -2, 2, 2**31 - 1], [0, -1, 100, 1]], dtype=torch.int32)
+        argmax = torch.tensor([[ends.min, -2, 2, ends.max], [0, -1, 100, 1]], dtype=dtype)
         argmax = argmax.reshape(1, 2, 1, 4).to(device).contiguous(memory_format=layout)
         out = torch.ops.cvkernels.context_aware_roi_pool_backward(
             grad.contiguous(memory_format=layout), argmax, boxes, 1.0, 1, 4, 1, 2, 4, 4

@@ -13,21 +13,19 @@ from harness import (
     Case,
     ErrorCase,
     OpSpec,
-    Sample,
     assert_close,
     assert_same,
 )
 from roi_family import (
-    PoolingTests,
     box,
     features,
     good,
     pooling_cases,
     pooling_errors,
-    pooling_vmaps,
     random_boxes,
     whole_features,
 )
+from roi_maxima import LAYOUTS, MaximaTests, maxima_samples, maxima_vmaps
 from torch import Tensor
 
 from cvkernels import reference
@@ -84,34 +82,8 @@ ERRORS = [
 ]
 
 
-def make_samples() -> list[Sample]:
-    def forward(dtype: torch.dtype) -> tuple[Any, ...]:
-        x = features(2, 3, 6, 5).to(dtype).requires_grad_()
-        return x, random_boxes(3, 2, (12, 10)).float(), 0.5, 2, 3
-
-    def forward_last(dtype: torch.dtype) -> tuple[Any, ...]:
-        x, *rest = forward(dtype)
-        last = x.detach().contiguous(memory_format=torch.channels_last)
-        return last.requires_grad_(), *rest
-
-    def empty(dtype: torch.dtype) -> tuple[Any, ...]:
-        x, boxes, *rest = forward(dtype)
-        return x, boxes[:0], *rest
-
-    def backward(dtype: torch.dtype) -> tuple[Any, ...]:
-        x, boxes, *rest = forward(dtype)
-        argmax = torch.ops.cvkernels.roi_pool_argmax(x.detach(), boxes, *rest)[1]
-        return features(3, 3, 2, 3).to(dtype), argmax, boxes, *rest, 2, 3, 6, 5
-
-    forwards = [("plain", forward), ("channels_last", forward_last), ("no boxes", empty)]
-    return [
-        *(Sample("roi_pool", name, make) for name, make in forwards),
-        *(Sample("roi_pool_argmax", name, make) for name, make in forwards),
-        Sample("roi_pool_backward", "plain", backward),
-    ]
-
-
-class TestRoIPool(PoolingTests):
+class TestRoIPool(MaximaTests):
+    most = 2**15 - 1
     spec = OpSpec(
         name="roi_pool",
         op=roi_pool,
@@ -121,8 +93,8 @@ class TestRoIPool(PoolingTests):
         differentiable=("input",),
         memory_format_of="input",
         errors=ERRORS,
-        samples=make_samples(),
-        vmaps=pooling_vmaps(lambda x, boxes: roi_pool(x, boxes, 2, 0.5), 3),
+        samples=maxima_samples("roi_pool"),
+        vmaps=maxima_vmaps("roi_pool", lambda x, boxes: roi_pool(x, boxes, 2, 0.5)),
     )
 
 
@@ -185,7 +157,7 @@ def test_nan_is_greatest_and_the_first_takes_the_gradient(device: str) -> None:
         assert grad.flatten().tolist() == [0, 1, 0, 0, 0, 0]
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_features_that_are_not_finite(
     dtype: torch.dtype, layout: torch.memory_format, device: str
@@ -210,7 +182,7 @@ def test_a_bin_of_minus_infinity(device: str) -> None:
     assert grad.flatten().tolist() == [1, 0, 0, 0]
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_every_size_equals_torchvision(
     dtype: torch.dtype, layout: torch.memory_format, device: str
@@ -240,7 +212,7 @@ def test_every_size_equals_torchvision(
 def test_indices_name_the_pixels_of_the_maxima(device: str) -> None:
     x = features(2, 3, 9, 10).to(device)
     boxes = random_boxes(12, 2, (9, 10)).to(device)
-    for layout in (torch.contiguous_format, torch.channels_last):
+    for layout in LAYOUTS:
         out, argmax = torch.ops.cvkernels.roi_pool_argmax(
             x.contiguous(memory_format=layout), boxes, 1.0, 3, 2
         )
@@ -252,12 +224,13 @@ def test_indices_name_the_pixels_of_the_maxima(device: str) -> None:
         )
 
 
-def test_foreign_indices_are_harmless(device: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32], ids=str)
+def test_foreign_indices_are_harmless(dtype: torch.dtype, device: str) -> None:
     """The backward operator takes any tensor as indices; what names no pixel is dropped."""
     boxes = box((0, 0, 0, 3, 3)).to(device)
-    grad = torch.ones(1, 2, 1, 4, device=device)
-    for layout in (torch.contiguous_format, torch.channels_last):
-        argmax = torch.tensor([[-(2**31), -2, 16, 2**31 - 1], [5, -1, 100, 5]], dtype=torch.int32)
+    grad, ends = torch.ones(1, 2, 1, 4, device=device), torch.iinfo(dtype)
+    for layout in LAYOUTS:
+        argmax = torch.tensor([[ends.min, -2, 16, ends.max], [5, -1, 100, 5]], dtype=dtype)
         argmax = argmax.reshape(1, 2, 1, 4).to(device).contiguous(memory_format=layout)
         out = torch.ops.cvkernels.roi_pool_backward(
             grad.contiguous(memory_format=layout), argmax, boxes, 1.0, 1, 4, 1, 2, 4, 4
@@ -285,7 +258,7 @@ def test_backward_errors(bad: str, device: str) -> None:
     if bad == "shape":
         argmax, message = argmax[:, :1], r"argmax of shape \(1, 2, 2, 2\), got \(1, 1, 2, 2\)"
     elif bad == "dtype":
-        argmax, message = argmax.long(), "argmax of dtype int32, got int64"
+        argmax, message = argmax.long(), "argmax of dtype int16 or int32, got int64"
     elif bad == "grad dtype":
         grad, message = grad.int(), "grad of dtype float16, bfloat16, float32 or float64, got int32"
     else:
@@ -307,7 +280,7 @@ def test_module_is_the_function(device: str) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_equals_torchvision(
     dtype: torch.dtype, layout: torch.memory_format, seed: int, device: str

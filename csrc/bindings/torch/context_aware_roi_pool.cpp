@@ -9,7 +9,7 @@ struct Op {
   template <class T>
   using Params = ContextAwareRoiPoolParams<T>;
   static constexpr char kName[] = "context_aware_roi_pool";
-  static constexpr int64_t kMostPixels = kContextAwareMostPixels;
+  static constexpr int64_t kIndicesPerPixel = kContextAwareIndicesPerPixel;
 
   template <Isa isa, class P>
   static int64_t layout(P& params) {
@@ -58,7 +58,7 @@ CVK_SCHEMAS(m) {
       "Tensor");
   m.def(
       "context_aware_roi_pool_argmax(Tensor input, Tensor boxes, float spatial_scale, SymInt pooled_height, "
-      "SymInt pooled_width) -> (Tensor output, Tensor argmax)");
+      "SymInt pooled_width, bool narrow=False) -> (Tensor output, Tensor argmax)");
   m.def(
       "context_aware_roi_pool_backward(Tensor grad, Tensor argmax, Tensor boxes, float spatial_scale, "
       "SymInt pooled_height, SymInt pooled_width, SymInt batch_size, SymInt channels, SymInt height, SymInt width) -> "

@@ -40,11 +40,12 @@ inline void check_roi_pooled(const char* op, const char* argument, const Tensor&
   }
 }
 
-// The indices that go with the gradient of a maximum; `grad` has been checked.
-inline void check_roi_argmax(const char* op, const Tensor& argmax, const Tensor& grad) {
+// The indices that go with the gradient of a maximum, 32 bits wide or, where `narrow_too`, 16; `grad` has been checked.
+inline void check_roi_argmax(const char* op, const Tensor& argmax, const Tensor& grad, bool narrow_too = false) {
   check_roi_pooled(op, "argmax", argmax, grad.size(0), grad.size(1), grad.size(2), grad.size(3));
-  if (argmax.scalar_type() != ScalarType::Int) {
-    reject(op, "argmax of dtype int32, got ", dtype_text(argmax.scalar_type()));
+  const ScalarType type = argmax.scalar_type();
+  if (type != ScalarType::Int && !(narrow_too && type == ScalarType::Short)) {
+    reject(op, "argmax of dtype ", narrow_too ? "int16 or int32" : "int32", ", got ", dtype_text(type));
   }
   check_same_device(op, "argmax", argmax, "grad", grad);
 }
@@ -101,10 +102,12 @@ inline RoiShape roi_shape(const char* op, const Tensor& input, const Tensor& box
   return roi_shape(op, sizes, is_channels_last(input));
 }
 
-// For operators whose indices are 32 bits wide.
-inline void check_roi_pixels(const char* op, const RoiShape& shape, int64_t most) {
+// Whether the indices of a map fit, 32 bits wide or, if `narrow`, 16. There are `per_pixel` for each of its pixels.
+inline void check_roi_pixels(const char* op, const RoiShape& shape, int64_t per_pixel, bool narrow) {
+  const int64_t most = (narrow ? std::numeric_limits<int16_t>::max() : std::numeric_limits<int32_t>::max()) / per_pixel;
   if (shape.pixels() > most) {
-    reject(op, "input of at most ", most, " pixels (height * width), got ", shape.pixels());
+    reject(op, "input of at most ", most, " pixels (height * width)", narrow ? " where narrow" : "", ", got ",
+           shape.pixels());
   }
 }
 

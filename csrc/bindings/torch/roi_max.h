@@ -1,6 +1,6 @@
 // What the bindings of RoI Pool and context-aware RoI Pool share. Op is a class of static functions that name the kernels of one:
 // layout, plan, forward_items, forward, backward_items, backward <isa>(params, ...), scratch, forward_cuda and backward_cuda; with
-// its Params<T>, its name and the largest map.
+// its Params<T>, its name and how many indices there are for each pixel of the map.
 #pragma once
 
 #include "bindings/torch/roi_family.h"
@@ -52,20 +52,25 @@ void max_backward(P& params, const Tensor& on) {
   }
 }
 
+enum class MaxIndices { kNone, kNarrow, kWide };
+
 struct MaxForward {
   Tensor output, argmax;
 };
 
 template <class Op>
 MaxForward max_forward_checked(const Tensor& input, const Tensor& boxes, double spatial_scale, int64_t pooled_height,
-                               int64_t pooled_width, bool indices) {
+                               int64_t pooled_width, MaxIndices indices) {
   check_roi_tensors(Op::kName, input, boxes);
   const RoiShape shape = roi_shape(Op::kName, input, boxes, spatial_scale, pooled_height, pooled_width);
-  check_roi_pixels(Op::kName, shape, Op::kMostPixels);
+  const bool narrow = indices == MaxIndices::kNarrow;
+  check_roi_pixels(Op::kName, shape, Op::kIndicesPerPixel, narrow);
   const Tensor features = dense(input, shape.channels_last);
   MaxForward result;
   result.output = allocate_pooled(shape, input.scalar_type(), input);
-  if (indices) result.argmax = allocate_pooled(shape, ScalarType::Int, input);
+  if (indices != MaxIndices::kNone) {
+    result.argmax = allocate_pooled(shape, narrow ? ScalarType::Short : ScalarType::Int, input);
+  }
   with_float(Op::kName, "input", input, [&](auto type) {
     using T = typename decltype(type)::T;
     const Tensor coordinates = converted(boxes, kScalarType<Acc<T>>);
@@ -74,7 +79,7 @@ MaxForward max_forward_checked(const Tensor& input, const Tensor& boxes, double 
     params.input = data<T>(features);
     params.boxes = data<Acc<T>>(coordinates);
     params.output = mutable_data<T>(result.output);
-    params.argmax = indices ? mutable_data<int32_t>(result.argmax) : nullptr;
+    params.argmax = {indices != MaxIndices::kNone ? mutable_data<void>(result.argmax) : nullptr, narrow};
     max_forward<Op>(params, input);
   });
   return result;
@@ -85,13 +90,14 @@ MaxForward max_forward_checked(const Tensor& input, const Tensor& boxes, double 
 template <class Op>
 Tensor max_values(const Tensor& input, const Tensor& boxes, double spatial_scale, int64_t pooled_height,
                   int64_t pooled_width) {
-  return max_forward_checked<Op>(input, boxes, spatial_scale, pooled_height, pooled_width, false).output;
+  return max_forward_checked<Op>(input, boxes, spatial_scale, pooled_height, pooled_width, MaxIndices::kNone).output;
 }
 
 template <class Op>
 std::tuple<Tensor, Tensor> max_argmax(const Tensor& input, const Tensor& boxes, double spatial_scale,
-                                      int64_t pooled_height, int64_t pooled_width) {
-  const MaxForward result = max_forward_checked<Op>(input, boxes, spatial_scale, pooled_height, pooled_width, true);
+                                      int64_t pooled_height, int64_t pooled_width, bool narrow) {
+  const MaxForward result = max_forward_checked<Op>(input, boxes, spatial_scale, pooled_height, pooled_width,
+                                                    narrow ? MaxIndices::kNarrow : MaxIndices::kWide);
   return {result.output, result.argmax};
 }
 
@@ -102,11 +108,12 @@ Tensor max_gradient(const Tensor& grad, const Tensor& argmax, const Tensor& boxe
   check_float(Op::kName, "grad", grad);
   check_roi_boxes(Op::kName, boxes, "grad", grad);
   check_roi_pooled(Op::kName, "grad", grad, boxes.size(0), channels, pooled_height, pooled_width);
-  check_roi_argmax(Op::kName, argmax, grad);
+  check_roi_argmax(Op::kName, argmax, grad, true);
   const RoiShape shape = roi_shape(
       Op::kName, {batch_size, channels, height, width, boxes.size(0), spatial_scale, pooled_height, pooled_width},
       is_channels_last(grad));
-  check_roi_pixels(Op::kName, shape, Op::kMostPixels);
+  // Narrow indices of a map that is too large for them are foreign ones.
+  check_roi_pixels(Op::kName, shape, Op::kIndicesPerPixel, false);
   const Tensor gradient = dense(grad, shape.channels_last);
   const Tensor indices = dense(argmax, shape.channels_last);
   const Tensor grad_input =
@@ -118,7 +125,7 @@ Tensor max_gradient(const Tensor& grad, const Tensor& argmax, const Tensor& boxe
     params.shape = shape;
     params.boxes = data<Acc<T>>(coordinates);
     params.grad_output = data<T>(gradient);
-    params.saved_argmax = data<int32_t>(indices);
+    params.saved_argmax = {data<void>(indices), indices.scalar_type() == ScalarType::Short};
     params.grad_input = mutable_data<T>(grad_input);
     if (grad_input.numel() > 0) max_backward<Op>(params, grad);
   });

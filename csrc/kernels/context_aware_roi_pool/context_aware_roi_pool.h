@@ -19,10 +19,12 @@
 // CPU        The passes of the family (common/roi_passes.h): tiles of channels carried through a channels-last scratch (NCHW) or read
 //            in place (NHWC), value and index in vector registers; backward by image, tile of channels and band of rows.
 // CUDA       RoI Pool's kernels (common/roi_max.cuh) on enlarged axes.
-// Traffic    input once + output and argmax once; CPU NCHW adds a cache-resident copy of the input.
+// Traffic    input once + output and argmax once; CPU NCHW adds a cache-resident copy of the input. argmax takes 16 bits where every
+//            index fits, and without a gradient to come none is written.
 // Bound      max(bytes / memory bandwidth, 3 * pixels of all bins * C / vector rate), of enlarged boxes 4 to 36 multiply-adds a bin.
 // Determinism forward and backward, CPU and CUDA: bitwise equal for any thread count; no atomics.
-// Limits     3 * H * W < 2^31 (argmax is 32 bits wide); C, bins < 2^31; K * C * bins and N * C * H * W up to 2^63.
+// Limits     3 * H * W < 2^31 (argmax of 32 bits) or < 2^15 (of 16); C, bins < 2^31; K * C * bins and N * C * H * W
+//            up to 2^63.
 // Source     arXiv 1804.00433, section III-A.
 #pragma once
 
@@ -32,6 +34,7 @@
 #include "common/dtype.h"
 #include "common/isa.h"
 #include "common/roi_geometry.h"
+#include "common/roi_indices.h"
 #include "common/roi_plan.h"
 
 namespace cvk {
@@ -39,18 +42,18 @@ namespace cvk {
 template <class T>
 struct ContextAwareRoiPoolParams {
   RoiShape shape;
-  const T* input;               // [N, C, H, W]           forward
-  const Acc<T>* boxes;          // [K, 5]
-  T* output;                    // [K, C, PH, PW]         forward
-  int32_t* argmax;              // [K, C, PH, PW]         forward; null: not wanted
-  const T* grad_output;         // [K, C, PH, PW]         backward
-  const int32_t* saved_argmax;  // [K, C, PH, PW]         backward
-  T* grad_input;                // [N, C, H, W]           backward; fully overwritten
-  RoiPlan plan;                 // CPU only
+  const T* input;                       // [N, C, H, W]           forward
+  const Acc<T>* boxes;                  // [K, 5]
+  T* output;                            // [K, C, PH, PW]         forward
+  RoiIndices<void> argmax;              // [K, C, PH, PW]         forward; null: not wanted
+  const T* grad_output;                 // [K, C, PH, PW]         backward
+  RoiIndices<const void> saved_argmax;  // [K, C, PH, PW]         backward
+  T* grad_input;                        // [N, C, H, W]           backward; fully overwritten
+  RoiPlan plan;                         // CPU only
 };
 
-// The largest map: a bin along an enlarged axis has up to three cells.
-constexpr int64_t kContextAwareMostPixels = INT32_MAX / 3;
+// Indices that there are for each pixel of the map: a bin along an enlarged axis has up to three cells.
+constexpr int64_t kContextAwareIndicesPerPixel = 3;
 
 // ---- CPU. Order of calls: layout (once, serial), plan (slices of boxes), forward or backward (slices of work items).
 

@@ -75,22 +75,23 @@ CVK_HD void max_of_cells(const View<E>& view, const AxisTaps<A>& ys, const AxisT
   }
 }
 
-template <Isa isa, bool kIndices, class A, class E, class Out>
+template <Isa isa, bool kIndices, class A, class E, class Out, class Index>
 CVK_HD void pool_cells(const View<E>& view, const RecordHeader& header, const CellRange& y, const CellRange& x,
-                       int channels, Out* out, int32_t* index) {
+                       int channels, Out* out, Index* index) {
   const AxisTaps<A> ys = y_taps<A>(header), xs = x_taps<A>(header);
   over_max_vectors<isa, kIndices, A, 1>(
       y.empty() || x.empty(), channels, out, index,
       [&](int c, int count, auto& found) { max_of_cells<isa, kIndices>(view, ys, xs, y, x, c, count, found); });
 }
 
-template <class A, bool kIndices>
+template <class A, class I>
 struct Boxes {
-  static constexpr bool kMaximum = kIndices;
+  using Index = I;
+  static constexpr bool kIndices = !std::is_void_v<Index>;
 
-  template <Isa isa, class E, class Out>
+  template <Isa isa, class E, class Out, class Written>
   static CVK_HD void pool(const View<E>& view, const RoiShape& shape, char* record, int channels, Out* out,
-                          int32_t* argmax, int64_t stride) {
+                          Written* argmax, int64_t stride) {
     const RecordHeader& header = *reinterpret_cast<const RecordHeader*>(record);
     const CellRange *y = cells_of(record), *x = y + shape.pooled_height;
     const bool enlarged = header.grid_y > 1 || header.grid_x > 1;
@@ -108,30 +109,29 @@ struct Boxes {
   }
 
   template <class G>
-  static CVK_HD void spread_maxima(const G* grad, const int32_t* argmax, int64_t bin_stride, int64_t channel_stride,
-                                   const RoiShape& shape, char* record, int channels, int y_begin, int y_end, A* pixels,
-                                   int pitch) {
+  static CVK_HD void spread_maxima(const G* grad, const I* argmax, const RoiShape& shape, char* record, int channels,
+                                   int y_begin, int y_end, const RoiBand<A>& band) {
     const RecordHeader& header = *reinterpret_cast<const RecordHeader*>(record);
     if (header.grid_y == 1 && header.grid_x == 1) {
-      spread_pixels(grad, argmax, bin_stride, channel_stride, shape, channels, y_begin, y_end, pixels, pitch);
+      spread_pixels(grad, argmax, shape, channels, y_begin, y_end, band);
       return;
     }
     const CellRange *y = cells_of(record), *x = y + shape.pooled_height;
     const AxisTaps<A> ys = y_taps<A>(header), xs = x_taps<A>(header);
     for (int i = 0; i < shape.pooled_height; ++i) {
-      for (int j = 0; j < shape.pooled_width; ++j, grad += bin_stride, argmax += bin_stride) {
+      for (int j = 0; j < shape.pooled_width; ++j, ++grad, ++argmax) {
         if (y[i].empty() || x[j].empty()) continue;
         const int64_t width = x[j].last - x[j].first, cells = width * (y[i].last - y[i].first);
         for (int c = 0; c < channels; ++c) {
-          const int index = argmax[c * channel_stride];
+          const int index = argmax[c * shape.bins()];
           if (index < 0 || index >= cells) continue;  // not the operator's own
           const CellTaps<A> y_tap = ys(y[i].first + index / width), x_tap = xs(x[j].first + index % width);
-          const A g = to_acc(grad[c * channel_stride]);
+          const A g = to_acc(grad[c * shape.bins()]);
           for (int m = 0; m < y_tap.count; ++m) {
             if (y_tap.pixel[m] < y_begin || y_tap.pixel[m] >= y_end) continue;
-            A* row = pixels + static_cast<int64_t>(y_tap.pixel[m] - y_begin) * shape.width * pitch + c;
+            A* row = band.channel(c) + static_cast<int64_t>(y_tap.pixel[m] - y_begin) * shape.width * band.pixel_stride;
             for (int n = 0; n < x_tap.count; ++n) {
-              A& pixel = row[static_cast<int64_t>(x_tap.pixel[n]) * pitch];
+              A& pixel = row[x_tap.pixel[n] * band.pixel_stride];
               pixel = mul_add(y_tap.weight[m] * x_tap.weight[n], g, pixel);
             }
           }
@@ -163,10 +163,12 @@ int64_t context_aware_roi_pool_forward_items_cpu(ContextAwareRoiPoolParams<T>& p
 
 template <Isa isa, class T>
 void context_aware_roi_pool_forward_cpu(const ContextAwareRoiPoolParams<T>& params, int64_t first, int64_t last) {
-  if (params.argmax != nullptr) {
-    roi_forward<isa, Boxes<Acc<T>, true>, T>(params, first, last);
+  if (params.argmax.data == nullptr) {
+    roi_forward<isa, Boxes<Acc<T>, void>, T>(params, first, last);
+  } else if (params.argmax.narrow) {
+    roi_forward<isa, Boxes<Acc<T>, int16_t>, T>(params, first, last);
   } else {
-    roi_forward<isa, Boxes<Acc<T>, false>, T>(params, first, last);
+    roi_forward<isa, Boxes<Acc<T>, int32_t>, T>(params, first, last);
   }
 }
 
@@ -177,7 +179,11 @@ int64_t context_aware_roi_pool_backward_items_cpu(const ContextAwareRoiPoolParam
 
 template <Isa isa, class T>
 void context_aware_roi_pool_backward_cpu(const ContextAwareRoiPoolParams<T>& params, int64_t first, int64_t last) {
-  roi_backward<isa, Boxes<Acc<T>, true>, T>(params, first, last);
+  if (params.saved_argmax.narrow) {
+    roi_backward<isa, Boxes<Acc<T>, int16_t>, T>(params, first, last);
+  } else {
+    roi_backward<isa, Boxes<Acc<T>, int32_t>, T>(params, first, last);
+  }
 }
 
 #define CVK_INSTANTIATE(T)                                                                                          \

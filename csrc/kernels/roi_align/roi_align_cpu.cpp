@@ -98,33 +98,37 @@ CVK_HD void pool_box_max(const View<E>& view, const RoiShape& shape, char* arena
   }
 }
 
+// The entry of a sample in [first, last), or last. Entries are in index order, but the outside ones are missing.
+template <class A>
+CVK_HD const Sample<A>* find_sample(const Sample<A>* first, const Sample<A>* last, int index) {
+  if (index < last - first && first[index].index == index) return first + index;  // Perf: mostly none is
+  while (first != last && first->index != index) ++first;
+  return first;
+}
+
 template <class G, class A>
-CVK_HD void spread_box_max(const G* grad, const int32_t* argmax, int64_t bin_stride, int64_t channel_stride,
-                           const RoiShape& shape, char* arena, int channels, int y_begin, int y_end, A* scratch,
-                           int pitch) {
+CVK_HD void spread_box_max(const G* grad, const int32_t* argmax, const RoiShape& shape, char* arena, int channels,
+                           int y_begin, int y_end, const RoiBand<A>& band) {
   const auto record = finished_record_at<A, Sample<A>>(arena, shape.pooled_height, shape.pooled_width);
   const int grid_x = record.header->grid_x;
   for (int i = 0; i < shape.pooled_height; ++i) {
-    for (int j = 0; j < shape.pooled_width; ++j, grad += bin_stride, argmax += bin_stride) {
+    for (int j = 0; j < shape.pooled_width; ++j, ++grad, ++argmax) {
       for (int c = 0; c < channels; ++c) {
-        const int index = argmax[c * channel_stride];
+        const int index = argmax[c * shape.bins()];
         if (index < 0 || grid_x <= 0) continue;
-        // Entries are in index order but the outside ones are missing: look the sample up. A foreign argmax finds none.
-        const Sample<A>* y = record.y + record.y_begin[i];
-        const Sample<A>* y_end_entry = record.y + record.y_begin[i + 1];
-        while (y != y_end_entry && y->index != index / grid_x) ++y;
-        const Sample<A>* x = record.x + record.x_begin[j];
-        const Sample<A>* x_end_entry = record.x + record.x_begin[j + 1];
-        while (x != x_end_entry && x->index != index % grid_x) ++x;
-        if (y == y_end_entry || x == x_end_entry) continue;
-        const A g = to_acc(grad[c * channel_stride]);
+        const Sample<A>* const y_last = record.y + record.y_begin[i + 1];
+        const Sample<A>* const x_last = record.x + record.x_begin[j + 1];
+        const Sample<A>* const y = find_sample(record.y + record.y_begin[i], y_last, index / grid_x);
+        const Sample<A>* const x = find_sample(record.x + record.x_begin[j], x_last, index % grid_x);
+        if (y == y_last || x == x_last) continue;  // not the operator's own
+        const A g = to_acc(grad[c * shape.bins()]);
         const int rows[2] = {y->axis.low, y->axis.high};
         const A row_weights[2] = {y->axis.low_weight, y->axis.high_weight};
         for (int r = 0; r < 2; ++r) {
           if (rows[r] < y_begin || rows[r] >= y_end) continue;
-          A* row = scratch + static_cast<int64_t>(rows[r] - y_begin) * shape.width * pitch + c;
-          row[static_cast<int64_t>(x->axis.low) * pitch] += row_weights[r] * x->axis.low_weight * g;
-          row[static_cast<int64_t>(x->axis.high) * pitch] += row_weights[r] * x->axis.high_weight * g;
+          A* row = band.channel(c) + static_cast<int64_t>(rows[r] - y_begin) * shape.width * band.pixel_stride;
+          row[x->axis.low * band.pixel_stride] += row_weights[r] * x->axis.low_weight * g;
+          row[x->axis.high * band.pixel_stride] += row_weights[r] * x->axis.high_weight * g;
         }
       }
     }
@@ -135,7 +139,7 @@ CVK_HD void spread_box_max(const G* grad, const int32_t* argmax, int64_t bin_str
 
 template <class A>
 struct Maxima {
-  static constexpr bool kMaximum = true;
+  using Index = int32_t;
 
   template <Isa isa, class E, class Out>
   static CVK_HD void pool(const View<E>& view, const RoiShape& shape, char* record, int channels, Out* out,
@@ -143,10 +147,9 @@ struct Maxima {
     pool_box_max<isa, E, A>(view, shape, record, channels, out, argmax, stride);
   }
   template <class G>
-  static CVK_HD void spread_maxima(const G* grad, const int32_t* argmax, int64_t bin_stride, int64_t channel_stride,
-                                   const RoiShape& shape, char* record, int channels, int y_begin, int y_end, A* pixels,
-                                   int pitch) {
-    spread_box_max(grad, argmax, bin_stride, channel_stride, shape, record, channels, y_begin, y_end, pixels, pitch);
+  static CVK_HD void spread_maxima(const G* grad, const int32_t* argmax, const RoiShape& shape, char* record,
+                                   int channels, int y_begin, int y_end, const RoiBand<A>& band) {
+    spread_box_max(grad, argmax, shape, record, channels, y_begin, y_end, band);
   }
 };
 

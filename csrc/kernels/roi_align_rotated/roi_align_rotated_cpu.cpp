@@ -9,7 +9,7 @@ namespace {
 // What a box does with its pixels (common/roi_passes.h).
 template <class A>
 struct RotatedBoxes {
-  static constexpr bool kMaximum = false;
+  using Index = void;
 
   template <Isa isa, class E, class Out>
   static CVK_HD void pool(const View<E>& view, const RoiShape& shape, char* record, int channels, Out* out, int32_t*,

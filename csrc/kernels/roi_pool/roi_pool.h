@@ -15,11 +15,12 @@
 //            band of rows, and adds in the order of boxes and bins.
 // CUDA       Forward: lanes along channels, the ranges of the bins in shared memory. Backward: a block owns a tile of pixels and
 //            32 channels; its warps share out the boxes that reach it, and their sums are added in order.
-// Traffic    input once + output and argmax once; CPU NCHW adds a cache-resident copy of the input. Without a gradient to come
-//            no argmax is written.
+// Traffic    input once + output and argmax once; CPU NCHW adds a cache-resident copy of the input. argmax takes 16 bits where every
+//            index fits, and without a gradient to come none is written.
 // Bound      max(bytes / memory bandwidth, 3 * pixels of all bins * C / vector rate): on the CPU the results' bytes.
 // Determinism forward and backward, CPU and CUDA: bitwise equal for any thread count; no atomics.
-// Limits     H * W < 2^31 (argmax is 32 bits wide, as torchvision's); C, bins < 2^31; K * C * bins and N * C * H * W up to 2^63.
+// Limits     H * W < 2^31 (argmax of 32 bits, as torchvision's) or < 2^15 (of 16); C, bins < 2^31; K * C * bins and
+//            N * C * H * W up to 2^63.
 // Source     arXiv 1504.08083; torchvision.ops.roi_pool for the edge rules.
 #pragma once
 
@@ -30,6 +31,7 @@
 #include "common/isa.h"
 #include "common/numeric.h"
 #include "common/roi_geometry.h"
+#include "common/roi_indices.h"
 #include "common/roi_plan.h"
 #include "kernels/roi_pool/roi_pool_tuning.h"
 
@@ -38,14 +40,14 @@ namespace cvk {
 template <class T>
 struct RoiPoolParams {
   RoiShape shape;
-  const T* input;               // [N, C, H, W]           forward
-  const Acc<T>* boxes;          // [K, 5]
-  T* output;                    // [K, C, PH, PW]         forward
-  int32_t* argmax;              // [K, C, PH, PW]         forward; null: not wanted
-  const T* grad_output;         // [K, C, PH, PW]         backward
-  const int32_t* saved_argmax;  // [K, C, PH, PW]         backward
-  T* grad_input;                // [N, C, H, W]           backward; fully overwritten
-  RoiPlan plan;                 // CPU only
+  const T* input;                       // [N, C, H, W]           forward
+  const Acc<T>* boxes;                  // [K, 5]
+  T* output;                            // [K, C, PH, PW]         forward
+  RoiIndices<void> argmax;              // [K, C, PH, PW]         forward; null: not wanted
+  const T* grad_output;                 // [K, C, PH, PW]         backward
+  RoiIndices<const void> saved_argmax;  // [K, C, PH, PW]         backward
+  T* grad_input;                        // [N, C, H, W]           backward; fully overwritten
+  RoiPlan plan;                         // CPU only
 };
 
 // ---- CPU. Order of calls: layout (once, serial), plan (slices of boxes), forward or backward (slices of work items).

@@ -10,13 +10,14 @@ namespace cvk {
 namespace {
 
 // A record holds the pixels of rows and columns of bins (common/roi_ranges.h).
-template <class A, bool kIndices>
+template <class A, class I>
 struct Boxes {
-  static constexpr bool kMaximum = kIndices;
+  using Index = I;
+  static constexpr bool kIndices = !std::is_void_v<Index>;
 
-  template <Isa isa, class E, class Out>
+  template <Isa isa, class E, class Out, class Written>
   static CVK_HD void pool(const View<E>& view, const RoiShape& shape, char* record, int channels, Out* out,
-                          int32_t* argmax, int64_t stride) {
+                          Written* argmax, int64_t stride) {
     const PixelRange *y = y_ranges(record), *x = x_ranges(record, shape);
     for (int i = 0; i < shape.pooled_height; ++i) {
       for (int j = 0; j < shape.pooled_width; ++j, out += stride) {
@@ -27,10 +28,9 @@ struct Boxes {
   }
 
   template <class G>
-  static CVK_HD void spread_maxima(const G* grad, const int32_t* argmax, int64_t bin_stride, int64_t channel_stride,
-                                   const RoiShape& shape, char*, int channels, int y_begin, int y_end, A* pixels,
-                                   int pitch) {
-    spread_pixels(grad, argmax, bin_stride, channel_stride, shape, channels, y_begin, y_end, pixels, pitch);
+  static CVK_HD void spread_maxima(const G* grad, const I* argmax, const RoiShape& shape, char*, int channels,
+                                   int y_begin, int y_end, const RoiBand<A>& band) {
+    spread_pixels(grad, argmax, shape, channels, y_begin, y_end, band);
   }
 };
 
@@ -55,10 +55,12 @@ int64_t roi_pool_forward_items_cpu(RoiPoolParams<T>& params) {
 
 template <Isa isa, class T>
 void roi_pool_forward_cpu(const RoiPoolParams<T>& params, int64_t first, int64_t last) {
-  if (params.argmax != nullptr) {
-    roi_forward<isa, Boxes<Acc<T>, true>, T>(params, first, last);
+  if (params.argmax.data == nullptr) {
+    roi_forward<isa, Boxes<Acc<T>, void>, T>(params, first, last);
+  } else if (params.argmax.narrow) {
+    roi_forward<isa, Boxes<Acc<T>, int16_t>, T>(params, first, last);
   } else {
-    roi_forward<isa, Boxes<Acc<T>, false>, T>(params, first, last);
+    roi_forward<isa, Boxes<Acc<T>, int32_t>, T>(params, first, last);
   }
 }
 
@@ -69,7 +71,11 @@ int64_t roi_pool_backward_items_cpu(const RoiPoolParams<T>& params) {
 
 template <Isa isa, class T>
 void roi_pool_backward_cpu(const RoiPoolParams<T>& params, int64_t first, int64_t last) {
-  roi_backward<isa, Boxes<Acc<T>, true>, T>(params, first, last);
+  if (params.saved_argmax.narrow) {
+    roi_backward<isa, Boxes<Acc<T>, int16_t>, T>(params, first, last);
+  } else {
+    roi_backward<isa, Boxes<Acc<T>, int32_t>, T>(params, first, last);
+  }
 }
 
 #define CVK_INSTANTIATE(T)                                                                        \
