@@ -71,10 +71,6 @@ constexpr int kWinogradWeightCost = 5;
 constexpr int kWinogradSourceCost = 3;
 constexpr int kWinogradTargetCost = 2;
 
-// How much more all pixels of a tile may sum up to than those that one target pixel sees; 16 / 9 if all are alike, 4 in a corner of
-// the map.
-constexpr int kWinogradSpread = 32;
-
 // Weight gradient: work items wanted, so that many threads find work. Where filters and depth give fewer, the pixels are cut
 // into parts of at least kWeightPartBlocks depths, whose sums are added in order.
 constexpr int kWeightItems = 32;

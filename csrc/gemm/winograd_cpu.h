@@ -6,10 +6,9 @@
 //   M = V U        sums over the channels, for each of the 16 elements: products of matrices of tiles x channels x columns
 //   A' M A         the 2 x 2 target pixels
 //
-// B and A hold 0, 1 and -1, G halves: the error is that of the definition's (Lavin and Gray measured it smaller), as long as the
-// pixels of a tile are of one size. Where they are not, a large pixel (a mask, an infinity, a NaN) would leave its rounding in
-// target pixels that do not see it. So each tile compares the sums of |d| that its target pixels see with that of all 16, and
-// those beyond kWinogradSpread are computed by definition instead.
+// B and A hold 0, 1 and -1, G halves. Each step adds up only pixels that the target pixel sees, so a large value or a NaN reaches no
+// others; but infinities can meet with opposite signs where the definition has one. So a result that is not finite is computed
+// again, by definition.
 //
 // Work item: some tiles of one group by some columns. V is made once for all channels, U for kWinogradColumns columns at a time and
 // kept where all of it fits. Each tile's arithmetic depends on its own pixels alone: results are the same bits for any number of
@@ -20,6 +19,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <optional>
 
 #include "gemm/tapped_cpu.h"
 
@@ -82,11 +82,11 @@ struct WinogradPlan {
   CVK_HD int64_t tile_bytes() const {
     return blocks.count() * rows_per_tile * Tile::kPitch * static_cast<int64_t>(sizeof(A));
   }
+  static CVK_HD int64_t blocks_of_columns(int64_t columns) { return ceil_div<int64_t>(columns, kWinogradColumns); }
   // Elements of a block of U: the channels of one depth block by kWinogradColumns columns.
   CVK_HD int64_t block_size() const { return int64_t{16} * most_channels * kWinogradColumns; }
   CVK_HD bool keeps_weights(int64_t columns) const {
-    return blocks.count() * ceil_div<int64_t>(columns, kWinogradColumns) * block_size() *
-               static_cast<int64_t>(sizeof(A)) <=
+    return blocks.count() * blocks_of_columns(columns) * block_size() * static_cast<int64_t>(sizeof(A)) <=
            kWinogradWeightBytes;
   }
   CVK_HD int64_t most_tiles() const {
@@ -190,8 +190,7 @@ class Winograd {
         pixels_(p.shape.channels_last ? 0 : int64_t{4} * window_ * kWinogradWindow * static_cast<int64_t>(sizeof(A))),
         results_(p.shape.channels_last ? 0 : int64_t{2} * window_ * kWinogradColumns * static_cast<int64_t>(sizeof(A))),
         zeros_(plan_.most_channels * static_cast<int64_t>(sizeof(T))),
-        seen_(int64_t{4} * window_ * static_cast<int64_t>(sizeof(A))),
-        uneven_(cut.block_pixels) {
+        finite_(cut.block_pixels) {
     memset(zeros_.template as<char>(), 0, static_cast<size_t>(plan_.most_channels) * sizeof(T));
   }
   CVK_HD ~Winograd() {}
@@ -205,20 +204,15 @@ class Winograd {
     const int64_t first = index % cut_.pixel_blocks * cut_.block_pixels;
     const int tiles =
         static_cast<int>(min_of<int64_t>(cut_.block_pixels, p_.shape.batch * plan_.image_tiles() - first));
-    bool any = false;
-    for_each_run(first, tiles, [&](const Run& run) {
-      make_source(run);
-      any |= compare(run);
-    });
-    weights_.begin(key_, plan_.blocks.count() * ceil_div(width, kWinogradColumns), plan_.block_size(),
+    for_each_run(first, tiles, [&](const Run& run) { make_source(run); });
+    weights_.begin(key_, plan_.blocks.count() * plan_.blocks_of_columns(width), plan_.block_size(),
                    kWinogradWeightBytes);
     for (int column = 0; column < width; column += kWinogradColumns) {
       const int columns = min_of(kWinogradColumns, width - column);
       multiply(tiles, column, columns);
-      for_each_run(first, tiles, [&](const Run& run) { finish(run, column, columns); });
-    }
-    if (any) {
-      for_each_run(first, tiles, [&](const Run& run) { by_definition(run, width); });
+      for_each_run(first, tiles, [&](const Run& run) {
+        if (!finish(run, column, columns)) by_definition(run, column, columns);
+      });
     }
   }
 
@@ -255,15 +249,13 @@ class Winograd {
     const int64_t y = int64_t{2} * run.y + plan_.grid.y.first_offset,
                   x = int64_t{2} * run.x + plan_.grid.x.first_offset;
     const int64_t stride_y = plan_.grid.y.extent, stride_x = plan_.grid.x.extent;
-    A* seen = seen_.template as<A>();
-    for (int i = 0; i < 4 * width; ++i) seen[i] = A(0);
     const auto inside = [&](int i, int j) { return y + i >= 0 && y + i < stride_y && x + j >= 0 && x + j < stride_x; };
     for (int64_t b = 0; b < plan_.blocks.count(); ++b) {
       const DepthBlock block = plan_.blocks[b];
       if (p_.shape.channels_last) {
         const T* image =
             p_.source + run.image * stride_y * stride_x * p_.channels() + group_ * p_.group_channels() + block.c;
-        transform(run, width, b, 0, block.channels, [&](int i, int j) {
+        transform(run, b, 0, block.channels, [&](int i, int j) {
           return inside(i, j) ? image + ((y + i) * stride_x + x + j) * p_.channels() : zeros_.template as<T>();
         });
       } else {
@@ -286,7 +278,7 @@ class Winograd {
                                     row + int64_t{from} * kWinogradWindow, kWinogradWindow, channels, to - from);
             }
           }
-          transform(run, width, b, c, channels,
+          transform(run, b, c, channels,
                     [&](int i, int j) { return pixels + (int64_t{i} * width + j) * kWinogradWindow; });
         }
       }
@@ -295,11 +287,7 @@ class Winograd {
 
   // Channels [c, c + channels) of block b; pixel (i, j) of the window begins at at(i, j).
   template <class At>
-  CVK_HD void transform(const Run& run, int width, int64_t b, int c, int channels, const At& at) {
-    A* seen = seen_.template as<A>();
-    for (int i = 0; i < 4; ++i) {
-      for (int j = 0; j < width; ++j) seen[i * width + j] += sum_of_sizes(at(i, j), channels);
-    }
+  CVK_HD void transform(const Run& run, int64_t b, int c, int channels, const At& at) {
     A* to[16];
     for (int e = 0; e < 16; ++e) to[e] = source(b, e) + int64_t{run.place} * Tile::kPitch + c;
     for (int t = 0; t < run.count; ++t) {
@@ -318,43 +306,6 @@ class Winograd {
       }
       for (int e = 0; e < 16; ++e) to[e] += Tile::kPitch;
     }
-  }
-
-  template <class E>
-  static CVK_HD A sum_of_sizes(const E* from, int channels) {
-    Vec sum{};
-    const auto add = [&](Vec value) { sum = sum + (value < Vec{} ? -value : value); };
-    int v = 0;
-    for (; v + kLanes <= channels; v += kLanes) add(S::load(from + v));
-    if (v < channels) add(S::load_partial(from + v, channels - v));
-    return S::reduce_add(sum);
-  }
-
-  // Notes the tiles whose pixels differ too much in size; true if there are any.
-  CVK_HD bool compare(const Run& run) {
-    const int width = 2 * run.count + 2;
-    const A* seen = seen_.template as<A>();
-    bool* uneven = uneven_.template as<bool>() + run.place;
-    bool any = false;
-    const auto sum = [&](int i, int j, int rows, int columns) {
-      A total(0);
-      for (int r = 0; r < rows; ++r) {
-        for (int c = 0; c < columns; ++c) total += seen[(i + r) * width + j + c];
-      }
-      return total;
-    };
-    for (int t = 0; t < run.count; ++t) {
-      const A all = sum(0, 2 * t, 4, 4);
-      bool even = all < std::numeric_limits<A>::infinity();
-      for (int i = 0; i < min_of(2, plan_.grid.y.grid - 2 * run.y); ++i) {
-        for (int j = 0; j < min_of(2, plan_.grid.x.grid - 2 * (run.x + t)); ++j) {
-          even = even && all <= kWinogradSpread * sum(i, 2 * t + j, 3, 3);
-        }
-      }
-      uneven[t] = !even;
-      any |= !even;
-    }
-    return any;
   }
 
   // ---- U and M
@@ -404,7 +355,8 @@ class Winograd {
 
   // ---- the results
 
-  CVK_HD void finish(const Run& run, int column, int columns) {
+  // Whether all of them are finite.
+  CVK_HD bool finish(const Run& run, int column, int columns) {
     const int64_t global = group_ * p_.group_columns() + first_column_ + column;
     const int64_t plane = p_.target_plane(), y = int64_t{2} * run.y, x = int64_t{2} * run.x;
     const int height = min_of(2, plan_.grid.y.grid - 2 * run.y),
@@ -412,25 +364,28 @@ class Winograd {
     const int64_t pixel = y * p_.target_width() + x;
     if (p_.shape.channels_last) {
       T* to = p_.target + (run.image * plane + pixel) * p_.columns() + global;
-      results(run, global, columns, height, width, to, p_.columns(), p_.target_width() * p_.columns());
-      return;
+      return results(run, global, columns, height, width, to, p_.columns(), p_.target_width() * p_.columns());
     }
     A* rows = results_.template as<A>();
-    results(run, global, columns, height, width, rows, kWinogradColumns, int64_t{width} * kWinogradColumns);
+    const bool finite =
+        results(run, global, columns, height, width, rows, kWinogradColumns, int64_t{width} * kWinogradColumns);
     for (int i = 0; i < height; ++i) {
       transpose_matrix<isa>(rows + int64_t{i} * width * kWinogradColumns, kWinogradColumns,
                             p_.target + (run.image * p_.columns() + global) * plane + pixel + i * p_.target_width(),
                             plane, width, columns);
     }
+    return finite;
   }
 
-  // Target pixel (i, j) of the run to to[i * row_step + j * step], channels along it.
+  // Target pixel (i, j) of the run to to[i * row_step + j * step], channels along it. Notes of each tile whether it is finite.
   template <class Out>
-  CVK_HD void results(const Run& run, int64_t global, int columns, int height, int width, Out* to, int64_t step,
+  CVK_HD bool results(const Run& run, int64_t global, int columns, int height, int width, Out* to, int64_t step,
                       int64_t row_step) const {
     const T* bias = p_.bias != nullptr ? p_.bias + global : nullptr;
     const int64_t size = sums_size();
+    bool all_finite = true;
     for (int t = 0; t < run.count; ++t) {
+      typename S::IntVec odd{};
       const int place = run.place + t;
       const A* tile = sums_.template as<A>() + int64_t{place / Tile::kRows} * Plan::kPanels * Tile::kSize +
                       place % Tile::kRows * Tile::kColumns;
@@ -449,7 +404,8 @@ class Winograd {
         if (bias != nullptr) add = count == kLanes ? S::load(bias + v) : S::load_partial(bias + v, count);
         for (int i = 0; i < height; ++i) {
           for (int j = 0; j < min_of(2, width - 2 * t); ++j) {
-            const Vec value = activate(p_.activation, result[i][j] + add);
+            const Vec sum = result[i][j] + add, value = activate(p_.activation, sum);
+            odd |= sum - sum != Vec{};
             Out* at = to + i * row_step + (2 * t + j) * step + v;
             if (count == kLanes) {
               S::store(at, value);
@@ -459,30 +415,38 @@ class Winograd {
           }
         }
       }
+      const bool finite = !S::any(odd);
+      finite_.template as<bool>()[place] = finite;
+      all_finite &= finite;
     }
+    return all_finite;
   }
 
-  // The tiles of a run that compare() noted, neighbours together.
-  CVK_HD void by_definition(const Run& run, int width) {
-    const bool* uneven = uneven_.template as<bool>() + run.place;
-    for (int t = 0; t < run.count; ++t) {
-      if (!uneven[t]) continue;
-      int end = t + 1;
-      while (end < run.count && end - t < Tile::kRows && uneven[end]) ++end;
+  // The tiles of a run that are not finite, neighbours together.
+  CVK_HD void by_definition(const Run& run, int column, int columns) {
+    const int most = round_up(2 * cut_.block_pixels, Tile::kColumns);
+    if (!definition_.has_value()) {
       ConvCut cut{};
-      cut.block_pixels = round_up(2 * (end - t), p_.shape.channels_last ? 2 : Tile::kColumns);
-      cut.block_columns = cut_.block_columns;
-      TapScratch<isa, A> scratch(p_, cut);
+      cut.block_pixels = most;
+      cut.block_columns = kWinogradColumns;
+      definition_.emplace(p_, cut);
+    }
+    const bool* finite = finite_.template as<bool>() + run.place;
+    for (int t = 0; t < run.count; ++t) {
+      if (finite[t]) continue;
+      int end = t + 1;
+      while (end < run.count && !finite[end]) ++end;
       for (int i = 0; i < min_of(2, plan_.grid.y.grid - 2 * run.y); ++i) {
         TapItem item{};
         item.grid = plan_.grid;
+        item.key = key_ * plan_.blocks_of_columns(cut_.block_columns) + column / kWinogradColumns;
         item.group = group_;
-        item.first_column = first_column_;
+        item.first_column = first_column_ + column;
         item.first_pixel =
             run.image * plan_.grid.pixels() + (int64_t{2} * run.y + i) * plan_.grid.x.grid + 2 * (run.x + t);
         item.pixels = min_of(2 * (end - t), plan_.grid.x.grid - 2 * (run.x + t));
-        item.width = width;
-        multiply_item(p_, item, scratch, cut.block_pixels);
+        item.width = columns;
+        multiply_item(p_, item, *definition_, most);
       }
       t = end;
     }
@@ -493,8 +457,9 @@ class Winograd {
   Plan plan_;
   int row_tiles_, window_;
   int64_t source_size_;  // of a row of elements of V, for all tiles
-  Scratch source_, sums_, panel_, pixels_, results_, zeros_, seen_, uneven_;
+  Scratch source_, sums_, panel_, pixels_, results_, zeros_, finite_;
   PackedBlocks<A> weights_;
+  std::optional<TapScratch<isa, A>> definition_;  // where it is needed
   int64_t key_ = 0, group_ = 0, first_column_ = 0;
 };
 
