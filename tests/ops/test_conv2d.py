@@ -617,7 +617,7 @@ def test_partial_sums_of_the_weight_gradient_are_fixed() -> None:
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("large", [-1e9, 1e30, float("inf"), float("nan")])
 def test_large_values_stay_where_they_are(layout: str, large: float) -> None:
-    """Winograd's form adds neighbours up: none of these may reach an output that does not see it."""
+    """Winograd's form adds neighbours up; these may only reach the outputs that see them."""
     x, w = normal(2, 48, 19, 22), normal(40, 48, 3, 3, seed=1)
     clean = F.conv2d(x, w, padding=1)
     for y, u in ((0, 0), (7, 8), (7, 13), (12, 21), (18, 21)):
