@@ -84,7 +84,8 @@ struct WinogradPlan {
   }
   static CVK_HD int64_t blocks_of_columns(int64_t columns) { return ceil_div<int64_t>(columns, kWinogradColumns); }
   // Elements of a block of U: the channels of one depth block by kWinogradColumns columns.
-  CVK_HD int64_t block_size() const { return int64_t{16} * most_channels * kWinogradColumns; }
+  CVK_HD int64_t block_size() const { return 16 * element_size(most_channels); }
+  static CVK_HD int64_t element_size(int64_t channels) { return channels * kWinogradColumns + kWinogradSkew; }
   CVK_HD bool keeps_weights(int64_t columns) const {
     return blocks.count() * blocks_of_columns(columns) * block_size() * static_cast<int64_t>(sizeof(A)) <=
            kWinogradWeightBytes;
@@ -235,7 +236,7 @@ class Winograd {
     }
   }
 
-  CVK_HD int64_t sums_size() const { return int64_t{row_tiles_} * Plan::kPanels * Tile::kSize; }
+  CVK_HD int64_t sums_size() const { return int64_t{row_tiles_} * Plan::kPanels * Tile::kSize + kWinogradSkew; }
   // Row 0 of element e of V for a block of channels.
   CVK_HD A* source(int64_t b, int e) const {
     return source_.template as<A>() + (b * plan_.rows_per_tile + e / plan_.per_row) * source_size_ +
@@ -315,7 +316,7 @@ class Winograd {
     const T* weights = p_.weights + group_ * strides.group + (first_column_ + column) * strides.column;
     A* panel = panel_.template as<A>();
     const Vec half = S::broadcast(A(0.5));
-    const int64_t size = int64_t{block.channels} * kWinogradColumns;  // of an element of U
+    const int64_t size = Plan::element_size(block.channels);
     for (int j = 0; j < columns; j += Tile::kColumns, to += int64_t{block.channels} * Tile::kColumns) {
       for (int c = 0; c < block.channels; c += kWinogradPackChannels) {
         const DepthBlock part{block.c + c, min_of(kWinogradPackChannels, block.channels - c), 0, 9};
@@ -346,7 +347,7 @@ class Winograd {
                                       [&](A* to) { make_weights(block, column, columns, to); });
       for (int e = 0; e < 16; ++e) {
         gemm_block<isa, A, A>(tiles, columns, block.channels, source(b, e),
-                              weights + int64_t{e} * block.channels * kWinogradColumns, Tile::kColumns,
+                              weights + e * Plan::element_size(block.channels), Tile::kColumns,
                               int64_t{block.channels} * Tile::kColumns, sums_.template as<A>() + e * sums_size(),
                               Plan::kPanels, b > 0, nullptr);
       }
