@@ -41,7 +41,7 @@ CVK_HD void pack_weight_panels(const TappedProduct<T>& p, const TapGrid& grid, c
         const T* tap = from + kernel_of(grid, p.shape.kernel_width, block.t + t) * w.tap;
         transpose_into_panel<isa>(
             tap, w.column, count, block.channels, Tile::kColumns, [](int c) { return c; },
-            to + t * block.channels * Tile::kColumns);
+            to + t * block.channels * Tile::kColumns, t + 1 < block.taps ? w.tap : Tile::kColumns * w.column);
       }
     } else if (w.channel == p.shape.kernel_size() && block.taps == p.shape.kernel_size() && !p.transposed) {
       const int taps = block.taps, channels = block.channels;
