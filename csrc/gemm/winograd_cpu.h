@@ -6,7 +6,8 @@
 //   M = V U        sums over the channels, for each of the 16 elements: products of matrices of tiles x channels x columns
 //   A' M A         the 2 x 2 target pixels
 //
-// B and A hold 0, 1 and -1, G halves. Each step adds up only pixels that the target pixel sees, so a large value or a NaN reaches no
+// B and A hold 0, 1 and -1, G halves. The error is 0.7 (32 channels) to 1.8 times (640) that of the definition here, 2e-7 to 5e-7 of
+// the result's norm. Each step adds up only pixels that the target pixel sees, so a large value or a NaN reaches no
 // others; but infinities can meet with opposite signs where the definition has one. So a result that is not finite is computed
 // again, by definition.
 //
@@ -91,8 +92,8 @@ struct WinogradPlan {
            kWinogradWeightBytes;
   }
   CVK_HD int64_t most_tiles() const {
-    return max_of<int64_t>(
-        Tile::kRows, min_of<int64_t>(kWinogradTiles, kWinogradSourceBytes / tile_bytes()) / Tile::kRows * Tile::kRows);
+    const int64_t fit = max_of<int64_t>(1, min_of<int64_t>(kWinogradTiles, kWinogradSourceBytes / tile_bytes()));
+    return fit < Tile::kRows ? fit : fit / Tile::kRows * Tile::kRows;
   }
 
   // Cycles of a work item, as kGemmTileCost counts: products, then V, U and the results.
