@@ -79,10 +79,12 @@ def conv2d(
         is as exact as float32 sums are, unless ``torch.backends.cudnn.conv.fp32_precision`` is
         ``"tf32"`` (as it is by default; ``torch.backends.cudnn.allow_tf32`` sets it as well):
         then factors are rounded to TF32, as cuDNN does. torch.compile reads that switch once.
-        On the CPU, 3 x 3 kernels of stride 1 over 32 channels or more are computed in Winograd's
-        form where that is faster: 0.7 (32 channels) to 1.8 times (640) the rounding error of the
-        definition, 5e-7 of the result's norm. Results that are not finite are computed by
-        definition; ``CVKERNELS_WINOGRAD=0`` in the environment has all of them computed so.
+        On the CPU, 3 x 3 kernels of stride 1 with 32 channels and 32 filters of a group or more
+        are computed in Winograd's form where that is faster, but not in float64. Its rounding
+        error is 0.7 to 2.1 times that of the definition, about 5e-7 of the result's norm, and
+        relative to the largest pixels that an output sees, even through a weight of 0. Infinities
+        and NaN come where the definition has them. ``CVKERNELS_WINOGRAD=0`` in the environment
+        leaves the form out. bfloat16 with AVX512_BF16 takes numbers below 2^-126 for 0.
         Under autocast ``input``, ``weight`` and ``bias`` are cast to autocast's dtype first, as
         torch does.
 
@@ -97,7 +99,8 @@ def conv2d(
         what their derivative needs.
 
     Determinism:
-        Forward and backward are bitwise repeatable on every device, for any number of threads.
+        Forward and backward are bitwise repeatable on every device, for any number of threads, but
+        for the sign of NaN.
 
     Source:
         Chellapilla et al., High performance convolutional neural networks for document processing,

@@ -52,7 +52,8 @@ def conv_transpose2d(
         Tensor of shape [N, O, OH, OW] (or [O, OH, OW]) with
         OH = (H - 1) stride - 2 padding + dilation (KH - 1) + output_padding + 1, channels_last if
         ``input`` or ``weight`` is so, contiguous else. Half formats accumulate in float32 and round
-        once. float32 on CUDA follows torch's TF32 switch, as in :func:`cvkernels.conv2d.conv2d`.
+        once. float32 on CUDA follows torch's TF32 switch, and on the CPU 3 x 3 kernels of stride 1
+        take Winograd's form, as in :func:`cvkernels.conv2d.conv2d`.
         Under autocast ``input``, ``weight`` and ``bias`` are cast to autocast's dtype first, as
         torch does.
 
@@ -64,7 +65,8 @@ def conv_transpose2d(
         With respect to ``input``, ``weight`` and ``bias``, of any order.
 
     Determinism:
-        Forward and backward are bitwise repeatable on every device, for any number of threads.
+        Forward and backward are bitwise repeatable on every device, for any number of threads, but
+        for the sign of NaN.
 
     Source:
         Dumoulin and Visin, A guide to convolution arithmetic for deep learning, 2016

@@ -198,3 +198,32 @@ class MaximaTests(PoolingTests):
         out, expected = compiled(x, boxes, 3, 0.5), self.pool(x, boxes, 3, 0.5)
         assert_same(out, expected)
         assert_same(*(torch.autograd.grad(o.sum(), x)[0] for o in (out, expected)))
+
+    @pytest.mark.skipif(EMULATED, reason="the same program")
+    def test_an_exported_program_takes_maps_on_both_sides_of_the_limit(
+        self, device: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # torch.export reads one switch for both, which conftest set for convolutions alone.
+        precision = torch.backends.cudnn.conv.fp32_precision
+        monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", precision)
+        pool = self.pool
+
+        class Model(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.scale = torch.nn.Parameter(torch.ones(()))
+
+            def forward(self, x: Tensor, boxes: Tensor) -> Tensor:
+                return pool(x * self.scale, boxes, 3, 0.5)
+
+        model = Model().to(device)
+        boxes = random_boxes(7, 2, (16, 18)).to(device)
+        size = torch.export.Dim("height", min=2, max=4000), torch.export.Dim("width", max=4000)
+        program = torch.export.export(
+            model,
+            (features(2, 5, 8, 9).to(device), boxes),
+            dynamic_shapes=({2: size[0], 3: size[1]}, None),
+        ).module()
+        for height, width in ((9, 13), (100, self.most // 100 + 1)):
+            x = features(2, 5, height, width).to(device)
+            assert_same(program(x, boxes), model(x, boxes))

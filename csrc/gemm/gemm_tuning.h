@@ -57,7 +57,8 @@ constexpr int kWinogradGain = 9;
 constexpr int kWinogradColumns = 64;
 
 // Bytes of transformed weights that a thread keeps, of transformed pixels of a work item, and its tiles at most. With the sums of
-// the latter (16 x 112 x 64 float32, 0.5 MB) and what is turned for planes (0.4 MB) below 4 MiB.
+// the latter (16 x 112 x 64 float32, 0.5 MB) and what is turned for planes (0.4 MB) below 4 MiB; below 6 where some results are
+// not finite and the definition's scratch is needed as well.
 constexpr int64_t kWinogradWeightBytes = int64_t{3} << 19;
 constexpr int64_t kWinogradSourceBytes = int64_t{7} << 18;
 constexpr int kWinogradTiles = 112;

@@ -221,8 +221,7 @@ CVK_HD DepthBlock in_operands(DepthBlock block) {
 template <Isa isa, class T>
 CVK_HD bool pairs_fit(const TappedProduct<T>& p) {
   return !p.shape.channels_last ||
-         (p.group_channels() % 2 == 0 && reinterpret_cast<uintptr_t>(p.source) % alignof(word_t) == 0 &&
-          2 * p.shape.kernel_size() <= DepthBlocks<isa, word_t>::kMost);
+         (p.group_channels() % 2 == 0 && 2 * p.shape.kernel_size() <= DepthBlocks<isa, word_t>::kMost);
 }
 
 // ---- cutting

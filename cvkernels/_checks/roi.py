@@ -116,7 +116,12 @@ def roi_bins(op: str, pooled_height: int, pooled_width: int) -> None:
 
 
 def roi_narrow_fits(input: Tensor, per_pixel: int) -> bool:
-    """Whether indices surely fit in 16 bits, of which there are ``per_pixel`` for each pixel."""
+    """Whether indices surely fit in 16 bits, of which there are ``per_pixel`` for each pixel.
+
+    Never in a program for export, which would then refuse the maps that it was not traced with.
+    """
+    if torch.compiler.is_exporting():
+        return False
     return surely(input.shape[2] * input.shape[3] <= INT16_MAX // per_pixel)
 
 

@@ -551,6 +551,34 @@ def test_result_does_not_depend_on_threads_or_batch(layout: str) -> None:
 
 @pytest.mark.native
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_weights_and_biases_that_are_not_finite(layout: str, bad: float) -> None:
+    """They reach the results of their filter, of several blocks of filters and groups."""
+    x, w, bias = normal(1, 96, 14, 15), normal(260, 48, 3, 3, seed=1), normal(260, seed=2)
+    w[5, 3, 1, 1] = w[131, 7, 0, 2] = bias[200] = bad
+    expected = F.conv2d(x, w, bias, groups=2)  # within the map: no weight meets a zero of padding
+    out = conv2d(lay_out(x.float(), layout), lay_out(w.float(), layout), bias.float(), groups=2)
+    assert torch.equal(out.isnan(), expected.isnan())
+    assert torch.equal(out.isinf(), expected.isinf())
+    finite = expected.isfinite()
+    assert 250 < finite.all(dim=(0, 2, 3)).sum() < 260
+    assert_close(out[finite], expected[finite], torch.float32)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bits_do_not_depend_on_the_address(layout: str, dtype: torch.dtype) -> None:
+    x, w = normal(2, 64, 9, 8).to(dtype), normal(40, 64, 3, 3, seed=1).to(dtype)
+    x = lay_out(x, layout)
+    shifted = torch.empty(x.numel() + 1, dtype=dtype)[1:].as_strided(x.shape, x.stride(), 1)
+    shifted.copy_(x)
+    assert shifted.data_ptr() % 4 == dtype.itemsize % 4
+    assert_same(conv2d(shifted, w, padding=1), conv2d(x, w, padding=1))
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_winograds_form_does_not_depend_on_threads_or_batch(layout: str) -> None:
     x, w = lay_out(torch.randn(3, 70, 23, 19), layout), lay_out(torch.randn(96, 70, 3, 3), layout)
     x[:, 4, 5:7, 3] = float("inf")

@@ -7,6 +7,7 @@
 #include "bindings/torch/run.h"
 #include "common/roi_boxes.h"
 #include "common/roi_geometry.h"
+#include "common/roi_indices.h"
 #include "common/roi_plan.h"
 
 namespace cvk::bindings {
@@ -104,7 +105,7 @@ inline RoiShape roi_shape(const char* op, const Tensor& input, const Tensor& box
 
 // Whether the indices of a map fit, 32 bits wide or, if `narrow`, 16. There are `per_pixel` for each of its pixels.
 inline void check_roi_pixels(const char* op, const RoiShape& shape, int64_t per_pixel, bool narrow) {
-  const int64_t most = (narrow ? std::numeric_limits<int16_t>::max() : std::numeric_limits<int32_t>::max()) / per_pixel;
+  const int64_t most = (narrow ? kRoiMostNarrow : int64_t{std::numeric_limits<int32_t>::max()}) / per_pixel;
   if (shape.pixels() > most) {
     reject(op, "input of at most ", most, " pixels (height * width)", narrow ? " where narrow" : "", ", got ",
            shape.pixels());

@@ -9,7 +9,7 @@
 //            that no kernel element reaches (stride above the kernel, output_padding) are the bias.
 // CPU, CUDA  Output pixels fall into stride_y x stride_x phases, by remainder; in each the kernel elements that reach it are a
 //            small dense convolution (common/conv_shape.h). No zeros are inserted, no columns are scattered. The rest is as in
-//            conv2d.h, which also has Traffic, Bound and Determinism.
+//            conv2d.h, which also has Winograd's form, Traffic, Bound and Determinism.
 // Limits     As conv2d.
 // Source     Dumoulin and Visin 2016 (arithmetic of transposed convolution); torch.nn.functional.conv_transpose2d.
 #pragma once
