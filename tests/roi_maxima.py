@@ -203,9 +203,9 @@ class MaximaTests(PoolingTests):
     def test_an_exported_program_takes_maps_on_both_sides_of_the_limit(
         self, device: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # torch.export reads one switch for both, which conftest set for convolutions alone.
-        precision = torch.backends.cudnn.conv.fp32_precision
-        monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", precision)
+        # torch.export reads one switch for both, and conftest set that of convolutions.
+        precision = torch.backends.cudnn.rnn.fp32_precision  # type: ignore[attr-defined]
+        monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", precision)
         pool = self.pool
 
         class Model(torch.nn.Module):
