@@ -200,12 +200,7 @@ class MaximaTests(PoolingTests):
         assert_same(*(torch.autograd.grad(o.sum(), x)[0] for o in (out, expected)))
 
     @pytest.mark.skipif(EMULATED, reason="the same program")
-    def test_an_exported_program_takes_maps_on_both_sides_of_the_limit(
-        self, device: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        # torch.export reads one switch for both, and conftest set that of convolutions.
-        precision = torch.backends.cudnn.rnn.fp32_precision  # type: ignore[attr-defined]
-        monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", precision)
+    def test_an_exported_program_takes_maps_on_both_sides_of_the_limit(self, device: str) -> None:
         pool = self.pool
 
         class Model(torch.nn.Module):
@@ -219,11 +214,18 @@ class MaximaTests(PoolingTests):
         model = Model().to(device)
         boxes = random_boxes(7, 2, (16, 18)).to(device)
         size = torch.export.Dim("height", min=2, max=4000), torch.export.Dim("width", max=4000)
-        program = torch.export.export(
-            model,
-            (features(2, 5, 8, 9).to(device), boxes),
-            dynamic_shapes=({2: size[0], 3: size[1]}, None),
-        ).module()
+        # torch.export reads one switch for both, and conftest set that of convolutions.
+        cudnn: Any = torch.backends.cudnn
+        precision = cudnn.conv.fp32_precision
+        cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision
+        try:
+            program = torch.export.export(
+                model,
+                (features(2, 5, 8, 9).to(device), boxes),
+                dynamic_shapes=({2: size[0], 3: size[1]}, None),
+            ).module()
+        finally:
+            cudnn.conv.fp32_precision = precision
         for height, width in ((9, 13), (100, self.most // 100 + 1)):
             x = features(2, 5, height, width).to(device)
             assert_same(program(x, boxes), model(x, boxes))
