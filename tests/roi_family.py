@@ -14,6 +14,7 @@ from harness import (
     Case,
     DifferentiableOpTests,
     ErrorCase,
+    Sample,
     VmapCase,
     assert_close,
     assert_same,
@@ -270,6 +271,22 @@ def pooling_errors(op: str, defaults: Callable[[], Args]) -> list[ErrorCase]:
         )
     )
     return found
+
+
+def pooling_samples(op: str, forward: Callable[[torch.dtype], tuple[Any, ...]]) -> list[Sample]:
+    """``forward`` makes a contiguous input, boxes and what else the dispatcher operator takes."""
+
+    def forward_last(dtype: torch.dtype) -> tuple[Any, ...]:
+        x, *rest = forward(dtype)
+        last = x.detach().contiguous(memory_format=torch.channels_last)
+        return last.requires_grad_(), *rest
+
+    def empty(dtype: torch.dtype) -> tuple[Any, ...]:
+        x, boxes, *rest = forward(dtype)
+        return x, boxes[:0], *rest
+
+    makes = {"plain": forward, "channels_last": forward_last, "no boxes": empty}
+    return [Sample(op, name, make) for name, make in makes.items()]
 
 
 def pooling_vmaps(pool: Callable[[Tensor, Tensor], Tensor], channels: int) -> list[VmapCase]:

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 import torch
 from harness import EMULATED, Sample, VmapCase, assert_same
-from roi_family import PoolingTests, box, features, pooling_vmaps, random_boxes
+from roi_family import (
+    PoolingTests,
+    box,
+    features,
+    pooling_samples,
+    pooling_vmaps,
+    random_boxes,
+)
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -24,15 +31,6 @@ def maxima_samples(name: str) -> list[Sample]:
         x = features(2, 3, 6, 5).to(dtype).requires_grad_()
         return x, random_boxes(3, 2, (12, 10)).float(), 0.5, 2, 3
 
-    def forward_last(dtype: torch.dtype) -> tuple[Any, ...]:
-        x, *rest = forward(dtype)
-        last = x.detach().contiguous(memory_format=torch.channels_last)
-        return last.requires_grad_(), *rest
-
-    def empty(dtype: torch.dtype) -> tuple[Any, ...]:
-        x, boxes, *rest = forward(dtype)
-        return x, boxes[:0], *rest
-
     def narrow(make: Callable[[torch.dtype], tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
         return lambda dtype: (*make(dtype), True)
 
@@ -45,11 +43,11 @@ def maxima_samples(name: str) -> list[Sample]:
 
         return make
 
-    forwards = [("plain", forward), ("channels_last", forward_last), ("no boxes", empty)]
+    wide = pooling_samples(f"{name}_argmax", forward)
     return [
-        *(Sample(name, which, make) for which, make in forwards),
-        *(Sample(f"{name}_argmax", which, make) for which, make in forwards),
-        *(Sample(f"{name}_argmax", f"{which}, narrow", narrow(make)) for which, make in forwards),
+        *pooling_samples(name, forward),
+        *wide,
+        *(Sample(s.operator, f"{s.name}, narrow", narrow(s.make)) for s in wide),
         Sample(f"{name}_backward", "plain", backward()),
         Sample(f"{name}_backward", "narrow", backward(True)),
     ]

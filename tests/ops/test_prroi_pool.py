@@ -25,6 +25,7 @@ from roi_family import (
     features,
     pooling_cases,
     pooling_errors,
+    pooling_samples,
     pooling_vmaps,
     random_boxes,
 )
@@ -83,18 +84,9 @@ def make_samples() -> list[Sample]:
         x = features(2, 3, 6, 5).to(dtype).requires_grad_()
         return x, random_boxes(3, 2, (12, 10)).float(), 0.5, 2, 3
 
-    def forward_last(dtype: torch.dtype) -> tuple[Any, ...]:
-        x, *rest = forward(dtype)
-        last = x.detach().contiguous(memory_format=torch.channels_last)
-        return last.requires_grad_(), *rest
-
     def forward_boxes(dtype: torch.dtype) -> tuple[Any, ...]:
         x, boxes, *rest = forward(dtype)
         return x, boxes.requires_grad_(), *rest
-
-    def empty(dtype: torch.dtype) -> tuple[Any, ...]:
-        x, boxes, *rest = forward(dtype)
-        return x, boxes[:0], *rest
 
     def backward(dtype: torch.dtype) -> tuple[Any, ...]:
         _, boxes, *rest = forward(dtype)
@@ -105,10 +97,8 @@ def make_samples() -> list[Sample]:
         return x.detach(), boxes, features(3, 3, 2, 3).to(dtype), *rest
 
     return [
-        Sample("prroi_pool", "plain", forward),
-        Sample("prroi_pool", "channels_last", forward_last),
+        *pooling_samples("prroi_pool", forward),
         Sample("prroi_pool", "boxes' gradient", forward_boxes),
-        Sample("prroi_pool", "no boxes", empty),
         Sample("prroi_pool_backward", "plain", backward),
         Sample("prroi_pool_boxes_backward", "plain", boxes_backward),
     ]

@@ -14,6 +14,7 @@ from roi_family import (
     good,
     pooling_cases,
     pooling_errors,
+    pooling_samples,
     pooling_vmaps,
     random_boxes,
 )
@@ -71,24 +72,13 @@ def make_samples() -> list[Sample]:
         x = features(2, 12, 6, 5).to(dtype).requires_grad_()
         return x, random_boxes(3, 2, (12, 10)).float(), 0.5, 2, 3
 
-    def forward_last(dtype: torch.dtype) -> tuple[Any, ...]:
-        x, *rest = forward(dtype)
-        last = x.detach().contiguous(memory_format=torch.channels_last)
-        return last.requires_grad_(), *rest
-
-    def empty(dtype: torch.dtype) -> tuple[Any, ...]:
-        x, boxes, *rest = forward(dtype)
-        return x, boxes[:0], *rest
-
     def backward(dtype: torch.dtype) -> tuple[Any, ...]:
         _, boxes, *rest = forward(dtype)
         grad = features(3, 2, 2, 3).to(dtype).requires_grad_()
         return grad, boxes, *rest[:3], 2, 12, 6, 5, *rest[3:]
 
     return [
-        Sample("ps_roi_pool", "plain", forward),
-        Sample("ps_roi_pool", "channels_last", forward_last),
-        Sample("ps_roi_pool", "no boxes", empty),
+        *pooling_samples("ps_roi_pool", forward),
         Sample("ps_roi_pool_backward", "plain", backward),
     ]
 
