@@ -131,7 +131,7 @@ CVK_HD void pool_max(const View<E>& view, const PixelRange& y, const PixelRange&
       [&](int c, int count, auto& found) { max_of_bin(view, y, x, width, c, count, found); });
 }
 
-// The gradient of maxima whose indices are flat in the map, to rows [y_begin, y_end) of a channels-last scratch.
+// The gradient of maxima whose indices are flat in the map, to a band of rows [y_begin, y_end).
 template <class G, class Index, class A>
 CVK_HD void spread_pixels(const G* grad, const Index* argmax, const RoiShape& shape, int channels, int y_begin,
                           int y_end, const RoiBand<A>& band) {

@@ -95,6 +95,7 @@ struct Simd {
   using HalfWordVec = typename VectorOf<uint16_t, kSimdBytes<isa> / 2>::type;
 
   static CVK_HD Vec broadcast(A value) { return value - Vec{}; }
+  static CVK_HD Vec broadcast(word_t value) { return (Vec)(value.bits - WordVec{}); }
 
   // All bits set in lanes 0..count-1.
   static CVK_HD IntVec first_lanes(int64_t count) {

@@ -21,9 +21,9 @@ CVK_HD int64_t product_items(const TappedProduct<T>& p, int threads, ConvCut& cu
   if (is_dot_product(p)) return dot_product_items(p);
   if (winograd_pays<isa>(p)) {
     cut = winograd_cut<isa>(p, threads);
-    return winograd_items(p, cut);
+  } else {
+    cut = tapped_cut<isa>(p, threads);
   }
-  cut = tapped_cut<isa>(p, threads);
   return tapped_items(p, cut);
 }
 
@@ -32,13 +32,9 @@ CVK_HD void product_slice(const TappedProduct<T>& p, const ConvCut& cut, int64_t
   DepthwiseTurn turn{};
   if (is_dot_product(p)) {
     dot_product<isa>(p, first, last);
+  } else if (cut.winograd) {
+    winograd_product<isa>(p, cut, first, last);
   } else if (!is_depthwise(p.shape)) {
-    if constexpr (!std::is_same_v<T, double>) {
-      if (cut.winograd) {
-        winograd_product<isa>(p, cut, first, last);
-        return;
-      }
-    }
     tapped_product<isa>(p, cut, first, last);
   } else if (p.shape.channels_last) {
     depthwise_rows<isa>(p, first, last);

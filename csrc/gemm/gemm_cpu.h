@@ -18,9 +18,13 @@
 
 namespace cvk {
 
-// Elements of the depth in one operand.
+// Elements of the depth in one operand, and operands of a depth.
 template <class P>
 inline constexpr int kGemmElements = std::is_same_v<P, word_t> ? 2 : 1;
+template <class P>
+CVK_HD int gemm_operands(int depth) {
+  return ceil_div(depth, kGemmElements<P>);
+}
 
 // Shape of the register tile. AVX-512 and NEON have 32 registers: 14 x 2 (12 x 2) sums, a row of the panel and a broadcast.
 template <Isa isa, class P>
@@ -56,17 +60,7 @@ struct GemmTarget {
   const GemmFinish<T>* finish;  // null: they stay sums
 };
 
-// The operand as a vector of copies, and a * b + c of vectors of operands.
-template <Isa isa, class P>
-CVK_HD typename Simd<isa, Acc<P>>::Vec gemm_broadcast(P value) {
-  using S = Simd<isa, Acc<P>>;
-  if constexpr (std::is_same_v<P, word_t>) {
-    const typename S::IntVec bits = static_cast<int32_t>(value.bits) - typename S::IntVec{};
-    return (typename S::Vec)bits;
-  } else {
-    return S::broadcast(value);
-  }
-}
+// a * b + c of vectors of operands.
 template <Isa isa, class P, class Vec>
 CVK_HD Vec gemm_multiply_add(Vec a, Vec b, Vec c) {
   if constexpr (std::is_same_v<P, word_t>) {
@@ -92,7 +86,7 @@ __attribute__((noinline)) void gemm_tile(const P* left, const P* right, int64_t 
     typename S::Vec column[vecs];
     for (int j = 0; j < vecs; ++j) column[j] = S::load(right + p * right_stride + j * S::kLanes);
     for (int i = 0; i < rows; ++i) {
-      const typename S::Vec value = gemm_broadcast<isa>(left[i * Tile::kPitch + p]);
+      const typename S::Vec value = S::broadcast(left[i * Tile::kPitch + p]);
       for (int j = 0; j < vecs; ++j) sum[i][j] = gemm_multiply_add<isa, P>(value, column[j], sum[i][j]);
     }
   }

@@ -14,14 +14,24 @@
 
 namespace cvk {
 
-// Whether products of T may go in pairs on this machine.
+// Whether products of T may go in pairs: by what is compiled, and on this machine.
+template <Isa isa, class T>
+inline constexpr bool kGemmPairs = isa == Isa::kV4 && std::is_same_v<T, bfloat16_t>;
 template <Isa isa, class T>
 CVK_HD bool gemm_pairs() {
-  if constexpr (isa == Isa::kV4 && std::is_same_v<T, bfloat16_t>) {
-    return cpu_has_bf16_dot();
-  } else {
-    return false;
+  return kGemmPairs<isa, T> && cpu_has_bf16_dot();
+}
+
+// f(P{}) for the type P that operands of T are multiplied in.
+template <Isa isa, class T, class F>
+CVK_HD void with_operands(bool pairs, F&& f) {
+  if constexpr (kGemmPairs<isa, T>) {
+    if (pairs) {
+      f(word_t{});
+      return;
+    }
   }
+  f(Acc<T>{});
 }
 
 // The words of two vectors of bfloat16 values, the first in the lower halves.

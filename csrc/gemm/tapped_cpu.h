@@ -12,188 +12,11 @@
 #include "gemm/gather_cpu.h"
 #include "gemm/pairs_cpu.h"
 #include "gemm/tapped.h"
+#include "gemm/weights_cpu.h"
 
 namespace cvk {
 
-// ---- the operand that holds weights
-
-// Panels of a block, the depth in taps then channels. `weights` points to the group's first column of these.
-template <Isa isa, class A, class T>
-CVK_HD void pack_weight_panels(const TappedProduct<T>& p, const TapGrid& grid, const T* weights,
-                               const DepthBlock& block, int columns, A* to) {
-  using Tile = GemmTile<isa, A>;
-  const auto w = p.strides();
-  const T* from = weights + block.c * w.channel;
-  const int depth = block.depth();
-  for (int j = 0; j < columns; j += Tile::kColumns, from += Tile::kColumns * w.column, to += Tile::kColumns * depth) {
-    const int count = min_of(Tile::kColumns, columns - j);
-    if (w.column == 1) {
-      for (int t = 0; t < block.taps; ++t) {
-        const T* tap = from + kernel_of(grid, p.shape.kernel_width, block.t + t) * w.tap;
-        for (int c = 0; c < block.channels; ++c) {
-          A* row = to + (t * block.channels + c) * Tile::kColumns;
-          if (count < Tile::kColumns) clear_row<isa>(Tile::kColumns, row);
-          copy_row<isa>(tap + c * w.channel, count, row);
-        }
-      }
-    } else if (w.channel == 1) {
-      for (int t = 0; t < block.taps; ++t) {
-        const T* tap = from + kernel_of(grid, p.shape.kernel_width, block.t + t) * w.tap;
-        transpose_into_panel<isa>(
-            tap, w.column, count, block.channels, Tile::kColumns, [](int c) { return c; },
-            to + t * block.channels * Tile::kColumns, t + 1 < block.taps ? w.tap : Tile::kColumns * w.column);
-      }
-    } else if (w.channel == p.shape.kernel_size() && block.taps == p.shape.kernel_size() && !p.transposed) {
-      const int taps = block.taps, channels = block.channels;
-      transpose_into_panel<isa>(
-          from, w.column, count, depth, Tile::kColumns, [=](int i) { return i % taps * channels + i / taps; }, to);
-    } else {
-      for (int c = 0; c < block.channels; ++c) {
-        transpose_into_panel<isa>(
-            from + c * w.channel, w.column, count, p.shape.kernel_size(), Tile::kColumns,
-            [&](int kernel) {
-              const int tap = tap_of(grid, p.shape.kernel_width, kernel) - block.t;
-              return tap < 0 || tap >= block.taps ? -1 : tap * block.channels + c;
-            },
-            to);
-      }
-    }
-  }
-}
-
-// Columns of a block as rows, the depth in taps then channels: for dot products.
-template <class A, class T>
-CVK_HD void pack_weight_columns(const TappedProduct<T>& p, const TapGrid& grid, const T* weights,
-                                const DepthBlock& block, int columns, int64_t pitch, A* to) {
-  const auto w = p.strides();
-  for (int j = 0; j < columns; ++j, weights += w.column, to += pitch) {
-    for (int t = 0; t < block.taps; ++t) {
-      const T* from = weights + block.c * w.channel + kernel_of(grid, p.shape.kernel_width, block.t + t) * w.tap;
-      for (int c = 0; c < block.channels; ++c) to[t * block.channels + c] = to_acc(from[c * w.channel]);
-    }
-  }
-}
-
-// How many of the last columns are computed as dot products of `depth` operands.
-template <Isa isa, class P>
-CVK_HD int dot_columns(int columns, int depth) {
-  const int rest = columns % GemmTile<isa, P>::kLanes;
-  return rest * (depth + kDotSetup) < kDotColumns * depth ? rest : 0;
-}
-
-// Rows of a block, the depth in channels then taps.
-template <Isa isa, class A, class T>
-CVK_HD void pack_weight_rows(const TappedProduct<T>& p, const TapGrid& grid, const T* weights, const DepthBlock& block,
-                             int rows, int64_t pitch, A* to) {
-  const auto w = p.strides();
-  const T* from = weights + block.c * w.channel;
-  if (!p.transposed) {  // contiguous as it is
-    for (int j = 0; j < rows; ++j) copy_row<isa>(from + j * w.column + block.t, block.depth(), to + j * pitch);
-    return;
-  }
-  for (int c = 0; c < block.channels; ++c, from += w.channel) {
-    for (int t = 0; t < block.taps; ++t) {
-      const T* tap = from + kernel_of(grid, p.shape.kernel_width, block.t + t);
-      A* column = to + c * block.taps + t;
-      for (int j = 0; j < rows; ++j) column[j * pitch] = to_acc(tap[j * w.column]);
-    }
-  }
-}
-
-// Keeps the packed blocks of one group and block of columns, all of them where they fit, else the last.
-template <class P>
-class PackedBlocks {
- public:
-  CVK_HD PackedBlocks() {}
-  CVK_HD ~PackedBlocks() {}
-
-  // Blocks of `size` elements each, kept up to `most_bytes` in all. A new `key` forgets those of the last.
-  CVK_HD void begin(int64_t key, int64_t count, int64_t size, int64_t most_bytes) {
-    const int64_t bytes = size * static_cast<int64_t>(sizeof(P));
-    resident_ = count * bytes <= most_bytes;
-    const int64_t wanted = (resident_ ? count : 1) * bytes;
-    if (key == key_ && size == size_) return;
-    key_ = key;
-    size_ = size;
-    done_ = 0;
-    if (wanted > capacity_) {
-      memory_.reset(wanted);
-      capacity_ = wanted;
-    }
-  }
-  // pack(to) writes block b; blocks are asked for in order.
-  template <class Pack>
-  CVK_HD const P* get(int64_t b, Pack&& pack) {
-    P* block = memory_.template as<P>() + (resident_ ? b * size_ : 0);
-    if (!resident_ || b >= done_) {
-      pack(block);
-      done_ = b + 1;
-    }
-    return block;
-  }
-
- private:
-  Scratch memory_;
-  int64_t capacity_ = 0, key_ = -1, size_ = 0, done_ = 0;
-  bool resident_ = false;
-};
-
-// ---- the operands of a block, whatever P is
-
-// Room for an operand in float32 that is to be joined in pairs: a panel, or some rows.
-template <Isa isa, class P>
-struct PairScratch {
-  static constexpr int kPitch = GemmTile<isa, word_t>::kDepth * 2 + GemmTile<isa, word_t>::kLanes;
-  static constexpr int kRows = GemmTile<isa, word_t>::kColumns;
-  static constexpr int64_t kSize = kGemmElements<P> == 2 ? int64_t{kRows} * kPitch : 0;
-};
-
-template <Isa isa, class P, class T>
-CVK_HD void make_weight_panels(const TappedProduct<T>& p, const TapGrid& grid, const T* weights,
-                               const DepthBlock& block, int columns, float* wide, P* to) {
-  if constexpr (kGemmElements<P> == 2) {
-    constexpr int kColumns = GemmTile<isa, P>::kColumns;
-    const int words = ceil_div(block.depth(), 2);
-    for (int j = 0; j < columns; j += kColumns, weights += kColumns * p.strides().column, to += kColumns * words) {
-      pack_weight_panels<isa>(p, grid, weights, block, min_of(kColumns, columns - j), wide);
-      pair_rows<isa>(wide, kColumns, block.depth(), kColumns, kColumns, to);
-    }
-  } else {
-    pack_weight_panels<isa>(p, grid, weights, block, columns, to);
-  }
-}
-
-template <Isa isa, class P, class T>
-CVK_HD void make_weight_columns(const TappedProduct<T>& p, const TapGrid& grid, const T* weights,
-                                const DepthBlock& block, int columns, float* wide, P* to) {
-  constexpr int kPitch = GemmTile<isa, P>::kPitch;
-  if constexpr (kGemmElements<P> == 2) {
-    pack_weight_columns(p, grid, weights, block, columns, PairScratch<isa, P>::kPitch, wide);
-    for (int j = 0; j < columns; ++j) {
-      pair_row<isa>(wide + j * PairScratch<isa, P>::kPitch, block.depth(), to + j * kPitch);
-    }
-  } else {
-    pack_weight_columns(p, grid, weights, block, columns, kPitch, to);
-  }
-}
-
-template <Isa isa, class P, class T>
-CVK_HD void make_weight_rows(const TappedProduct<T>& p, const TapGrid& grid, const T* weights, const DepthBlock& block,
-                             int rows, float* wide, P* to) {
-  constexpr int kPitch = GemmTile<isa, P>::kPitch;
-  if constexpr (kGemmElements<P> == 2) {
-    using Room = PairScratch<isa, P>;
-    for (int i = 0; i < rows; i += Room::kRows, weights += Room::kRows * p.strides().column) {
-      const int count = min_of(Room::kRows, rows - i);
-      pack_weight_rows<isa>(p, grid, weights, block, count, Room::kPitch, wide);
-      for (int j = 0; j < count; ++j) {
-        pair_row<isa>(wide + j * Room::kPitch, block.depth(), to + int64_t{i + j} * kPitch);
-      }
-    }
-  } else {
-    pack_weight_rows<isa>(p, grid, weights, block, rows, kPitch, to);
-  }
-}
+// ---- the operand that holds pixels
 
 // A panel of `vecs` vectors of pixels.
 template <Isa isa, class P, class Gatherer>
@@ -226,55 +49,70 @@ CVK_HD bool pairs_fit(const TappedProduct<T>& p) {
 
 // ---- cutting
 
+// Cuts pixels and columns into the blocks that `cut` counts, each a multiple of its unit.
+CVK_HD void cut_blocks(int64_t pixels, int pixel_unit, int64_t columns, int column_unit, ConvCut& cut) {
+  const auto block_of = [](int64_t all, int64_t blocks, int unit) {
+    return static_cast<int>(round_up<int64_t>(max_of<int64_t>(1, ceil_div<int64_t>(all, blocks)), unit));
+  };
+  cut.block_pixels = block_of(pixels, cut.pixel_blocks, pixel_unit);
+  cut.block_columns = block_of(columns, cut.column_blocks, column_unit);
+  cut.pixel_blocks = max_of<int64_t>(1, ceil_div<int64_t>(pixels, cut.block_pixels));
+  cut.column_blocks = max_of<int64_t>(1, ceil_div<int64_t>(columns, cut.block_columns));
+}
+
+// The same into at least so many blocks, such that the last thread is done first: time(cut, items) is of `items` work items one
+// after another. `others`: how often the pixels and columns are there.
+template <class Time>
+CVK_HD void cut_evenly(int64_t others, int64_t pixels, int pixel_unit, int64_t columns, int column_unit, int threads,
+                       const Time& time, ConvCut& cut) {
+  const ConvCut least = cut;
+  int64_t best = std::numeric_limits<int64_t>::max();
+  for (int64_t more = 1; more <= threads; more = more < threads ? min_of<int64_t>(2 * more, threads) : more + 1) {
+    const int64_t column_blocks = min_of(least.column_blocks * more, ceil_div<int64_t>(columns, column_unit));
+    const int64_t fewest = ceil_div<int64_t>(others * column_blocks * least.pixel_blocks, threads);
+    for (int64_t rounds = fewest; rounds < fewest + 4; ++rounds) {
+      const int64_t wanted = ceil_div<int64_t>(rounds * threads, others * column_blocks);
+      ConvCut next = least;
+      next.column_blocks = column_blocks;
+      next.pixel_blocks = max_of(least.pixel_blocks, min_of(wanted, ceil_div<int64_t>(pixels, pixel_unit)));
+      cut_blocks(pixels, pixel_unit, columns, column_unit, next);
+      const int64_t takes = time(next, ceil_div<int64_t>(others * next.pixel_blocks * next.column_blocks, threads));
+      if (takes >= best) continue;
+      best = takes;
+      cut = next;
+    }
+  }
+}
+
 template <Isa isa, class T>
 CVK_HD ConvCut tapped_cut(const TappedProduct<T>& p, int threads) {
   using A = Acc<T>;
   using Tile = GemmTile<isa, A>;
-  const int64_t columns = p.group_columns(), phases = p.phases();
+  const int64_t columns = p.group_columns();
   const int64_t pixels = p.shape.batch * p.grid(0).pixels();  // the first phase has the most
   ConvCut cut{};
   cut.pairs = gemm_pairs<isa, T>() && pairs_fit<isa>(p);
-  cut.column_blocks = ceil_div<int64_t>(columns, kGemmItemColumns);
-  const auto block_of = [&](int64_t all, int64_t blocks, int unit) {
-    return static_cast<int>(round_up<int64_t>(ceil_div<int64_t>(all, blocks), unit));
-  };
+  cut.column_blocks = max_of<int64_t>(1, ceil_div<int64_t>(columns, kGemmItemColumns));
   const int64_t bytes = ceil_div<int64_t>(columns, cut.column_blocks) * p.group_channels() * p.shape.kernel_size() *
                         static_cast<int64_t>(cut.pairs ? sizeof(T) : sizeof(A));
   const bool last = p.shape.channels_last;
   int64_t most = last ? Tile::kBlockRows : kGemmItemPanels * Tile::kColumns;
   if (last && bytes > kGemmNearBytes) most *= bytes > kGemmResidentBytes ? kGemmItemBlocks : 2;
   cut.pixel_blocks = max_of<int64_t>(1, ceil_div(pixels, most));
-  const int64_t others = phases * p.shape.groups;
+  const int64_t others = p.phases() * p.shape.groups;
   const bool few = pixels > 0 && columns > 0 && others * cut.column_blocks * cut.pixel_blocks < int64_t{16} * threads;
   const int row_unit = few ? 2 : Tile::kRows;  // a tile counts rows down in twos
   const int pixel_unit = last ? row_unit : Tile::kColumns, column_unit = last ? Tile::kColumns : row_unit;
-  if (few) {  // the cut whose last thread is done first
-    const int64_t least = cut.pixel_blocks, first = cut.column_blocks;
-    int64_t best = std::numeric_limits<int64_t>::max();
-    for (int64_t more = 1; more <= threads; more = more < threads ? min_of<int64_t>(2 * more, threads) : more + 1) {
-      const int64_t column_blocks = min_of<int64_t>(first * more, ceil_div<int64_t>(columns, column_unit));
-      const int64_t fewest = ceil_div<int64_t>(others * column_blocks * least, threads);
-      for (int64_t rounds = fewest; rounds < fewest + 4; ++rounds) {
-        const int64_t wanted = ceil_div<int64_t>(rounds * threads, others * column_blocks);
-        const int64_t pixel_blocks = max_of(least, min_of(wanted, ceil_div<int64_t>(pixels, pixel_unit)));
-        const int64_t item_pixels = block_of(pixels, pixel_blocks, pixel_unit);
-        const int64_t item_columns = block_of(columns, column_blocks, column_unit);
-        const int64_t items = others * ceil_div(pixels, item_pixels) * ceil_div(columns, item_columns);
-        const int64_t rows = last ? item_pixels : item_columns;
-        const int64_t panels = (last ? item_columns : item_pixels) / Tile::kColumns;
-        const int64_t time = ceil_div<int64_t>(items, threads) *
-                             (kGemmTileCost * rows * panels + kGemmOperandCost * (rows + panels * Tile::kRows));
-        if (time >= best) continue;
-        best = time;
-        cut.pixel_blocks = pixel_blocks;
-        cut.column_blocks = column_blocks;
-      }
-    }
+  if (!few) {
+    cut_blocks(pixels, pixel_unit, columns, column_unit, cut);
+    return cut;
   }
-  cut.block_pixels = block_of(pixels, cut.pixel_blocks, pixel_unit);
-  cut.pixel_blocks = max_of<int64_t>(1, ceil_div<int64_t>(pixels, cut.block_pixels));
-  cut.block_columns = block_of(columns, cut.column_blocks, column_unit);
-  cut.column_blocks = max_of<int64_t>(1, ceil_div<int64_t>(columns, cut.block_columns));
+  const auto time = [&](const ConvCut& next, int64_t items) {
+    const int64_t rows = last ? next.block_pixels : next.block_columns;
+    const int64_t panels = (last ? next.block_columns : next.block_pixels) / Tile::kColumns;
+    return items * (kGemmTileCost * rows * panels + kGemmOperandCost * (rows + panels * Tile::kRows));
+  };
+  cut_evenly(others, pixels, pixel_unit, columns, column_unit, threads, time, cut);
   return cut;
 }
 
@@ -284,6 +122,13 @@ CVK_HD int64_t tapped_items(const TappedProduct<T>& p, const ConvCut& cut) {
 }
 
 // ---- what becomes of the sums
+
+// How many of the last columns are computed as dot products of `depth` operands.
+template <Isa isa, class P>
+CVK_HD int dot_columns(int columns, int depth) {
+  const int rest = columns % GemmTile<isa, P>::kLanes;
+  return rest * (depth + kDotSetup) < kDotColumns * depth ? rest : 0;
+}
 
 // Columns [begin, begin + columns) of sums by dot products; with `finish` they leave for it.
 template <Isa isa, class P, class T>
@@ -467,8 +312,7 @@ CVK_HD void multiply_rows(const TappedProduct<T>& p, const TapItem& item, TapScr
   const auto strides = p.strides();
   const T* weights = p.weights + item.group * strides.group + item.first_column * strides.column;
   const DepthBlocks<isa, P> blocks(channels, item.grid.taps());
-  const auto operands = [](const DepthBlock& block) { return ceil_div(block.depth(), kGemmElements<P>); };
-  const int dots = blocks.count() > 0 ? dot_columns<isa, P>(item.width, operands(blocks[0])) : 0;
+  const int dots = blocks.count() > 0 ? dot_columns<isa, P>(item.width, gemm_operands<P>(blocks[0].depth())) : 0;
   const int width = item.width - dots;
   // Panels, and behind them the rows of dot products.
   const int64_t panel_size = int64_t{scratch.panels} * Tile::kColumns * Tile::kDepth;
@@ -477,7 +321,7 @@ CVK_HD void multiply_rows(const TappedProduct<T>& p, const TapItem& item, TapScr
   const bool finishes = finishes_in_registers(p, item.grid);
   for (int64_t b = 0; b < blocks.count(); ++b) {
     const DepthBlock block = blocks[b];
-    const int depth = operands(block);
+    const int depth = gemm_operands<P>(block.depth());
     const bool last = b == blocks.count() - 1;
     const P* panels = scratch.packed.get(b, [&](P* to) {
       make_weight_panels<isa>(p, item.grid, weights, block, width, scratch.wide(), to);
@@ -534,8 +378,8 @@ CVK_HD void multiply_planes(const TappedProduct<T>& p, const TapItem& item, TapS
       const bool finishes = dense && at + count <= plane;  // all in one image
       GemmFinish<T> finish{p.target + (image * p.columns() + column) * plane + at, plane,
                            p.bias != nullptr ? p.bias + column : nullptr, true, p.activation == Activation::kRelu};
-      gemm_block<isa>(item.width, count, ceil_div(block.depth(), kGemmElements<P>), rows, scratch.pixels(),
-                      Tile::kColumns, 0, sums, scratch.panels, b > 0, last && finishes ? &finish : nullptr);
+      gemm_block<isa>(item.width, count, gemm_operands<P>(block.depth()), rows, scratch.pixels(), Tile::kColumns, 0,
+                      sums, scratch.panels, b > 0, last && finishes ? &finish : nullptr);
       if (last && !finishes) {
         store_planes<isa>(p, item.grid, item.first_pixel + i, count, column, item.width, sums, scratch.panels);
       }
@@ -578,13 +422,7 @@ CVK_HD void tapped_product_of(const TappedProduct<T>& p, const ConvCut& cut, int
 
 template <Isa isa, class T>
 CVK_HD void tapped_product(const TappedProduct<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
-  if constexpr (isa == Isa::kV4 && std::is_same_v<T, bfloat16_t>) {
-    if (cut.pairs) {
-      tapped_product_of<isa, word_t>(p, cut, first, last);
-      return;
-    }
-  }
-  tapped_product_of<isa, Acc<T>>(p, cut, first, last);
+  with_operands<isa, T>(cut.pairs, [&](auto zero) { tapped_product_of<isa, decltype(zero)>(p, cut, first, last); });
 }
 
 // ---- 1 x 1 over few pixels: squeeze-and-excitation, classifiers

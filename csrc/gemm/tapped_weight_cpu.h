@@ -116,7 +116,7 @@ CVK_HD void weight_gradient_of(const TappedWeightGradient<T>& p, const ConvCut& 
           pair_rows<isa>(pixels, Tile::kPitch, run, round_up(depth, Tile::kLanes), Tile::kPitch,
                          reinterpret_cast<word_t*>(pixels));
         }
-        gemm_block<isa, P, A>(count, depth, ceil_div(run, kGemmElements<P>), reinterpret_cast<const P*>(filter),
+        gemm_block<isa, P, A>(count, depth, gemm_operands<P>(run), reinterpret_cast<const P*>(filter),
                               reinterpret_cast<const P*>(pixels), Tile::kPitch, Tile::kColumns, sums, panels,
                               pixel > begin, nullptr);
       }
@@ -137,7 +137,7 @@ CVK_HD void weight_gradient_of(const TappedWeightGradient<T>& p, const ConvCut& 
                            reinterpret_cast<word_t*>(panel));
           }
         }
-        gemm_block<isa, P, A>(depth, count, ceil_div(run, kGemmElements<P>), reinterpret_cast<const P*>(pixels),
+        gemm_block<isa, P, A>(depth, count, gemm_operands<P>(run), reinterpret_cast<const P*>(pixels),
                               reinterpret_cast<const P*>(filter), Tile::kColumns, kPanel, sums, panels, pixel > begin,
                               nullptr);
       }
@@ -157,13 +157,7 @@ CVK_HD void weight_gradient_of(const TappedWeightGradient<T>& p, const ConvCut& 
 
 template <Isa isa, class T>
 CVK_HD void weight_gradient(const TappedWeightGradient<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
-  if constexpr (isa == Isa::kV4 && std::is_same_v<T, bfloat16_t>) {
-    if (cut.pairs) {
-      weight_gradient_of<isa, word_t>(p, cut, first, last);
-      return;
-    }
-  }
-  weight_gradient_of<isa, Acc<T>>(p, cut, first, last);
+  with_operands<isa, T>(cut.pairs, [&](auto zero) { weight_gradient_of<isa, decltype(zero)>(p, cut, first, last); });
 }
 
 // Sums the parts of weights [first, last), in their order.

@@ -136,37 +136,21 @@ CVK_HD bool winograd_pays(const TappedProduct<T>& p) {
   }
 }
 
+// Pixels of the cut and of its items are tiles.
 template <Isa isa, class T>
 CVK_HD ConvCut winograd_cut(const TappedProduct<T>& p, int threads) {
   const WinogradPlan<isa, T> plan(p);
-  const int64_t tiles = p.shape.batch * plan.image_tiles(), columns = p.group_columns(), groups = p.shape.groups;
-  const int64_t least = max_of<int64_t>(1, ceil_div(tiles, plan.most_tiles()));
+  const int64_t tiles = p.shape.batch * plan.image_tiles(), columns = p.group_columns();
   ConvCut cut{};
   cut.winograd = true;
-  int64_t best = std::numeric_limits<int64_t>::max();
-  for (int64_t column_blocks = 1; column_blocks <= threads; column_blocks *= 2) {
-    const int64_t width = round_up<int64_t>(ceil_div(columns, column_blocks), kWinogradColumns);
-    const int64_t fewest = ceil_div(groups * column_blocks * least, int64_t{threads});
-    for (int64_t rounds = fewest; rounds < fewest + 3; ++rounds) {
-      const int64_t wanted = ceil_div(rounds * threads, groups * column_blocks);
-      const int64_t item = max_of<int64_t>(1, ceil_div(tiles, max_of(least, wanted)));
-      const int64_t pixel_blocks = max_of<int64_t>(1, ceil_div(tiles, item));
-      const int64_t items = ceil_div(groups * ceil_div(columns, width) * pixel_blocks, int64_t{threads});
-      const int64_t time = items * plan.cost(p.group_channels(), item, min_of(width, columns), items);
-      if (time >= best) continue;
-      best = time;
-      cut.block_pixels = static_cast<int>(item);
-      cut.pixel_blocks = pixel_blocks;
-      cut.block_columns = static_cast<int>(width);
-      cut.column_blocks = ceil_div(columns, width);
-    }
-  }
+  cut.column_blocks = 1;
+  cut.pixel_blocks = max_of<int64_t>(1, ceil_div(tiles, plan.most_tiles()));
+  const auto time = [&](const ConvCut& next, int64_t items) {
+    const int64_t width = min_of<int64_t>(next.block_columns, columns);
+    return items * plan.cost(p.group_channels(), next.block_pixels, width, items);
+  };
+  cut_evenly(p.shape.groups, tiles, 1, columns, kWinogradColumns, threads, time, cut);
   return cut;
-}
-
-template <class T>
-CVK_HD int64_t winograd_items(const TappedProduct<T>& p, const ConvCut& cut) {
-  return p.shape.groups * cut.column_blocks * cut.pixel_blocks;
 }
 
 // ---- a slice of work items
@@ -200,19 +184,15 @@ class Winograd {
   CVK_HD ~Winograd() {}
 
   CVK_HD void item(int64_t index) {
-    const int64_t block = index / cut_.pixel_blocks % cut_.column_blocks;
-    key_ = index / cut_.pixel_blocks;
-    group_ = key_ / cut_.column_blocks;
-    first_column_ = block * cut_.block_columns;
-    const int width = static_cast<int>(min_of<int64_t>(cut_.block_columns, p_.group_columns() - first_column_));
-    const int64_t first = index % cut_.pixel_blocks * cut_.block_pixels;
+    item_ = tap_item(p_, cut_, index);
+    const int64_t first = item_.first_pixel;
     const int tiles =
         static_cast<int>(min_of<int64_t>(cut_.block_pixels, p_.shape.batch * plan_.image_tiles() - first));
     for_each_run(first, tiles, [&](const Run& run) { make_source(run); });
-    weights_.begin(key_, plan_.blocks.count() * plan_.blocks_of_columns(width), plan_.block_size(),
+    weights_.begin(item_.key, plan_.blocks.count() * plan_.blocks_of_columns(item_.width), plan_.block_size(),
                    kWinogradWeightBytes);
-    for (int column = 0; column < width; column += kWinogradColumns) {
-      const int columns = min_of(kWinogradColumns, width - column);
+    for (int column = 0; column < item_.width; column += kWinogradColumns) {
+      const int columns = min_of(kWinogradColumns, item_.width - column);
       multiply(tiles, column, columns);
       for_each_run(first, tiles, [&](const Run& run) {
         if (!finish(run, column, columns)) by_definition(run, column, columns);
@@ -258,13 +238,13 @@ class Winograd {
       const DepthBlock block = plan_.blocks[b];
       if (p_.shape.channels_last) {
         const T* image =
-            p_.source + run.image * stride_y * stride_x * p_.channels() + group_ * p_.group_channels() + block.c;
+            p_.source + run.image * stride_y * stride_x * p_.channels() + item_.group * p_.group_channels() + block.c;
         transform(run, b, 0, block.channels, [&](int i, int j) {
           return inside(i, j) ? image + ((y + i) * stride_x + x + j) * p_.channels() : zeros_.template as<T>();
         });
       } else {
         const int64_t plane = stride_y * stride_x;
-        const T* image = p_.source + (run.image * p_.channels() + group_ * p_.group_channels() + block.c) * plane;
+        const T* image = p_.source + (run.image * p_.channels() + item_.group * p_.group_channels() + block.c) * plane;
         A* pixels = pixels_.template as<A>();
         const int begin = static_cast<int>(min_of<int64_t>(width, max_of<int64_t>(0, -x)));
         const int end = static_cast<int>(max_of<int64_t>(begin, min_of<int64_t>(width, stride_x - x)));
@@ -316,7 +296,7 @@ class Winograd {
 
   CVK_HD void make_weights(const DepthBlock& block, int column, int columns, A* to) {
     const auto strides = p_.strides();
-    const T* weights = p_.weights + group_ * strides.group + (first_column_ + column) * strides.column;
+    const T* weights = p_.weights + item_.group * strides.group + (item_.first_column + column) * strides.column;
     A* panel = panel_.template as<A>();
     const Vec half = S::broadcast(A(0.5));
     const int64_t size = Plan::element_size(block.channels);
@@ -361,7 +341,7 @@ class Winograd {
 
   // Whether all of them are finite.
   CVK_HD bool finish(const Run& run, int column, int columns) {
-    const int64_t global = group_ * p_.group_columns() + first_column_ + column;
+    const int64_t global = item_.group * p_.group_columns() + item_.first_column + column;
     const int64_t plane = p_.target_plane(), y = int64_t{2} * run.y, x = int64_t{2} * run.x;
     const int height = min_of(2, plan_.grid.y.grid - 2 * run.y),
               width = min_of(2 * run.count, plan_.grid.x.grid - 2 * run.x);
@@ -441,11 +421,9 @@ class Winograd {
       int end = t + 1;
       while (end < run.count && !finite[end]) ++end;
       for (int i = 0; i < min_of(2, plan_.grid.y.grid - 2 * run.y); ++i) {
-        TapItem item{};
-        item.grid = plan_.grid;
-        item.key = key_ * plan_.blocks_of_columns(cut_.block_columns) + column / kWinogradColumns;
-        item.group = group_;
-        item.first_column = first_column_ + column;
+        TapItem item = item_;
+        item.key = item_.key * plan_.blocks_of_columns(cut_.block_columns) + column / kWinogradColumns;
+        item.first_column += column;
         item.first_pixel =
             run.image * plan_.grid.pixels() + (int64_t{2} * run.y + i) * plan_.grid.x.grid + 2 * (run.x + t);
         item.pixels = min_of(2 * (end - t), plan_.grid.x.grid - 2 * (run.x + t));
@@ -464,13 +442,15 @@ class Winograd {
   Scratch source_, sums_, panel_, pixels_, results_, zeros_, finite_;
   PackedBlocks<A> weights_;
   std::optional<TapScratch<isa, A>> definition_;  // where it is needed
-  int64_t key_ = 0, group_ = 0, first_column_ = 0;
+  TapItem item_{};                                // at work
 };
 
 template <Isa isa, class T>
 CVK_HD void winograd_product(const TappedProduct<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
-  Winograd<isa, T> winograd(p, cut);
-  for (int64_t index = first; index < last; ++index) winograd.item(index);
+  if constexpr (!std::is_same_v<T, double>) {  // winograd_pays
+    Winograd<isa, T> winograd(p, cut);
+    for (int64_t index = first; index < last; ++index) winograd.item(index);
+  }
 }
 
 }  // namespace cvk

@@ -1,0 +1,186 @@
+// The operand that holds weights, on the CPU: made from a convolution's weights block by block, whatever their layout, and kept as long
+// as it is of use.
+#pragma once
+
+#include <cstdint>
+
+#include "gemm/pack_cpu.h"
+#include "gemm/pairs_cpu.h"
+#include "gemm/tapped.h"
+
+namespace cvk {
+
+// Panels of a block, the depth in taps then channels. `weights` points to the group's first column of these.
+template <Isa isa, class A, class T>
+CVK_HD void pack_weight_panels(const TappedProduct<T>& p, const TapGrid& grid, const T* weights,
+                               const DepthBlock& block, int columns, A* to) {
+  using Tile = GemmTile<isa, A>;
+  const auto w = p.strides();
+  const T* from = weights + block.c * w.channel;
+  const int depth = block.depth();
+  for (int j = 0; j < columns; j += Tile::kColumns, from += Tile::kColumns * w.column, to += Tile::kColumns * depth) {
+    const int count = min_of(Tile::kColumns, columns - j);
+    if (w.column == 1) {
+      for (int t = 0; t < block.taps; ++t) {
+        const T* tap = from + kernel_of(grid, p.shape.kernel_width, block.t + t) * w.tap;
+        for (int c = 0; c < block.channels; ++c) {
+          A* row = to + (t * block.channels + c) * Tile::kColumns;
+          if (count < Tile::kColumns) clear_row<isa>(Tile::kColumns, row);
+          copy_row<isa>(tap + c * w.channel, count, row);
+        }
+      }
+    } else if (w.channel == 1) {
+      for (int t = 0; t < block.taps; ++t) {
+        const T* tap = from + kernel_of(grid, p.shape.kernel_width, block.t + t) * w.tap;
+        transpose_into_panel<isa>(
+            tap, w.column, count, block.channels, Tile::kColumns, [](int c) { return c; },
+            to + t * block.channels * Tile::kColumns, t + 1 < block.taps ? w.tap : Tile::kColumns * w.column);
+      }
+    } else if (w.channel == p.shape.kernel_size() && block.taps == p.shape.kernel_size() && !p.transposed) {
+      const int taps = block.taps, channels = block.channels;
+      transpose_into_panel<isa>(
+          from, w.column, count, depth, Tile::kColumns, [=](int i) { return i % taps * channels + i / taps; }, to);
+    } else {
+      for (int c = 0; c < block.channels; ++c) {
+        transpose_into_panel<isa>(
+            from + c * w.channel, w.column, count, p.shape.kernel_size(), Tile::kColumns,
+            [&](int kernel) {
+              const int tap = tap_of(grid, p.shape.kernel_width, kernel) - block.t;
+              return tap < 0 || tap >= block.taps ? -1 : tap * block.channels + c;
+            },
+            to);
+      }
+    }
+  }
+}
+
+// Columns of a block as rows, the depth in taps then channels: for dot products.
+template <class A, class T>
+CVK_HD void pack_weight_columns(const TappedProduct<T>& p, const TapGrid& grid, const T* weights,
+                                const DepthBlock& block, int columns, int64_t pitch, A* to) {
+  const auto w = p.strides();
+  for (int j = 0; j < columns; ++j, weights += w.column, to += pitch) {
+    for (int t = 0; t < block.taps; ++t) {
+      const T* from = weights + block.c * w.channel + kernel_of(grid, p.shape.kernel_width, block.t + t) * w.tap;
+      for (int c = 0; c < block.channels; ++c) to[t * block.channels + c] = to_acc(from[c * w.channel]);
+    }
+  }
+}
+
+// Rows of a block, the depth in channels then taps.
+template <Isa isa, class A, class T>
+CVK_HD void pack_weight_rows(const TappedProduct<T>& p, const TapGrid& grid, const T* weights, const DepthBlock& block,
+                             int rows, int64_t pitch, A* to) {
+  const auto w = p.strides();
+  const T* from = weights + block.c * w.channel;
+  if (!p.transposed) {  // contiguous as it is
+    for (int j = 0; j < rows; ++j) copy_row<isa>(from + j * w.column + block.t, block.depth(), to + j * pitch);
+    return;
+  }
+  for (int c = 0; c < block.channels; ++c, from += w.channel) {
+    for (int t = 0; t < block.taps; ++t) {
+      const T* tap = from + kernel_of(grid, p.shape.kernel_width, block.t + t);
+      A* column = to + c * block.taps + t;
+      for (int j = 0; j < rows; ++j) column[j * pitch] = to_acc(tap[j * w.column]);
+    }
+  }
+}
+
+// ---- in the type P that they are multiplied in (gemm_cpu.h)
+
+// Room for an operand in float32 that is to be joined in pairs: a panel, or some rows.
+template <Isa isa, class P>
+struct PairScratch {
+  static constexpr int kPitch = DepthBlocks<isa, P>::kMost + GemmTile<isa, P>::kLanes;
+  static constexpr int kRows = GemmTile<isa, P>::kColumns;
+  static constexpr int64_t kSize = kGemmElements<P> == 2 ? int64_t{kRows} * kPitch : 0;
+};
+
+template <Isa isa, class P, class T>
+CVK_HD void make_weight_panels(const TappedProduct<T>& p, const TapGrid& grid, const T* weights,
+                               const DepthBlock& block, int columns, float* wide, P* to) {
+  if constexpr (kGemmElements<P> == 2) {
+    constexpr int kColumns = GemmTile<isa, P>::kColumns;
+    const int words = gemm_operands<P>(block.depth());
+    for (int j = 0; j < columns; j += kColumns, weights += kColumns * p.strides().column, to += kColumns * words) {
+      pack_weight_panels<isa>(p, grid, weights, block, min_of(kColumns, columns - j), wide);
+      pair_rows<isa>(wide, kColumns, block.depth(), kColumns, kColumns, to);
+    }
+  } else {
+    pack_weight_panels<isa>(p, grid, weights, block, columns, to);
+  }
+}
+
+template <Isa isa, class P, class T>
+CVK_HD void make_weight_columns(const TappedProduct<T>& p, const TapGrid& grid, const T* weights,
+                                const DepthBlock& block, int columns, float* wide, P* to) {
+  constexpr int kPitch = GemmTile<isa, P>::kPitch;
+  if constexpr (kGemmElements<P> == 2) {
+    pack_weight_columns(p, grid, weights, block, columns, PairScratch<isa, P>::kPitch, wide);
+    for (int j = 0; j < columns; ++j) {
+      pair_row<isa>(wide + j * PairScratch<isa, P>::kPitch, block.depth(), to + j * kPitch);
+    }
+  } else {
+    pack_weight_columns(p, grid, weights, block, columns, kPitch, to);
+  }
+}
+
+template <Isa isa, class P, class T>
+CVK_HD void make_weight_rows(const TappedProduct<T>& p, const TapGrid& grid, const T* weights, const DepthBlock& block,
+                             int rows, float* wide, P* to) {
+  constexpr int kPitch = GemmTile<isa, P>::kPitch;
+  if constexpr (kGemmElements<P> == 2) {
+    using Room = PairScratch<isa, P>;
+    for (int i = 0; i < rows; i += Room::kRows, weights += Room::kRows * p.strides().column) {
+      const int count = min_of(Room::kRows, rows - i);
+      pack_weight_rows<isa>(p, grid, weights, block, count, Room::kPitch, wide);
+      for (int j = 0; j < count; ++j) {
+        pair_row<isa>(wide + j * Room::kPitch, block.depth(), to + int64_t{i + j} * kPitch);
+      }
+    }
+  } else {
+    pack_weight_rows<isa>(p, grid, weights, block, rows, kPitch, to);
+  }
+}
+
+// ---- keeping them
+
+// Keeps the packed blocks of one group and block of columns, all of them where they fit, else the last.
+template <class P>
+class PackedBlocks {
+ public:
+  CVK_HD PackedBlocks() {}
+  CVK_HD ~PackedBlocks() {}
+
+  // Blocks of `size` elements each, kept up to `most_bytes` in all. A new `key` forgets those of the last.
+  CVK_HD void begin(int64_t key, int64_t count, int64_t size, int64_t most_bytes) {
+    const int64_t bytes = size * static_cast<int64_t>(sizeof(P));
+    resident_ = count * bytes <= most_bytes;
+    const int64_t wanted = (resident_ ? count : 1) * bytes;
+    if (key == key_ && size == size_) return;
+    key_ = key;
+    size_ = size;
+    done_ = 0;
+    if (wanted > capacity_) {
+      memory_.reset(wanted);
+      capacity_ = wanted;
+    }
+  }
+  // pack(to) writes block b; blocks are asked for in order.
+  template <class Pack>
+  CVK_HD const P* get(int64_t b, Pack&& pack) {
+    P* block = memory_.template as<P>() + (resident_ ? b * size_ : 0);
+    if (!resident_ || b >= done_) {
+      pack(block);
+      done_ = b + 1;
+    }
+    return block;
+  }
+
+ private:
+  Scratch memory_;
+  int64_t capacity_ = 0, key_ = -1, size_ = 0, done_ = 0;
+  bool resident_ = false;
+};
+
+}  // namespace cvk
