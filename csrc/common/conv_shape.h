@@ -149,6 +149,8 @@ struct ConvCut {
   int block_pixels, block_columns;
   int64_t depth_blocks, parts, part_pixels;  // weight gradient
   bool winograd;                             // block_pixels are tiles of 2 x 2 (gemm/winograd_cpu.h)
+  bool thin_map;                             // gemm/thin_map_cpu.h
+  bool small_map;                            // gemm/small_map_cpu.h
   bool pairs;                                // bfloat16: operands are words of two elements (gemm/pairs_cpu.h)
 };
 

@@ -5,8 +5,10 @@
 #include <cstdint>
 
 #include "gemm/depthwise_cpu.h"
+#include "gemm/small_map_cpu.h"
 #include "gemm/tapped_cpu.h"
 #include "gemm/tapped_weight_cpu.h"
+#include "gemm/thin_map_cpu.h"
 #include "gemm/winograd_cpu.h"
 
 namespace cvk {
@@ -19,8 +21,15 @@ CVK_HD int64_t product_items(const TappedProduct<T>& p, int threads, ConvCut& cu
     return depthwise_turns<isa>(p, turn) ? depthwise_turned_items(p, turn) : depthwise_plane_items(p);
   }
   if (is_dot_product(p)) return dot_product_items(p);
-  if (winograd_pays<isa>(p)) {
+  if (thin_map_fits<isa>(p)) {
+    cut = thin_map_cut<isa>(p);
+    return tapped_items(p, cut);
+  }
+  const bool small_map = small_map_pays<isa>(p);
+  if (winograd_pays<isa>(p, small_map ? small_map_cycles<isa>(p) : tapped_cycles<isa>(p))) {
     cut = winograd_cut<isa>(p, threads);
+  } else if (small_map) {
+    cut = small_map_cut<isa>(p, threads);
   } else {
     cut = tapped_cut<isa>(p, threads);
   }
@@ -32,6 +41,10 @@ CVK_HD void product_slice(const TappedProduct<T>& p, const ConvCut& cut, int64_t
   DepthwiseTurn turn{};
   if (is_dot_product(p)) {
     dot_product<isa>(p, first, last);
+  } else if (cut.thin_map) {
+    thin_map_product<isa>(p, cut, first, last);
+  } else if (cut.small_map) {
+    small_map_product<isa>(p, cut, first, last);
   } else if (cut.winograd) {
     winograd_product<isa>(p, cut, first, last);
   } else if (!is_depthwise(p.shape)) {

@@ -49,13 +49,16 @@ class RowGatherer {
  public:
   using Tile = GemmTile<isa, A>;
 
-  // `map` points to the first channel of the group. At most `most_rows` pixels are placed at a time.
-  CVK_HD RowGatherer(const T* map, int64_t channels, int64_t group_channels, int most_rows)
+  // `map` points to the first channel of the group. At most `most_rows` pixels are placed at a time, and a block is at most
+  // `most_depth` deep; rows of it are `pitch` apart.
+  CVK_HD RowGatherer(const T* map, int64_t channels, int64_t group_channels, int most_rows,
+                     int most_depth = Tile::kDepth, int pitch = Tile::kPitch)
       : map_(map),
         channels_(channels),
+        pitch_(pitch),
         whole_(channels == group_channels),
         places_(most_rows * sizeof(Place)),
-        runs_(Tile::kDepth * sizeof(Run)) {}
+        runs_(most_depth * sizeof(Run)) {}
 
   CVK_HD void place(const TapGrid& grid, int64_t first, int rows) {
     grid_ = grid;
@@ -79,7 +82,7 @@ class RowGatherer {
     }
   }
 
-  // Row i of the block: pixel first + i of those placed, at to + i * kPitch.
+  // Row i of the block: pixel first + i of those placed, at to + i * pitch.
   CVK_HD void gather(const DepthBlock& block, int first, int rows, A* to) {
     const int count = plan(block);
     const int length = block.depth() / max_of(count, 1);
@@ -126,7 +129,7 @@ class RowGatherer {
     const Place* places = places_.template as<Place>() + first;
     const Run* runs = runs_.template as<Run>();
     const uint32_t lanes = S::lane_range(0, vecs == 0 ? length : 0);
-    for (int i = 0; i < rows; ++i, to += Tile::kPitch) {
+    for (int i = 0; i < rows; ++i, to += pitch_) {
       const Place& place = places[i];
       if (!place.inside) {
         gather_edge(place, block, to);
@@ -165,7 +168,7 @@ class RowGatherer {
   }
 
   const T* map_;
-  int64_t channels_;
+  int64_t channels_, pitch_;
   bool whole_;
   TapGrid grid_;
   Scratch places_, runs_;

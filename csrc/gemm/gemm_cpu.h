@@ -70,52 +70,29 @@ CVK_HD Vec gemm_multiply_add(Vec a, Vec b, Vec c) {
   }
 }
 
-// The sums over p < depth of left[i, p] * right[p, j], for `rows` rows and `vecs` vectors; the first `count` rows and `columns`
-// columns are wanted where they are finished. `depth` counts operands.
-template <Isa isa, class P, class T, int rows, int vecs>
-__attribute__((noinline)) void gemm_tile(const P* left, const P* right, int64_t right_stride, int depth,
-                                         const GemmTarget<Acc<P>, T>& target, int count, int columns) {
-  using A = Acc<P>;
+// Results from sums, for the first `count` rows and `columns` columns.
+template <Isa isa, class T, int rows, int vecs>
+CVK_HD void finish_sums(typename Simd<isa, Acc<T>>::Vec (&sum)[rows][vecs], const GemmFinish<T>& finish, int count,
+                        int columns) {
+  using A = Acc<T>;
   using S = Simd<isa, A>;
-  using Tile = GemmTile<isa, P>;
-  typename S::Vec sum[rows][vecs];
-  for (int i = 0; i < rows; ++i) {
-    for (int j = 0; j < vecs; ++j) sum[i][j] = typename S::Vec{};
-  }
-  for (int p = 0; p < depth; ++p) {
-    typename S::Vec column[vecs];
-    for (int j = 0; j < vecs; ++j) column[j] = S::load(right + p * right_stride + j * S::kLanes);
-    for (int i = 0; i < rows; ++i) {
-      const typename S::Vec value = S::broadcast(left[i * Tile::kPitch + p]);
-      for (int j = 0; j < vecs; ++j) sum[i][j] = gemm_multiply_add<isa, P>(value, column[j], sum[i][j]);
-    }
-  }
-  // A block's sums begin from zero and are added as a whole: of 2,304 products the error is a third of one long sum's.
-  if (target.add) {
-    for (int i = 0; i < rows; ++i) {
-      for (int j = 0; j < vecs; ++j) sum[i][j] += S::load(target.sums + i * Tile::kColumns + j * S::kLanes);
-    }
-  }
-  if (target.finish == nullptr) {
-    for (int i = 0; i < rows; ++i) {
-      for (int j = 0; j < vecs; ++j) S::store(target.sums + i * Tile::kColumns + j * S::kLanes, sum[i][j]);
-    }
-    return;
-  }
-  const GemmFinish<T> finish = *target.finish;
   const bool whole = columns == vecs * S::kLanes;
   const uint32_t last = S::lane_range(0, columns - (vecs - 1) * S::kLanes);
   if (finish.bias != nullptr && !finish.bias_of_rows) {
+#pragma GCC unroll 2
     for (int j = 0; j < vecs; ++j) {
       const T* from = finish.bias + j * S::kLanes;
       const typename S::Vec bias = j < vecs - 1 || whole ? S::load(from) : S::load_lanes(typename S::Vec{}, from, last);
+#pragma GCC unroll 16
       for (int i = 0; i < rows; ++i) sum[i][j] = sum[i][j] + bias;
     }
   }
+#pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {
-    if (i >= rows - 1 && i >= count) break;
+    if (i >= count) break;
     const typename S::Vec bias =
         S::broadcast(finish.bias != nullptr && finish.bias_of_rows ? to_acc(finish.bias[i]) : A(0));
+#pragma GCC unroll 2
     for (int j = 0; j < vecs; ++j) {
       typename S::Vec value = sum[i][j] + bias;
       if (finish.relu) value = value < typename S::Vec{} ? typename S::Vec{} : value;
@@ -127,6 +104,59 @@ __attribute__((noinline)) void gemm_tile(const P* left, const P* right, int64_t 
       }
     }
   }
+}
+
+// Sums to where they belong; nothing is added to those there are.
+template <Isa isa, class T, int rows, int vecs>
+CVK_HD void put_sums(typename Simd<isa, Acc<T>>::Vec (&sum)[rows][vecs], const GemmTarget<Acc<T>, T>& target, int count,
+                     int columns) {
+  using S = Simd<isa, Acc<T>>;
+  using Tile = GemmTile<isa, Acc<T>>;
+  if (target.finish != nullptr) {
+    finish_sums<isa>(sum, *target.finish, count, columns);
+    return;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 2
+    for (int j = 0; j < vecs; ++j) S::store(target.sums + i * Tile::kColumns + j * S::kLanes, sum[i][j]);
+  }
+}
+
+// The sums over p < depth of left[i, p] * right[p, j], for `rows` rows and `vecs` vectors; the first `count` rows and `columns`
+// columns are wanted where they are finished. `depth` counts operands.
+template <Isa isa, class P, class T, int rows, int vecs>
+__attribute__((noinline)) void gemm_tile(const P* left, const P* right, int64_t right_stride, int depth,
+                                         const GemmTarget<Acc<P>, T>& target, int count, int columns) {
+  using A = Acc<P>;
+  using S = Simd<isa, A>;
+  using Tile = GemmTile<isa, P>;
+  typename S::Vec sum[rows][vecs];
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 2
+    for (int j = 0; j < vecs; ++j) sum[i][j] = typename S::Vec{};
+  }
+  for (int p = 0; p < depth; ++p) {
+    typename S::Vec column[vecs];
+#pragma GCC unroll 2
+    for (int j = 0; j < vecs; ++j) column[j] = S::load(right + p * right_stride + j * S::kLanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i) {
+      const typename S::Vec value = S::broadcast(left[i * Tile::kPitch + p]);
+#pragma GCC unroll 2
+      for (int j = 0; j < vecs; ++j) sum[i][j] = gemm_multiply_add<isa, P>(value, column[j], sum[i][j]);
+    }
+  }
+  // A block's sums begin from zero and are added as a whole: of 2,304 products the error is a third of one long sum's.
+  if (target.add) {
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 2
+      for (int j = 0; j < vecs; ++j) sum[i][j] += S::load(target.sums + i * Tile::kColumns + j * S::kLanes);
+    }
+  }
+  put_sums<isa>(sum, target, count, columns);
 }
 
 // The same for any number of rows up to a tile's; an odd one computes a row more, of whatever the left scratch holds.

@@ -44,6 +44,35 @@ constexpr int kDotColumns = 17;
 constexpr int kDotPixels = 8;
 constexpr int kDotFilters = 64;
 
+// Maps of few channels, multiplied from a padded copy. Channels at most; rows of pixels of a work item, register tiles of its width
+// at most; elements of the copy at most: 7 x 7 taps of 3 channels with stride 2 take 12,000 (channels-last) or 29,000.
+constexpr int kThinMapChannels = 4;
+constexpr int kThinMapRows = 2;
+constexpr int kThinMapTiles = 16;
+constexpr int64_t kThinMapStrip = int64_t{1} << 16;
+
+// Maps of few pixels, multiplied without packing of weights. Pixels of an image at most; pixels and sums of a work item: 98 rows of
+// pixels of a block are 400 KB, the sums 256 KB. Elements of the depth of planes that are turned at a time.
+constexpr int kSmallMapPixels = 256;
+constexpr int kSmallMapItemPixels = 98;
+constexpr int kSmallMapItemSums = 1 << 16;
+constexpr int kSmallMapWindow = 256;
+
+// What it costs beside the products, counted in products of one sum: adding up the lanes of a sum, turning one for planes, gathering
+// an element of a channels-last pixel or of one of planes. Fitted to 27 shapes on an EPYC 9005, a thread, float32.
+constexpr int kSmallMapSumCost = 112;
+constexpr int kSmallMapTurnCost = 40;
+constexpr int kSmallMapRowCost = 4;
+constexpr int kSmallMapPlaneCost = 20;
+
+// Reading a weight from beyond L2, likewise.
+constexpr int kSmallMapWeightCost = 8;
+
+// The other way: packing a weight into panels or copying one to rows, and by how many eighths the count of its products falls short.
+constexpr int kSmallMapPanelCost = 14;
+constexpr int kSmallMapCopyCost = 8;
+constexpr int kSmallMapGain = 9;
+
 // Panels of pixels of a work item over planes.
 constexpr int kGemmItemPanels = 8;
 

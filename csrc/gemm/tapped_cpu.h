@@ -116,6 +116,17 @@ CVK_HD ConvCut tapped_cut(const TappedProduct<T>& p, int threads) {
   return cut;
 }
 
+// Cycles of the products of one image and group, as kGemmTileCost counts: two vectors of sums a row.
+template <Isa isa, class T>
+CVK_HD int64_t tapped_cycles(const TappedProduct<T>& p) {
+  const TapGrid grid = p.grid(0);
+  const int64_t pixels = grid.pixels(), columns = p.group_columns();
+  const int64_t rows = p.shape.channels_last ? pixels : columns, others = p.shape.channels_last ? columns : pixels;
+  const int64_t cycles = grid.taps() * p.group_channels() * round_up<int64_t>(rows, 2) *
+                         ceil_div<int64_t>(others, GemmTile<isa, Acc<T>>::kLanes) / 2;
+  return gemm_pairs<isa, T>() && pairs_fit<isa>(p) ? cycles / 2 : cycles;
+}
+
 template <class T>
 CVK_HD int64_t tapped_items(const TappedProduct<T>& p, const ConvCut& cut) {
   return p.phases() * p.shape.groups * cut.column_blocks * cut.pixel_blocks;

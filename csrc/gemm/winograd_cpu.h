@@ -114,24 +114,21 @@ struct WinogradPlan {
   int most_channels, per_row, rows_per_tile;
 };
 
-// Whether it takes less time than the definition. Decided for one image and one thread: batch and threads change no bit.
+// Whether it takes less time than the definition does: `there` cycles for a group of one image. Decided for one image and one
+// thread: batch and threads change no bit.
 template <Isa isa, class T>
-CVK_HD bool winograd_pays(const TappedProduct<T>& p) {
+CVK_HD bool winograd_pays(const TappedProduct<T>& p, int64_t there) {
   if constexpr (std::is_same_v<T, double>) {
     return false;
   } else {
     if (!cpu_may_winograd()) return false;
-    using Tile = GemmTile<isa, Acc<T>>;
     const int64_t channels = p.group_channels(), columns = p.group_columns();
     if (!winograd_fits(p) || channels < kWinogradLeastChannels || columns < kWinogradLeastChannels) return false;
     const WinogradPlan<isa, T> plan(p);
-    const int64_t tiles = plan.image_tiles(), pixels = plan.grid.pixels();
+    const int64_t tiles = plan.image_tiles();
     if (tiles == 0) return false;
     const int64_t items = ceil_div(tiles, plan.most_tiles());
     const int64_t here = items * plan.cost(channels, ceil_div(tiles, items), columns, items);
-    const int64_t rows = p.shape.channels_last ? pixels : columns, others = p.shape.channels_last ? columns : pixels;
-    int64_t there = 9 * channels * round_up<int64_t>(rows, 2) * ceil_div<int64_t>(others, Tile::kLanes) / 2;
-    if (gemm_pairs<isa, T>() && pairs_fit<isa>(p)) there /= 2;
     return here * kWinogradGain < there * 8;
   }
 }

@@ -86,14 +86,14 @@ CudaStatus weight_on_cuda(const Conv2dParams<T>& params) {
   return conv2d_weight_cuda(params, scratch.data(), nullptr);
 }
 
-TYPED_TEST(Conv2dTest, CpuEqualsTheDefinition) {
-  uint64_t seed = 0;
-  for (const ConvShape& any : conv_shapes()) {
+template <class T>
+void expect_cpu_equals_the_definition(const std::vector<ConvShape>& shapes, uint64_t seed) {
+  for (const ConvShape& any : shapes) {
     const ConvProblem problem(any, ++seed);
     for_each_layout(any, [&](const ConvShape& shape) {
       for_each_isa([&](auto isa) {
         for (const int threads : {1, 5}) {
-          Buffers<TypeParam> buffers(problem, shape, seed % 2 == 0);
+          Buffers<T> buffers(problem, shape, seed % 2 == 0);
           run_on_cpu<isa.value>(buffers, threads, threads == 1);
           std::ostringstream what;
           what << shape << ", " << isa_name(isa.value) << ", " << threads << " threads";
@@ -102,6 +102,18 @@ TYPED_TEST(Conv2dTest, CpuEqualsTheDefinition) {
       });
     });
   }
+}
+
+TYPED_TEST(Conv2dTest, CpuEqualsTheDefinition) { expect_cpu_equals_the_definition<TypeParam>(conv_shapes(), 0); }
+
+TYPED_TEST(Conv2dTest, CpuEqualsTheDefinitionOnThinMaps) {
+  std::vector<ConvShape> shapes = thin_map_shapes();
+  shapes.push_back(conv_shape(1, 3, 30, 41, 17, 4, 3, 2, 5, 3));  // planes only: taps apart
+  expect_cpu_equals_the_definition<TypeParam>(shapes, 200);
+}
+
+TYPED_TEST(Conv2dTest, CpuEqualsTheDefinitionOnSmallMaps) {
+  expect_cpu_equals_the_definition<TypeParam>(small_map_shapes(), 100);
 }
 
 TYPED_TEST(Conv2dTest, EmulatedCudaEqualsTheDefinition) {

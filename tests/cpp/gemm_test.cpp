@@ -120,15 +120,75 @@ TEST(Gemm, DepthBlocksOfPairs) {
   }
 }
 
+// How the forward pass of a shape is computed, weights in the layout of the maps.
+ConvCut cut_of(ConvShape shape, bool channels_last) {
+  shape.channels_last = shape.weight_channels_last = channels_last;
+  TappedProduct<float> p{};
+  p.shape = shape;
+  ConvCut cut{};
+  product_items<kIsa>(p, 1, cut);
+  return cut;
+}
+
+// Which convolutions are multiplied without packing weights; conv2d_test computes these.
+TEST(Gemm, SmallMapPays) {
+  for (const bool last : {false, true}) {
+    for (const ConvShape& shape : small_map_shapes()) EXPECT_TRUE(cut_of(shape, last).small_map) << shape << last;
+    EXPECT_TRUE(cut_of(conv_shape(1, 2048, 7, 7, 512, 1, 1), last).small_map);
+    EXPECT_TRUE(cut_of(conv_shape(1, 512, 7, 7, 512, 3, 3, 1, 1), last).small_map);
+    EXPECT_FALSE(cut_of(conv_shape(1, 64, 7, 7, 512, 1, 1), last).small_map) << "little depth";
+    EXPECT_FALSE(cut_of(conv_shape(1, 512, 28, 28, 128, 1, 1), last).small_map) << "many pixels";
+    EXPECT_FALSE(cut_of(conv_shape(1, 256, 14, 14, 256, 3, 3, 1, 1), last).small_map) << "Winograd's form";
+  }
+  ConvShape mixed = conv_shape(1, 512, 7, 7, 512, 3, 3, 1, 1);
+  mixed.channels_last = true;
+  TappedProduct<float> p{};
+  p.shape = mixed;
+  EXPECT_FALSE(small_map_pays<kIsa>(p)) << "weights in another order than pixels";
+}
+
+// Which convolutions are multiplied from a padded copy of the map.
+TEST(Gemm, ThinMapFits) {
+  for (const bool last : {false, true}) {
+    for (const ConvShape& shape : thin_map_shapes()) EXPECT_TRUE(cut_of(shape, last).thin_map) << shape << last;
+    EXPECT_TRUE(cut_of(conv_shape(1, 3, 224, 224, 64, 7, 7, 2, 3), last).thin_map);
+    EXPECT_EQ(cut_of(conv_shape(1, 3, 30, 41, 17, 4, 3, 2, 5, 3), last).thin_map, !last) << "taps apart";
+    EXPECT_FALSE(cut_of(conv_shape(1, 5, 30, 41, 17, 3, 3), last).thin_map) << "too many channels";
+    EXPECT_FALSE(cut_of(conv_shape(1, 4, 30, 41, 16, 3, 3, 1, 1, 1, 2), last).thin_map) << "groups";
+    EXPECT_FALSE(cut_of(conv_shape(1, 3, 30, 41, 17, 3, 3, 3), last).thin_map) << "a stride of three";
+    EXPECT_FALSE(cut_of(conv_shape(1, 3, 40, 41, 17, 11, 11), last).thin_map) << "many taps";
+    ConvShape far = conv_shape(1, 3, 30, 41, 17, 3, 3);
+    far.dilation_y = 2147483647;
+    EXPECT_FALSE(cut_of(far, last).thin_map) << "rows far apart";
+    far.dilation_y = 1;
+    far.stride_y = 2147483647;
+    EXPECT_FALSE(cut_of(far, last).thin_map) << "rows far apart";
+  }
+}
+
+TEST(Gemm, FilterBlocksAreContiguousInAFilter) {
+  for (const bool taps_first : {false, true}) {
+    for (const int taps : {1, 2, 9, 49, 1000, 1024}) {
+      for (const int64_t channels : {1, 3, 40, 512, 1023, 1024, 1025, 5000}) {
+        const FilterBlocks<kIsa, float> blocks(channels, taps, taps_first);
+        int64_t next = 0;
+        for (int64_t b = 0; b < blocks.count(); ++b) {
+          const DepthBlock block = blocks[b];
+          EXPECT_EQ(blocks.offset(block), next) << channels << " channels, " << taps << " taps, block " << b;
+          EXPECT_GT(block.depth(), 0);
+          EXPECT_LE(block.depth(), kSmallMapDepth<float>);
+          EXPECT_TRUE(taps_first ? block.taps == 1 || block.channels == channels : block.taps == taps);
+          next += block.depth();
+        }
+        EXPECT_EQ(next, channels * taps);
+      }
+    }
+  }
+}
+
 // Which convolutions take Winograd's form; conv2d_test computes some that do.
 TEST(Gemm, WinogradPays) {
-  const auto pays = [](const ConvShape& any) {
-    ConvShape s = any;
-    s.channels_last = true;
-    TappedProduct<float> p{};
-    p.shape = s;
-    return winograd_pays<kIsa>(p);
-  };
+  const auto pays = [](const ConvShape& shape) { return cut_of(shape, true).winograd; };
   if (!cpu_may_winograd()) GTEST_SKIP() << "CVKERNELS_WINOGRAD=0";
   EXPECT_TRUE(pays(conv_shape(1, 256, 50, 84, 256, 3, 3, 1, 1)));
   EXPECT_TRUE(pays(conv_shape(2, 40, 29, 31, 70, 3, 3, 1, 1)));

@@ -596,6 +596,46 @@ def test_winograds_form_does_not_depend_on_threads_or_batch(layout: str) -> None
 
 
 @pytest.mark.native
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("shape", "filters", "kernel", "stride"),
+    [
+        ((5, 300, 7, 5), 40, 1, 1),  # few pixels for the weights
+        ((3, 140, 5, 6), 70, 3, 1),
+        ((3, 600, 7, 7), 33, 3, 2),
+        ((3, 3, 40, 37), 17, 3, 1),  # few channels
+        ((3, 3, 64, 530), 20, 7, 2),
+    ],
+)
+def test_small_and_thin_maps(
+    layout: str,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    filters: int,
+    kernel: int,
+    stride: int,
+) -> None:
+    """Their own ways on the CPU: torch's results, and the same bits for any threads and batch."""
+    x = normal(*shape)
+    w, bias = normal(filters, shape[1], kernel, kernel, seed=1), normal(filters, seed=2)
+    pad = kernel // 2
+    expected = F.silu(F.conv2d(x, w, bias, stride, pad))
+    x, w, bias = lay_out(x.to(dtype), layout), lay_out(w.to(dtype), layout), bias.to(dtype)
+
+    def run(maps: Tensor) -> Tensor:
+        return conv2d(maps, w, bias, stride, pad, activation="silu")
+
+    with threads(1):
+        one = run(x)
+    assert_close(one, expected, dtype)
+    for count in (2, 3, 7):
+        with threads(count):
+            assert_same(run(x), one)
+    assert_same(run(x[1:2]), one[1:2])
+
+
+@pytest.mark.native
 def test_winograds_form_can_be_left_out() -> None:
     """As exact as the definition, to a few roundings, and switched by the environment."""
     program = (
