@@ -96,15 +96,27 @@ struct PairScratch {
   static constexpr int64_t kSize = kGemmElements<P> == 2 ? int64_t{kRows} * kPitch : 0;
 };
 
+// A panel of words.
+template <Isa isa, class P, class T>
+CVK_HD void make_word_panel(const TappedProduct<T>& p, const TapGrid& grid, const T* weights, const DepthBlock& block,
+                            int columns, float* wide, P* to) {
+  constexpr int kColumns = GemmTile<isa, P>::kColumns, kPart = GemmTile<isa, float>::kColumns;
+  const int depth = block.depth();
+  pack_weight_panels<isa>(p, grid, weights, block, columns, wide);
+  for (int j = 0; j < columns; j += kPart) {
+    pair_rows<isa>(wide + j * depth, kPart, depth, kPart, kColumns, to + j);
+  }
+}
+
 template <Isa isa, class P, class T>
 CVK_HD void make_weight_panels(const TappedProduct<T>& p, const TapGrid& grid, const T* weights,
                                const DepthBlock& block, int columns, float* wide, P* to) {
   if constexpr (kGemmElements<P> == 2) {
     constexpr int kColumns = GemmTile<isa, P>::kColumns;
-    const int words = gemm_operands<P>(block.depth());
-    for (int j = 0; j < columns; j += kColumns, weights += kColumns * p.strides().column, to += kColumns * words) {
-      pack_weight_panels<isa>(p, grid, weights, block, min_of(kColumns, columns - j), wide);
-      pair_rows<isa>(wide, kColumns, block.depth(), kColumns, kColumns, to);
+    const int64_t size = int64_t{kColumns} * gemm_operands<P>(block.depth());
+    for (int j = 0; j < columns; j += kColumns, weights += kColumns * p.strides().column, to += size) {
+      make_word_panel<isa>(p, grid, weights, block, min_of(kColumns, columns - j), wide, to);
+      pad_panel<isa>(ceil_div(block.depth(), 2), kColumns, to);
     }
   } else {
     pack_weight_panels<isa>(p, grid, weights, block, columns, to);
@@ -131,13 +143,13 @@ CVK_HD void make_weight_rows(const TappedProduct<T>& p, const TapGrid& grid, con
   constexpr int kPitch = GemmTile<isa, P>::kPitch;
   if constexpr (kGemmElements<P> == 2) {
     using Room = PairScratch<isa, P>;
+    const int depth = block.depth();
     for (int i = 0; i < rows; i += Room::kRows, weights += Room::kRows * p.strides().column) {
       const int count = min_of(Room::kRows, rows - i);
       pack_weight_rows<isa>(p, grid, weights, block, count, Room::kPitch, wide);
-      for (int j = 0; j < count; ++j) {
-        pair_row<isa>(wide + j * Room::kPitch, block.depth(), to + int64_t{i + j} * kPitch);
-      }
+      for (int j = 0; j < count; ++j) pair_row<isa>(wide + j * Room::kPitch, depth, to + int64_t{i + j} * kPitch);
     }
+    pad_rows<isa>(rows, ceil_div(depth, 2), to);
   } else {
     pack_weight_rows<isa>(p, grid, weights, block, rows, kPitch, to);
   }

@@ -131,7 +131,16 @@ CVK_HD bool winograd_pays(const TappedProduct<T>& p) {
     const int64_t here = items * plan.cost(channels, ceil_div(tiles, items), columns, items);
     const int64_t rows = p.shape.channels_last ? pixels : columns, others = p.shape.channels_last ? columns : pixels;
     int64_t there = 9 * channels * round_up<int64_t>(rows, 2) * ceil_div<int64_t>(others, Tile::kLanes) / 2;
-    if (gemm_pairs<isa, T>() && pairs_fit<isa>(p)) there /= 2;
+    switch (tapped_operands<isa>(p)) {
+      case ConvOperands::kPairs:
+        there /= 2;
+        break;
+      case ConvOperands::kTiles:
+      case ConvOperands::kEmulatedTiles:
+        return false;  // a sixteenth of the cycles, where Winograd's form saves 5/9 at most
+      default:
+        break;
+    }
     return here * kWinogradGain < there * 8;
   }
 }
