@@ -101,11 +101,27 @@ class EmulatedTiles {
 
   template <int tile>
   static CVK_HD void zero() {
-    used(tile, "tilezero");
-    memset(unit().data[tile], 0, sizeof(unit().data[tile]));
+    zero(tile);
   }
   template <int tile>
   static CVK_HD void load(const void* from, int64_t stride) {
+    load(tile, from, stride);
+  }
+  template <int tile>
+  static CVK_HD void store(void* to, int64_t stride) {
+    store(tile, to, stride);
+  }
+  template <int c, int a, int b>
+  static CVK_HD void multiply() {
+    multiply(c, a, b);
+  }
+
+  // By numbers that are known when it runs.
+  static CVK_HD void zero(int tile) {
+    used(tile, "tilezero");
+    memset(unit().data[tile], 0, sizeof(unit().data[tile]));
+  }
+  static CVK_HD void load(int tile, const void* from, int64_t stride) {
     used(tile, "tileloadd");
     Unit& u = unit();
     memset(u.data[tile], 0, sizeof(u.data[tile]));
@@ -113,18 +129,37 @@ class EmulatedTiles {
       memcpy(u.data[tile][i], static_cast<const char*>(from) + i * stride, u.row_bytes[tile]);
     }
   }
-  template <int tile>
-  static CVK_HD void store(void* to, int64_t stride) {
+  static CVK_HD void store(int tile, void* to, int64_t stride) {
     used(tile, "tilestored");
     const Unit& u = unit();
     for (int i = 0; i < u.rows[tile]; ++i) {
       memcpy(static_cast<char*>(to) + i * stride, u.data[tile][i], u.row_bytes[tile]);
     }
   }
-  template <int c, int a, int b>
-  static CVK_HD void multiply() {
-    static_assert(c != a && c != b && a != b, "tdpbf16ps takes three different tiles");
-    multiply_registers(c, a, b);
+  __attribute__((noinline)) static void multiply(int c, int a, int b) {
+    check(c != a && c != b && a != b, "tdpbf16ps: a tile twice");
+    for (const int tile : {c, a, b}) used(tile, "tdpbf16ps");
+    Unit& u = unit();
+    const int words = u.row_bytes[a] / 4, columns = u.row_bytes[c] / 4;
+    check(u.rows[c] == u.rows[a] && u.row_bytes[c] == u.row_bytes[b] && words == u.rows[b] && u.row_bytes[a] % 4 == 0 &&
+              u.row_bytes[c] % 4 == 0,
+          "tdpbf16ps: shapes of the tiles");
+    for (int m = 0; m < u.rows[c]; ++m) {
+      float first[kTileSide] = {}, second[kTileSide] = {};
+      for (int k = 0; k < words; ++k) {
+        const uint32_t word = u.data[a][m][k], *row = u.data[b][k];
+        const float low = flushed(word << 16), high = flushed(word & 0xffff0000u);
+        // A product of two bfloat16 is exact in float32 but at the ends of its range: this rounds once, as a fused operation does.
+        for (int n = 0; n < columns; ++n) {
+          first[n] = flushed(first[n] + low * flushed(row[n] << 16));
+          second[n] = flushed(second[n] + high * flushed(row[n] & 0xffff0000u));
+        }
+      }
+      for (int n = 0; n < columns; ++n) {
+        const float sum = flushed(u.data[c][m][n]) + flushed(first[n] + second[n]);
+        u.data[c][m][n] = bit_cast<uint32_t>(flushed(sum));
+      }
+    }
   }
 
  private:
@@ -155,31 +190,6 @@ class EmulatedTiles {
     return bit_cast<float>((bits & 0x7f800000u) == 0 ? bits & 0x80000000u : bits);
   }
   static CVK_HD float flushed(float value) { return flushed(bit_cast<uint32_t>(value)); }
-
-  __attribute__((noinline)) static void multiply_registers(int c, int a, int b) {
-    for (const int tile : {c, a, b}) used(tile, "tdpbf16ps");
-    Unit& u = unit();
-    const int words = u.row_bytes[a] / 4, columns = u.row_bytes[c] / 4;
-    check(u.rows[c] == u.rows[a] && u.row_bytes[c] == u.row_bytes[b] && words == u.rows[b] && u.row_bytes[a] % 4 == 0 &&
-              u.row_bytes[c] % 4 == 0,
-          "tdpbf16ps: shapes of the tiles");
-    for (int m = 0; m < u.rows[c]; ++m) {
-      float first[kTileSide] = {}, second[kTileSide] = {};
-      for (int k = 0; k < words; ++k) {
-        const uint32_t word = u.data[a][m][k], *row = u.data[b][k];
-        const float low = flushed(word << 16), high = flushed(word & 0xffff0000u);
-        // A product of two bfloat16 is exact in float32 but at the ends of its range: this rounds once, as a fused operation does.
-        for (int n = 0; n < columns; ++n) {
-          first[n] = flushed(first[n] + low * flushed(row[n] << 16));
-          second[n] = flushed(second[n] + high * flushed(row[n] & 0xffff0000u));
-        }
-      }
-      for (int n = 0; n < columns; ++n) {
-        const float sum = flushed(u.data[c][m][n]) + flushed(first[n] + second[n]);
-        u.data[c][m][n] = bit_cast<uint32_t>(flushed(sum));
-      }
-    }
-  }
 };
 
 // A word of two neighbours of the depth that U multiplies. Memory is read and written as word_t.

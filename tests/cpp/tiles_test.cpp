@@ -1,5 +1,5 @@
-// Products of bfloat16 in tiles, on the emulated unit: the unit itself by hand, against a loop, and where it must fault; the
-// micro-kernel at every edge; whole convolutions against the definition, on the baseline and through the library of AVX-512.
+// Products of bfloat16 in tiles: the unit by hand, against a loop, and where it must fault; the micro-kernel at every edge; whole
+// convolutions against the definition, on the baseline and through the library of AVX-512.
 //
 // Scratch begins as NaN here, so that what is multiplied behind the end of a depth shows.
 #include "gemm/tiles_cpu.h"
@@ -7,11 +7,13 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <optional>
 #include <thread>
 
 #include "gemm/convolution_cpu.h"
 #include "kernels/conv2d/conv2d.h"
 #include "kernels/conv_transpose2d/conv_transpose2d.h"
+#include "tests/cpp/amx_trap.h"
 #include "tests/cpp/convolution.h"
 
 // What common/scratch.h allocates with.
@@ -32,9 +34,8 @@ using namespace cvk;
 [[maybe_unused]] const int kAsked = setenv("CVKERNELS_CPU_TILES", "emulated", 1);
 
 constexpr Isa kIsa = Isa::kBaseline;
-using Unit = EmulatedTiles<kIsa>;
-using Word = tile_word_t<Unit>;
-using Tile = GemmTile<kIsa, Word>;
+template <class U>
+using TileOf = GemmTile<kIsa, tile_word_t<U>>;
 
 uint32_t word(float first, float second) {
   return from_acc<bfloat16_t>(first).bits | uint32_t{from_acc<bfloat16_t>(second).bits} << 16;
@@ -52,29 +53,63 @@ TileConfig three_tiles(int rows, int columns, int words) {
   return config;
 }
 
+template <class U>
 void multiply_three(float* sums, int64_t sums_stride, const uint32_t* left, int64_t left_stride, const uint32_t* right,
                     int64_t right_stride) {
-  Unit::load<0>(sums, sums_stride * 4);
-  Unit::load<1>(left, left_stride * 4);
-  Unit::load<2>(right, right_stride * 4);
-  Unit::multiply<0, 1, 2>();
-  Unit::store<0>(sums, sums_stride * 4);
+  U::template load<0>(sums, sums_stride * 4);
+  U::template load<1>(left, left_stride * 4);
+  U::template load<2>(right, right_stride * 4);
+  U::template multiply<0, 1, 2>();
+  U::template store<0>(sums, sums_stride * 4);
 }
 
-TEST(Tiles, ProductByHand) {
+// The unit in C++, and the instructions: on a machine without them these end up in it too, as they are encoded.
+template <class U>
+class TilesTest : public testing::Test {};
+#if defined(__x86_64__) && defined(__linux__)
+template <>
+class TilesTest<AmxTiles<kIsa>> : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (!AmxTrap::cpu_has_tiles()) {
+      trap_.emplace();
+      before_ = AmxTrap::count();
+    } else if (!AmxTrap::tiles_are_granted()) {
+      GTEST_SKIP() << "the system does not grant AMX";
+    }
+  }
+  void TearDown() override {
+    if (trap_.has_value()) {
+      EXPECT_GT(AmxTrap::count(), before_);
+    }
+  }
+
+ private:
+  std::optional<AmxTrap> trap_;
+  int64_t before_ = 0;
+};
+using Units = testing::Types<EmulatedTiles<kIsa>, AmxTiles<kIsa>>;
+#else
+using Units = testing::Types<EmulatedTiles<kIsa>>;
+#endif
+TYPED_TEST_SUITE(TilesTest, Units);
+
+TYPED_TEST(TilesTest, ProductByHand) {
+  using U = TypeParam;
   const uint32_t left[2][2] = {{word(1, 2), word(3, 4)}, {word(5, 6), word(7, 8)}};
   const uint32_t right[2][2] = {{word(1, 10), word(-1, 0.5f)}, {word(100, 1000), word(0, 2)}};
   float sums[2][2] = {{1, 0}, {0, -14}};
-  Unit::configure(three_tiles(2, 2, 2));
-  multiply_three(sums[0], 2, left[0], 2, right[0], 2);
-  Unit::release();
+  U::configure(three_tiles(2, 2, 2));
+  multiply_three<U>(sums[0], 2, left[0], 2, right[0], 2);
+  U::release();
   EXPECT_EQ(sums[0][0], 1 + 1 + 20 + 300 + 4000);
   EXPECT_EQ(sums[0][1], -1 + 1 + 0 + 8);
   EXPECT_EQ(sums[1][0], 5 + 60 + 700 + 8000);
   EXPECT_EQ(sums[1][1], -14 - 5 + 3 + 0 + 16);
 }
 
-TEST(Tiles, ProductEqualsALoop) {
+TYPED_TEST(TilesTest, ProductEqualsALoop) {
+  using U = TypeParam;
   Random random(3);
   const auto eighth = [&] { return static_cast<float>(random.whole(-16, 17)) / 8; };
   for (const int rows : {1, 2, 15, 16}) {
@@ -91,9 +126,9 @@ TEST(Tiles, ProductEqualsALoop) {
           for (int j = 0; j < columns; ++j)
             b[k * pitch + j] = word(right[2 * k * columns + j], right[(2 * k + 1) * columns + j]);
         }
-        Unit::configure(three_tiles(rows, columns, words));
-        multiply_three(sums.data(), pitch, a.data(), pitch, b.data(), pitch);
-        Unit::release();
+        U::configure(three_tiles(rows, columns, words));
+        multiply_three<U>(sums.data(), pitch, a.data(), pitch, b.data(), pitch);
+        U::release();
         for (int i = 0; i < rows; ++i) {
           for (int j = 0; j < pitch; ++j) {
             float expected = 0.125f;
@@ -109,12 +144,13 @@ TEST(Tiles, ProductEqualsALoop) {
 }
 
 // Numbers below 2^-126 are zeros of their sign: in either factor, in the sums read, in those written; NaN and infinity are kept.
-TEST(Tiles, SmallNumbersAreZero) {
+TYPED_TEST(TilesTest, SmallNumbersAreZero) {
+  using U = TypeParam;
   const auto product = [](float a, float b, float sum) {
     const uint32_t left = word(a, 0), right = word(b, 0);
-    Unit::configure(three_tiles(1, 1, 1));
-    multiply_three(&sum, 1, &left, 1, &right, 1);
-    Unit::release();
+    U::configure(three_tiles(1, 1, 1));
+    multiply_three<U>(&sum, 1, &left, 1, &right, 1);
+    U::release();
     return sum;
   };
   EXPECT_EQ(product(0x1p-127f, 0x1p127f, 0), 0);
@@ -133,26 +169,27 @@ using TilesDeathTest = testing::Test;
 
 TEST_F(TilesDeathTest, Faults) {
   ::testing::FLAGS_gtest_death_test_style = "threadsafe";
+  using U = EmulatedTiles<kIsa>;
   float sums[16 * 16] = {};
-  const auto use = [&] { Unit::store<0>(sums, 64); };
+  const auto use = [&] { U::store<0>(sums, 64); };
   EXPECT_DEATH(use(), "none is configured on this thread");
   EXPECT_DEATH(
       {
-        Unit::configure(whole_tiles());
+        U::configure(whole_tiles());
         std::thread(use).join();
       },
       "none is configured on this thread");
   EXPECT_DEATH(
       {
-        Unit::configure(whole_tiles());
-        Unit::release();
+        U::configure(whole_tiles());
+        U::release();
         use();
       },
       "none is configured on this thread");
   const auto with = [&](const TileConfig& config) {
-    Unit::configure(config);
+    U::configure(config);
     use();
-    Unit::multiply<0, 1, 2>();
+    U::multiply<0, 1, 2>();
   };
   TileConfig config = whole_tiles();
   config.rows[0] = 17;
@@ -177,7 +214,9 @@ TEST_F(TilesDeathTest, Faults) {
 // ---- the micro-kernel
 
 // Elements [k, k + depth) of 33 rows and columns as a block's operands, everything else NaN.
-TEST(Tiles, BlockAtEveryEdge) {
+TYPED_TEST(TilesTest, BlockAtEveryEdge) {
+  using Word = tile_word_t<TypeParam>;
+  using Tile = TileOf<TypeParam>;
   constexpr int kMost = 33, kDeepest = 641;
   Random random(5);
   std::vector<float> left(kMost * kDeepest), right(kMost * kDeepest), bias(2 * kMost);
@@ -252,6 +291,7 @@ std::vector<bfloat16_t> expected_of(const std::vector<double>& sums, const std::
 }
 
 // A tapped product on the baseline, in items from the last to the first.
+template <class Word>
 void run(const TappedProduct<bfloat16_t>& p, int threads) {
   ConvCut cut{};
   cut_product<kIsa, Word>(p, threads, cut);
@@ -259,7 +299,8 @@ void run(const TappedProduct<bfloat16_t>& p, int threads) {
             [&](int64_t first, int64_t last) { tapped_product_of<kIsa, Word>(p, cut, first, last); });
 }
 
-TEST(Tiles, ConvolutionsEqualTheDefinition) {
+TYPED_TEST(TilesTest, ConvolutionsEqualTheDefinition) {
+  using Word = tile_word_t<TypeParam>;
   uint64_t seed = 0;
   for (const ConvShape& any : conv_shapes()) {
     ++seed;
@@ -282,13 +323,13 @@ TEST(Tiles, ConvolutionsEqualTheDefinition) {
       std::ostringstream what;
       what << s;
       if (pairs_fit<kIsa>(forward) && !output.empty()) {
-        run(forward, 3);
+        run<Word>(forward, 3);
         expect_equal(output,
                      expected_of(problem.output, problem.bias, with_bias, activation, s, s.filters, s.out_pixels()),
                      what.str());
       }
       if (pairs_fit<kIsa>(transposed) && !back.empty()) {
-        run(transposed, 3);
+        run<Word>(transposed, 3);
         expect_equal(back,
                      expected_of(problem.back, problem.input_bias, with_bias, activation, s, s.channels, s.pixels()),
                      what.str() + ", transposed");
