@@ -20,13 +20,10 @@ namespace cvk {
 
 // A panel of `vecs` vectors of pixels.
 template <Isa isa, class P, class Gatherer>
-CVK_HD void make_pixel_panel(Gatherer& gatherer, const DepthBlock& block, int first, int vecs, float* wide, P* to) {
+CVK_HD void make_pixel_panel(Gatherer& gatherer, const DepthBlock& block, int first, int vecs, P* to) {
   constexpr int kLanes = GemmTile<isa, P>::kLanes, kColumns = GemmTile<isa, P>::kColumns;
   if constexpr (kGemmElements<P> == 2) {
-    for (int v = 0; v < vecs; ++v) {
-      gatherer.gather(block, first + v, 1, kLanes, wide);
-      pair_rows<isa>(wide, kLanes, block.depth(), kLanes, kColumns, to + v * kLanes);
-    }
+    gatherer.gather_pairs(block, first, vecs, kColumns, to);
     pad_panel<isa>(ceil_div(block.depth(), 2), vecs * kLanes, to);
   } else {
     gatherer.gather(block, first, vecs, kColumns, to);
@@ -390,8 +387,7 @@ CVK_HD void multiply_planes(const TappedProduct<T>& p, const TapItem& item, TapS
     for (int i = 0; i < item.pixels; i += Tile::kColumns) {
       const int count = min_of(Tile::kColumns, item.pixels - i);
       A* sums = scratch.sums(i / Tile::kColumns);
-      make_pixel_panel<isa>(gatherer, block, i / Tile::kLanes, ceil_div(count, Tile::kLanes), scratch.wide(),
-                            scratch.pixels());
+      make_pixel_panel<isa>(gatherer, block, i / Tile::kLanes, ceil_div(count, Tile::kLanes), scratch.pixels());
       const int64_t image = (item.first_pixel + i) / plane, at = (item.first_pixel + i) % plane;
       const bool finishes = dense && at + count <= plane;  // all in one image
       GemmFinish<T> finish{p.target + (image * p.columns() + column) * plane + at, plane,
