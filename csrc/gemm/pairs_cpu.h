@@ -67,6 +67,31 @@ CVK_HD typename Simd<isa, float>::Vec join_pair(typename Simd<isa, float>::Vec f
   return (typename Simd<isa, float>::Vec)words;
 }
 
+// The same of vectors of their bits.
+template <Isa isa>
+CVK_HD typename Simd<isa, float>::Vec join_half_words(typename Simd<isa, float>::HalfWordVec first,
+                                                      typename Simd<isa, float>::HalfWordVec second) {
+  using Bits = typename Simd<isa, float>::WordVec;
+  const Bits words = __builtin_convertvector(first, Bits) | __builtin_convertvector(second, Bits) << 16;
+  return (typename Simd<isa, float>::Vec)words;
+}
+
+// Bits of the chosen lanes of p, as Simd::load_lanes has numbers of them.
+template <Isa isa>
+CVK_HD typename Simd<isa, float>::HalfWordVec load_half_lanes(typename Simd<isa, float>::HalfWordVec otherwise,
+                                                              const bfloat16_t* p, uint32_t lanes) {
+#if defined(__AVX512F__)
+  if constexpr (isa == Isa::kV4) {
+    using Vec = typename Simd<isa, float>::HalfWordVec;
+    return Vec(_mm256_mask_loadu_epi16((__m256i)otherwise, static_cast<__mmask16>(lanes), p));
+  }
+#endif
+  for (int i = 0; i < Simd<isa, float>::kLanes; ++i) {
+    if ((lanes >> i & 1u) != 0) otherwise[i] = p[i].bits;
+  }
+  return otherwise;
+}
+
 // Every two of `depth` rows of `columns` numbers to one row of words, in whole vectors: zeros fill up the last one.
 template <Isa isa, class T>
 CVK_HD void pair_rows(const T* from, int64_t from_stride, int depth, int columns, int64_t to_stride, word_t* to) {
