@@ -35,10 +35,11 @@ template <Isa isa, class P>
 struct GemmTile {
   static constexpr int kLanes = Simd<isa, Acc<P>>::kLanes;
 #if defined(__aarch64__)
-  static constexpr int kRows = 12;
+  static constexpr int kVectorRows = 12;
 #else
-  static constexpr int kRows = kGemmTiles<P> ? 2 * kTileSide : isa == Isa::kV4 ? 14 : 6;
+  static constexpr int kVectorRows = isa == Isa::kV4 ? 14 : 6;
 #endif
+  static constexpr int kRows = kGemmTiles<P> ? 2 * kTileSide : kVectorRows;
   static constexpr int kColumns = kGemmTiles<P> ? 2 * kTileSide : 2 * kLanes;
   static constexpr int kRowUnit = kGemmTiles<P> ? kTileSide : 2;  // of which a part of a tile's rows is computed
   static constexpr int kCost = kGemmTiles<P> ? kGemmTilesCost : kGemmTileCost;
