@@ -78,7 +78,7 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("numpy", report["numpy"] or "not installed"),
         ("compiled by", build.get("compiler", "unknown")),
         ("CPU kernels", ", ".join(build.get("cpu_isas", [])) or "unknown"),
-        ("CPU ISA chosen", build.get("cpu_isa", "unknown") + _bf16_dot(build)),
+        ("CPU ISA chosen", build.get("cpu_isa", "unknown") + _bf16(build)),
         ("threads", str(report["threads"] or "unknown")),
         ("CUDA kernels", ", ".join(cuda_archs) if cuda_archs else "none: this is a CPU-only build"),
         ("GPU", "; ".join(report["gpus"]) or "none found"),
@@ -92,8 +92,10 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _bf16_dot(build: dict[str, Any]) -> str:
-    return " and AVX512_BF16" if build.get("cpu_bf16_dot") else ""
+def _bf16(build: dict[str, Any]) -> str:
+    tiles = {"amx": " and AMX", "emulated": " and emulated tiles"}
+    dot = " and AVX512_BF16" if build.get("cpu_bf16_dot") else ""
+    return dot + tiles.get(build.get("cpu_bf16_tiles", "none"), "")
 
 
 if __name__ == "__main__":

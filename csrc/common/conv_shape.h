@@ -143,6 +143,10 @@ CVK_HD int64_t transposed_source(int64_t i, int k, int stride, int pad, int dila
   return distance / stride < extent ? distance / stride : -1;
 }
 
+// As what the CPU multiplies: numbers of the type of the sums, or words of two bfloat16 (gemm/pairs_cpu.h), one vector of these by
+// another or in tiles (gemm/tiles_cpu.h).
+enum class ConvOperands { kNumbers, kPairs, kTiles, kEmulatedTiles };
+
 // How the CPU cuts a pass into work items.
 struct ConvCut {
   int64_t pixel_blocks, column_blocks;  // of every group (and phase)
@@ -151,7 +155,7 @@ struct ConvCut {
   bool winograd;                             // block_pixels are tiles of 2 x 2 (gemm/winograd_cpu.h)
   bool thin_map;                             // gemm/thin_map_cpu.h
   bool small_map;                            // gemm/small_map_cpu.h
-  bool pairs;                                // bfloat16: operands are words of two elements (gemm/pairs_cpu.h)
+  ConvOperands operands;
 };
 
 }  // namespace cvk

@@ -1,7 +1,15 @@
 #include "common/isa.h"
 
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
+
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace cvk {
 namespace {
@@ -9,6 +17,7 @@ namespace {
 struct Found {
   Isa isa;
   bool bf16_dot;
+  bool beyond;  // instructions on top of v4 may be used
 };
 
 Found detect() {
@@ -24,16 +33,17 @@ Found detect() {
     }
   }
   bool bf16_dot = best == Isa::kV4 && __builtin_cpu_supports("avx512bf16");
+  bool beyond = best == Isa::kV4;
   if (const char* wish = std::getenv("CVKERNELS_CPU_ISA")) {
     Isa cap = best;
     if (std::strcmp(wish, "v2") == 0) cap = Isa::kBaseline;
     if (std::strcmp(wish, "v3") == 0) cap = Isa::kV3;
     if (static_cast<int>(cap) < static_cast<int>(best)) best = cap;
-    if (best != Isa::kV4 || std::strcmp(wish, "v4") == 0) bf16_dot = false;
+    if (best != Isa::kV4 || std::strcmp(wish, "v4") == 0) beyond = false;
   }
-  return {best, bf16_dot};
+  return {best, bf16_dot && beyond, beyond};
 #else
-  return {Isa::kBaseline, false};
+  return {Isa::kBaseline, false, false};
 #endif
 }
 
@@ -42,11 +52,44 @@ const Found& found() {
   return once;
 }
 
+#if defined(__x86_64__) && defined(__linux__)
+__attribute__((target("xsave"))) uint64_t enabled_states() { return _xgetbv(0); }
+
+// Whether the CPU has amx-tile and amx-bf16, and the system keeps tile registers and grants them to this process.
+bool amx_granted() {
+  constexpr unsigned kSystemSaves = 1u << 27, kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;  // CPUID 1: ECX; 7: EDX
+  constexpr uint64_t kTileStates = uint64_t{3} << 17;                                    // XCR0: configuration and data
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;                             // arch_prctl
+  unsigned a, b, c, d;
+  if (__get_cpuid(1, &a, &b, &c, &d) == 0 || (c & kSystemSaves) == 0) return false;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & kAmxBf16) == 0 || (d & kAmxTile) == 0) return false;
+  return (enabled_states() & kTileStates) == kTileStates && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#else
+bool amx_granted() { return false; }
+#endif
+
+Bf16Tiles choose_tiles() {
+  if (!found().beyond) return Bf16Tiles::kNone;
+  if (const char* wish = std::getenv("CVKERNELS_CPU_TILES")) {
+    if (std::strcmp(wish, "0") == 0) return Bf16Tiles::kNone;
+#if defined(CVK_EMULATED_TILES)
+    if (std::strcmp(wish, "emulated") == 0) return Bf16Tiles::kEmulated;
+#endif
+  }
+  return found().bf16_dot && amx_granted() ? Bf16Tiles::kAmx : Bf16Tiles::kNone;
+}
+
 }  // namespace
 
 Isa cpu_isa() { return found().isa; }
 
 bool cpu_has_bf16_dot() { return found().bf16_dot; }
+
+Bf16Tiles cpu_bf16_tiles() {
+  static const Bf16Tiles once = choose_tiles();
+  return once;
+}
 
 bool cpu_may_winograd() {
   static const bool may = [] {

@@ -22,6 +22,12 @@ Isa cpu_isa();
 // for the instruction ask. CVKERNELS_CPU_ISA=v4, v3 or v2 leaves it out.
 bool cpu_has_bf16_dot();
 
+// What multiplies tiles of bfloat16 pairs (gemm/tiles_cpu.h): AMX where machine and system grant it, or the emulated unit, where it
+// is built and CVKERNELS_CPU_TILES=emulated asks for it. None with CVKERNELS_CPU_TILES=0, and where the level is lowered as above.
+// The first call asks the system for leave, once per process: it enlarges what a signal handler's stack must hold.
+enum class Bf16Tiles { kNone, kAmx, kEmulated };
+Bf16Tiles cpu_bf16_tiles();
+
 // Whether 3 x 3 convolutions may take Winograd's form (gemm/winograd_cpu.h). Not if CVKERNELS_WINOGRAD=0.
 bool cpu_may_winograd();
 

@@ -7,6 +7,7 @@
 
 #include "common/conv_shape.h"
 #include "gemm/pack_cpu.h"
+#include "gemm/pairs_cpu.h"
 
 namespace cvk {
 
@@ -243,14 +244,49 @@ class PlaneGatherer {
 
   // Vectors [first, first + vecs) of those placed; row k at to + k * to_stride.
   CVK_HD void gather(const DepthBlock& block, int first, int vecs, int64_t to_stride, A* to) const {
+    const int64_t row_step = block.taps * to_stride;
     for (int v = first; v < first + vecs; ++v, to += kLanes) {
-      int ty = block.t / grid_.x.taps, tx = block.t % grid_.x.taps;
-      for (int t = 0; t < block.taps; ++t) {
-        gather_tap(block, v, int64_t{ty} * grid_.y.offset_step, int64_t{tx} * grid_.x.offset_step, to_stride,
-                   to + t * to_stride);
-        if (++tx == grid_.x.taps) {
-          tx = 0;
-          ++ty;
+      RowWalk walk(grid_, block);
+      for (int t = 0; t < block.taps; ++t, walk.advance()) {
+        const Pieces from = pieces(block, v, walk);
+        A* out = to + t * to_stride;
+        if (from.whole()) {
+          const T* source = from.piece[0].source;
+          for (int c = 0; c < block.channels; ++c) S::store(out + c * row_step, S::load(source + c * plane_));
+        } else {
+          for (int c = 0; c < block.channels; ++c) S::store(out + c * row_step, load(from, c * plane_));
+        }
+      }
+    }
+  }
+
+  // The same in words of two neighbouring rows (pairs_cpu.h); behind an odd depth follows a zero.
+  CVK_HD void gather_pairs(const DepthBlock& block, int first, int vecs, int64_t to_stride, word_t* to) const {
+    const int taps = block.taps, pairs = block.channels / 2;
+    for (int v = first; v < first + vecs; ++v, to += kLanes) {
+      RowWalk walk(grid_, block);
+      for (int w = 0; w < taps; ++w, walk.advance()) {
+        // Words w, w + taps, ... are rows 2 w and 2 w + 1 of channels (0, 1), (2, 3), ...
+        const int low = 2 * w, high = 2 * w + 1;
+        const Pieces a = pieces(block, v, walk);
+        walk.advance();
+        const Pieces b = pieces(block, v, walk);
+        word_t* out = to + w * to_stride;
+        const auto each = [&](const auto& words) {
+          for (int64_t i = 0; i < pairs; ++i, out += taps * to_stride) S::store(out, words(2 * i * plane_));
+        };
+        if (a.whole() && b.whole()) {
+          const T *first = a.piece[0].source, *second = b.piece[0].source;
+          each([=](int64_t offset) { return join_pair<isa>(S::load(first + offset), S::load(second + offset)); });
+        } else if (a.step == 1) {
+          // Perf: pieces are merged in 16 bits. 256 -> 256 3x3 over 14x14 takes 6 % less time so (EPYC 9005, a thread).
+          each([&](int64_t offset) { return join_half_words<isa>(half_words(a, offset), half_words(b, offset)); });
+        } else {
+          each([&](int64_t offset) { return join_pair<isa>(load(a, offset), load(b, offset)); });
+        }
+        if (block.channels % 2 != 0 && low < taps) {
+          const int64_t offset = 2 * int64_t{pairs} * plane_;
+          S::store(out, join_pair<isa>(load(a, offset), high < taps ? load(b, offset) : typename S::Vec{}));
         }
       }
     }
@@ -263,54 +299,91 @@ class PlaneGatherer {
     int64_t y, x;  // source pixel of the first tap in the first lane
     int lane, lanes;
   };
+  // A block's rows in order: all taps of a channel, then of the next.
+  struct RowWalk {
+    CVK_HD RowWalk(const TapGrid& grid, const DepthBlock& block) : width(grid.x.taps), taps(block.taps) {
+      first_y = block.t / width;
+      first_x = block.t % width;
+      y = first_y;
+      x = first_x;
+    }
+    CVK_HD void advance() {
+      if (++t == taps) {
+        t = 0;
+        ++channel;
+        y = first_y;
+        x = first_x;
+      } else if (++x == width) {
+        x = 0;
+        ++y;
+      }
+    }
+    int width, taps, first_y, first_x, y, x;  // of taps
+    int t = 0, channel = 0;
+  };
   // The part of a segment that is inside for a tap: lane i reads source[i * step].
   struct Piece {
     const T* source;
     uint32_t lanes;
   };
+  // All of them for a tap of a vector, in the block's first channel or a later one.
+  struct Pieces {
+    Piece piece[kLanes];
+    int count, step;
+    CVK_HD bool whole() const { return count == 1 && step == 1 && piece[0].lanes == S::kAllLanes; }
+  };
 
-  CVK_HD void gather_tap(const DepthBlock& block, int vec, int64_t offset_y, int64_t offset_x, int64_t to_stride,
-                         A* to) const {
+  CVK_HD Pieces pieces(const DepthBlock& block, int vec, const RowWalk& row) const {
     const int step = grid_.x.source_step;
+    const int64_t offset_y = int64_t{row.y} * grid_.y.offset_step, offset_x = int64_t{row.x} * grid_.x.offset_step;
+    const auto steps = [=](int64_t pixels) { return step == 1 ? pixels : ceil_div<int64_t>(pixels, step); };
     const Segment* segments = segments_.template as<Segment>();
     const int* begins = begins_.template as<int>();
-    Piece pieces[kLanes];
-    int count = 0;
+    Pieces result;
+    result.count = 0;
+    result.step = step;
     for (int i = begins[vec]; i < begins[vec + 1]; ++i) {
       const Segment& segment = segments[i];
       const int64_t y = segment.y + offset_y, x = segment.x + offset_x;
       if (y < 0 || y >= grid_.y.extent) continue;
       // Pixels [begin, end) of the segment are inside.
-      const int64_t begin = x >= 0 ? 0 : ceil_div<int64_t>(-x, step);
-      const int64_t end = min_of<int64_t>(segment.lanes, ceil_div<int64_t>(grid_.x.extent - x, step));
+      const int64_t begin = x >= 0 ? 0 : steps(-x);
+      const int64_t end = min_of<int64_t>(segment.lanes, steps(grid_.x.extent - x));
       if (x >= grid_.x.extent || begin >= end) continue;
-      Piece& piece = pieces[count++];
-      piece.source = segment.image + block.c * plane_ + y * grid_.x.extent + x - int64_t{segment.lane} * step;
+      Piece& piece = result.piece[result.count++];
+      piece.source =
+          segment.image + (block.c + row.channel) * plane_ + y * grid_.x.extent + x - int64_t{segment.lane} * step;
       piece.lanes = S::lane_range(segment.lane + static_cast<int>(begin), segment.lane + static_cast<int>(end));
     }
-    const int64_t row_step = block.taps * to_stride;
-    if (count == 1 && step == 1 && pieces[0].lanes == S::kAllLanes) {
-      const T* source = pieces[0].source;
-      for (int c = 0; c < block.channels; ++c) S::store(to + c * row_step, S::load(source + c * plane_));
-      return;
-    }
-    for (int c = 0; c < block.channels; ++c, to += row_step) {
-      typename S::Vec values{};
-      for (int i = 0; i < count; ++i) {
-        const T* source = pieces[i].source + c * plane_;
-        if (step == 1) {
-          values = S::load_lanes(values, source, pieces[i].lanes);
-        } else if (step == 2) {
-          values = values + load_even<isa, A>(source, pieces[i].lanes);  // lanes of other pieces are 0
-        } else {
-          for (uint32_t lanes = pieces[i].lanes; lanes != 0; lanes &= lanes - 1) {
-            const int lane = __builtin_ctz(lanes);
-            values[lane] = to_acc(source[int64_t{lane} * step]);
-          }
+    return result;
+  }
+
+  // A vector of pixels, zeros outside; the channel is `offset` elements behind that of the pieces.
+  CVK_HD typename S::Vec load(const Pieces& from, int64_t offset) const {
+    typename S::Vec values{};
+    for (int i = 0; i < from.count; ++i) {
+      const T* source = from.piece[i].source + offset;
+      if (from.step == 1) {
+        values = S::load_lanes(values, source, from.piece[i].lanes);
+      } else if (from.step == 2) {
+        values = values + load_even<isa, A>(source, from.piece[i].lanes);  // lanes of other pieces are 0
+      } else {
+        for (uint32_t lanes = from.piece[i].lanes; lanes != 0; lanes &= lanes - 1) {
+          const int lane = __builtin_ctz(lanes);
+          values[lane] = to_acc(source[int64_t{lane} * from.step]);
         }
       }
-      S::store(to, values);
     }
+    return values;
+  }
+
+  // The same of bfloat16 as bits, for a step of 1.
+  CVK_HD typename S::HalfWordVec half_words(const Pieces& from, int64_t offset) const {
+    typename S::HalfWordVec bits{};
+    for (int i = 0; i < from.count; ++i) {
+      bits = load_half_lanes<isa>(bits, from.piece[i].source + offset, from.piece[i].lanes);
+    }
+    return bits;
   }
 
   const T* map_;

@@ -6,7 +6,8 @@
 // Between them is a register tile of kRows x kColumns sums: values of the left operand are broadcast, rows of the right one are
 // vectors. Whether pixels are the rows (channels-last maps) or the columns (planes) is the caller's choice; see README.md.
 //
-// P is the type of both operands: that of the sums, or word_t, which holds two neighbours of the depth in bfloat16 (pairs_cpu.h).
+// P is the type of both operands: that of the sums, or word_t, which holds two neighbours of the depth in bfloat16 (pairs_cpu.h),
+// or tile_word_t, the same word for a unit that multiplies tiles (tiles_cpu.h).
 #pragma once
 
 #include <cstdint>
@@ -15,27 +16,33 @@
 #include "common/scratch.h"
 #include "common/simd.h"
 #include "gemm/gemm_tuning.h"
+#include "gemm/tiles_cpu.h"
 
 namespace cvk {
 
-// Elements of the depth in one operand, and operands of a depth.
+// Elements of the depth in one operand, and operands that a depth is multiplied in: tiles take whole ones, behind the last element
+// both operands hold zeros (pad_rows, pad_panel).
 template <class P>
-inline constexpr int kGemmElements = std::is_same_v<P, word_t> ? 2 : 1;
+inline constexpr int kGemmElements = std::is_base_of_v<word_t, P> ? 2 : 1;
 template <class P>
 CVK_HD int gemm_operands(int depth) {
-  return ceil_div(depth, kGemmElements<P>);
+  return round_up(ceil_div(depth, kGemmElements<P>), kGemmTiles<P> ? kTileSide : 1);
 }
 
-// Shape of the register tile. AVX-512 and NEON have 32 registers: 14 x 2 (12 x 2) sums, a row of the panel and a broadcast.
+// Shape of the register tile. AVX-512 and NEON have 32 registers: 14 x 2 (12 x 2) sums, a row of the panel and a broadcast. Of
+// eight tile registers four hold 32 x 32 sums, two the left operand and two the right one.
 template <Isa isa, class P>
 struct GemmTile {
   static constexpr int kLanes = Simd<isa, Acc<P>>::kLanes;
 #if defined(__aarch64__)
-  static constexpr int kRows = 12;
+  static constexpr int kVectorRows = 12;
 #else
-  static constexpr int kRows = isa == Isa::kV4 ? 14 : 6;
+  static constexpr int kVectorRows = isa == Isa::kV4 ? 14 : 6;
 #endif
-  static constexpr int kColumns = 2 * kLanes;
+  static constexpr int kRows = kGemmTiles<P> ? 2 * kTileSide : kVectorRows;
+  static constexpr int kColumns = kGemmTiles<P> ? 2 * kTileSide : 2 * kLanes;
+  static constexpr int kRowUnit = kGemmTiles<P> ? kTileSide : 2;  // of which a part of a tile's rows is computed
+  static constexpr int kCost = kGemmTiles<P> ? kGemmTilesCost : kGemmTileCost;
   static constexpr int kDepth = kGemmDepth * 4 / static_cast<int>(sizeof(P));  // operands
   static constexpr int kPitch = kGemmPitch * 4 / static_cast<int>(sizeof(P));
   static constexpr int kBlockRows = kGemmRowTiles * kRows;
@@ -63,7 +70,7 @@ struct GemmTarget {
 // a * b + c of vectors of operands.
 template <Isa isa, class P, class Vec>
 CVK_HD Vec gemm_multiply_add(Vec a, Vec b, Vec c) {
-  if constexpr (std::is_same_v<P, word_t>) {
+  if constexpr (kGemmElements<P> == 2) {
     return Simd<isa, float>::dot_pairs(a, b, c);
   } else {
     return Simd<isa, P>::mul_add(a, b, c);
@@ -161,15 +168,90 @@ __attribute__((noinline)) void gemm_tile(const P* left, const P* right, int64_t 
 
 // The same for any number of rows up to a tile's; an odd one computes a row more, of whatever the left scratch holds.
 template <Isa isa, class P, class T, int vecs, int rows = GemmTile<isa, P>::kRows>
-CVK_HD void gemm_tile_of(const P* left, const P* right, int64_t right_stride, int depth,
+CVK_HD void gemm_rows_of(const P* left, const P* right, int64_t right_stride, int depth,
                          const GemmTarget<Acc<P>, T>& target, int count, int columns) {
   if constexpr (rows > 2) {
     if (count <= rows - 2) {
-      gemm_tile_of<isa, P, T, vecs, rows - 2>(left, right, right_stride, depth, target, count, columns);
+      gemm_rows_of<isa, P, T, vecs, rows - 2>(left, right, right_stride, depth, target, count, columns);
       return;
     }
   }
   gemm_tile<isa, P, T, rows, vecs>(left, right, right_stride, depth, target, count, columns);
+}
+
+// The same where a unit of tiles multiplies: 16 or 32 rows by 16 or 32 columns, in registers 0..3, of the left operand in 4 and 5 and
+// the right one in 6 and 7. What is computed past `count` and `columns` is of whatever the scratch holds, and dropped.
+template <Isa isa, class P, class T, int row_tiles, int column_tiles>
+__attribute__((noinline)) void gemm_unit_tile(const P* left, const P* right, int64_t right_stride, int depth,
+                                              const GemmTarget<Acc<P>, T>& target, int count, int columns) {
+  using A = Acc<P>;
+  using S = Simd<isa, A>;
+  using Tile = GemmTile<isa, P>;
+  using Unit = typename P::Unit;
+  constexpr int64_t kLeftStride = Tile::kPitch * sizeof(P), kSumsStride = Tile::kColumns * sizeof(A);
+  constexpr bool kLower = row_tiles == 2, kRight = column_tiles == 2;
+  const int64_t panel_stride = right_stride * static_cast<int64_t>(sizeof(P));
+  A* const sums = target.sums;
+  A* const lower = sums + kTileSide * Tile::kColumns;
+  if (target.add) {
+    Unit::template load<0>(sums, kSumsStride);
+    if constexpr (kRight) Unit::template load<1>(sums + kTileSide, kSumsStride);
+    if constexpr (kLower) Unit::template load<2>(lower, kSumsStride);
+    if constexpr (kLower && kRight) Unit::template load<3>(lower + kTileSide, kSumsStride);
+  } else {
+    Unit::template zero<0>();
+    if constexpr (kRight) Unit::template zero<1>();
+    if constexpr (kLower) Unit::template zero<2>();
+    if constexpr (kLower && kRight) Unit::template zero<3>();
+  }
+  for (int p = 0; p < depth; p += kTileSide, left += kTileSide, right += kTileSide * right_stride) {
+    Unit::template load<6>(right, panel_stride);
+    Unit::template load<4>(left, kLeftStride);
+    Unit::template multiply<0, 4, 6>();
+    if constexpr (kRight) {
+      Unit::template load<7>(right + kTileSide, panel_stride);
+      Unit::template multiply<1, 4, 7>();
+    }
+    if constexpr (kLower) {
+      Unit::template load<5>(left + kTileSide * Tile::kPitch, kLeftStride);
+      Unit::template multiply<2, 5, 6>();
+    }
+    if constexpr (kLower && kRight) Unit::template multiply<3, 5, 7>();
+  }
+  Unit::template store<0>(sums, kSumsStride);
+  if constexpr (kRight) Unit::template store<1>(sums + kTileSide, kSumsStride);
+  if constexpr (kLower) Unit::template store<2>(lower, kSumsStride);
+  if constexpr (kLower && kRight) Unit::template store<3>(lower + kTileSide, kSumsStride);
+  if (target.finish == nullptr) return;
+  const GemmFinish<T> all = *target.finish;
+  for (int i = 0; i < count; i += 2) {  // by rows: those of a target of many channels fall into few sets of a cache
+    for (int j = 0; j < columns; j += S::kLanes) {
+      const A* from = sums + i * Tile::kColumns + j;
+      typename S::Vec sum[2][1] = {{S::load(from)}, {S::load(from + Tile::kColumns)}};
+      GemmFinish<T> finish = all;
+      finish.to += i * all.stride + j;
+      if (all.bias != nullptr) finish.bias += all.bias_of_rows ? i : j;
+      finish_sums<isa>(sum, finish, count - i, min_of(S::kLanes, columns - j));
+    }
+  }
+}
+
+// And for any number of columns.
+template <Isa isa, class P, class T>
+CVK_HD void gemm_tile_of(const P* left, const P* right, int64_t right_stride, int depth,
+                         const GemmTarget<Acc<P>, T>& target, int count, int columns) {
+  const auto call = [&](auto tile) { tile(left, right, right_stride, depth, target, count, columns); };
+  if constexpr (kGemmTiles<P>) {
+    if (count > kTileSide) {
+      call(columns > kTileSide ? gemm_unit_tile<isa, P, T, 2, 2> : gemm_unit_tile<isa, P, T, 2, 1>);
+    } else {
+      call(columns > kTileSide ? gemm_unit_tile<isa, P, T, 1, 2> : gemm_unit_tile<isa, P, T, 1, 1>);
+    }
+  } else if (columns > GemmTile<isa, P>::kLanes) {
+    gemm_rows_of<isa, P, T, 2>(left, right, right_stride, depth, target, count, columns);
+  } else {
+    gemm_rows_of<isa, P, T, 1>(left, right, right_stride, depth, target, count, columns);
+  }
 }
 
 // `rows` x `columns` sums in tiles; tile (i, j) begins at sums + (i * tile_stride + j) * kSize. Panel j of the right operand
@@ -193,11 +275,7 @@ CVK_HD void gemm_block(int rows, int columns, int depth, const P* left, const P*
         if (own.bias != nullptr) own.bias += own.bias_of_rows ? i * Tile::kRows : j * Tile::kColumns;
         target.finish = &own;
       }
-      if (width > Tile::kLanes) {
-        gemm_tile_of<isa, P, T, 2>(tile, panel, right_stride, depth, target, count, width);
-      } else {
-        gemm_tile_of<isa, P, T, 1>(tile, panel, right_stride, depth, target, count, width);
-      }
+      gemm_tile_of<isa>(tile, panel, right_stride, depth, target, count, width);
     }
   }
 }

@@ -24,12 +24,29 @@ CVK_HD void clear_row(int count, A* to) {
   for (int i = 0; i < count; i += S::kLanes) S::store(to + i, typename S::Vec{});
 }
 
+// Zeros behind the last of `words` words of the depth, up to the whole tiles that are multiplied (gemm_operands): in each of `rows`
+// rows of a left operand, and in a panel.
+template <Isa isa, class P>
+CVK_HD void pad_rows(int rows, int words, P* to) {
+  if constexpr (kGemmTiles<P>) {
+    const int rest = round_up(words, kTileSide) - words;
+    for (int i = 0; rest > 0 && i < rows; ++i) clear_row<isa>(rest, to + int64_t{i} * GemmTile<isa, P>::kPitch + words);
+  }
+}
+template <Isa isa, class P>
+CVK_HD void pad_panel(int words, int columns, P* to) {
+  if constexpr (kGemmTiles<P>) {
+    const int64_t stride = GemmTile<isa, P>::kColumns;
+    for (int k = words; k % kTileSide != 0; ++k) clear_row<isa>(columns, to + k * stride);
+  }
+}
+
 // to[place(i) * to_stride + j] = from[j * from_stride + i] for i < length and j < columns, zeros for columns <= j < kColumns:
 // rows of `from` become columns of a panel. An element with place(i) < 0 is left out. Asks for what is `ahead` elements further.
 template <Isa isa, class A, class T, class Place>
 CVK_HD void transpose_into_panel(const T* from, int64_t from_stride, int columns, int length, int64_t to_stride,
                                  const Place& place, A* to, int64_t ahead = 0) {
-  using S = Simd<isa, A>;
+  using S = Simd<isa, Acc<A>>;
   constexpr int kLanes = S::kLanes;
   for (int j = 0; j < GemmTile<isa, A>::kColumns; j += kLanes) {
     for (int i = 0; i < length; i += kLanes) {

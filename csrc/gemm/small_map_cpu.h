@@ -152,7 +152,7 @@ class SmallMap {
     }
     const int64_t column = item.group * p_.group_columns() + item.first_column;
     if (p_.shape.channels_last) {
-      store_rows<isa>(p_, grid_, item.first_pixel, item.pixels, column, item.width, sums(), panels_);
+      store_rows<isa, A>(p_, grid_, item.first_pixel, item.pixels, column, item.width, sums(), panels_);
     } else {
       store_columns(item, column);
     }

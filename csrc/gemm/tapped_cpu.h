@@ -20,13 +20,11 @@ namespace cvk {
 
 // A panel of `vecs` vectors of pixels.
 template <Isa isa, class P, class Gatherer>
-CVK_HD void make_pixel_panel(Gatherer& gatherer, const DepthBlock& block, int first, int vecs, float* wide, P* to) {
+CVK_HD void make_pixel_panel(Gatherer& gatherer, const DepthBlock& block, int first, int vecs, P* to) {
   constexpr int kLanes = GemmTile<isa, P>::kLanes, kColumns = GemmTile<isa, P>::kColumns;
   if constexpr (kGemmElements<P> == 2) {
-    for (int v = 0; v < vecs; ++v) {
-      gatherer.gather(block, first + v, 1, kLanes, wide);
-      pair_rows<isa>(wide, kLanes, block.depth(), kLanes, kColumns, to + v * kLanes);
-    }
+    gatherer.gather_pairs(block, first, vecs, kColumns, to);
+    pad_panel<isa>(ceil_div(block.depth(), 2), vecs * kLanes, to);
   } else {
     gatherer.gather(block, first, vecs, kColumns, to);
   }
@@ -45,6 +43,12 @@ template <Isa isa, class T>
 CVK_HD bool pairs_fit(const TappedProduct<T>& p) {
   return !p.shape.channels_last ||
          (p.group_channels() % 2 == 0 && 2 * p.shape.kernel_size() <= DepthBlocks<isa, word_t>::kMost);
+}
+
+// As what this product is multiplied.
+template <Isa isa, class T>
+CVK_HD ConvOperands tapped_operands(const TappedProduct<T>& p) {
+  return pairs_fit<isa>(p) ? gemm_best_operands<isa, T>() : ConvOperands::kNumbers;
 }
 
 // ---- cutting
@@ -84,35 +88,39 @@ CVK_HD void cut_evenly(int64_t others, int64_t pixels, int pixel_unit, int64_t c
   }
 }
 
-template <Isa isa, class T>
-CVK_HD ConvCut tapped_cut(const TappedProduct<T>& p, int threads) {
-  using A = Acc<T>;
-  using Tile = GemmTile<isa, A>;
+template <Isa isa, class P, class T>
+CVK_HD void cut_product(const TappedProduct<T>& p, int threads, ConvCut& cut) {
+  using Tile = GemmTile<isa, P>;
   const int64_t columns = p.group_columns();
   const int64_t pixels = p.shape.batch * p.grid(0).pixels();  // the first phase has the most
-  ConvCut cut{};
-  cut.pairs = gemm_pairs<isa, T>() && pairs_fit<isa>(p);
   cut.column_blocks = max_of<int64_t>(1, ceil_div<int64_t>(columns, kGemmItemColumns));
   const int64_t bytes = ceil_div<int64_t>(columns, cut.column_blocks) * p.group_channels() * p.shape.kernel_size() *
-                        static_cast<int64_t>(cut.pairs ? sizeof(T) : sizeof(A));
+                        static_cast<int64_t>(sizeof(P)) / kGemmElements<P>;
   const bool last = p.shape.channels_last;
   int64_t most = last ? Tile::kBlockRows : kGemmItemPanels * Tile::kColumns;
   if (last && bytes > kGemmNearBytes) most *= bytes > kGemmResidentBytes ? kGemmItemBlocks : 2;
   cut.pixel_blocks = max_of<int64_t>(1, ceil_div(pixels, most));
   const int64_t others = p.phases() * p.shape.groups;
   const bool few = pixels > 0 && columns > 0 && others * cut.column_blocks * cut.pixel_blocks < int64_t{16} * threads;
-  const int row_unit = few ? 2 : Tile::kRows;  // a tile counts rows down in twos
+  const int row_unit = few ? Tile::kRowUnit : Tile::kRows;
   const int pixel_unit = last ? row_unit : Tile::kColumns, column_unit = last ? Tile::kColumns : row_unit;
   if (!few) {
     cut_blocks(pixels, pixel_unit, columns, column_unit, cut);
-    return cut;
+    return;
   }
   const auto time = [&](const ConvCut& next, int64_t items) {
     const int64_t rows = last ? next.block_pixels : next.block_columns;
     const int64_t panels = (last ? next.block_columns : next.block_pixels) / Tile::kColumns;
-    return items * (kGemmTileCost * rows * panels + kGemmOperandCost * (rows + panels * Tile::kRows));
+    return items * (Tile::kCost * rows * panels + kGemmOperandCost * (rows + panels * Tile::kRows));
   };
   cut_evenly(others, pixels, pixel_unit, columns, column_unit, threads, time, cut);
+}
+
+template <Isa isa, class T>
+CVK_HD ConvCut tapped_cut(const TappedProduct<T>& p, int threads) {
+  ConvCut cut{};
+  cut.operands = tapped_operands<isa>(p);
+  with_operands<isa, T>(cut.operands, [&](auto zero) { cut_product<isa, decltype(zero)>(p, threads, cut); });
   return cut;
 }
 
@@ -124,7 +132,15 @@ CVK_HD int64_t tapped_cycles(const TappedProduct<T>& p) {
   const int64_t rows = p.shape.channels_last ? pixels : columns, others = p.shape.channels_last ? columns : pixels;
   const int64_t cycles = grid.taps() * p.group_channels() * round_up<int64_t>(rows, 2) *
                          ceil_div<int64_t>(others, GemmTile<isa, Acc<T>>::kLanes) / 2;
-  return gemm_pairs<isa, T>() && pairs_fit<isa>(p) ? cycles / 2 : cycles;
+  switch (tapped_operands<isa>(p)) {
+    case ConvOperands::kPairs:
+      return cycles / 2;
+    case ConvOperands::kTiles:
+    case ConvOperands::kEmulatedTiles:
+      return cycles / 16;
+    default:
+      return cycles;
+  }
 }
 
 template <class T>
@@ -134,9 +150,10 @@ CVK_HD int64_t tapped_items(const TappedProduct<T>& p, const ConvCut& cut) {
 
 // ---- what becomes of the sums
 
-// How many of the last columns are computed as dot products of `depth` operands.
+// How many of the last columns are computed as dot products of `depth` operands. In tiles 16 columns cost what one would here.
 template <Isa isa, class P>
 CVK_HD int dot_columns(int columns, int depth) {
+  if (kGemmTiles<P>) return 0;
   const int rest = columns % GemmTile<isa, P>::kLanes;
   return rest * (depth + kDotSetup) < kDotColumns * depth ? rest : 0;
 }
@@ -178,11 +195,12 @@ CVK_HD void dot_block(int rows, int begin, int columns, int depth, const P* left
 }
 
 // Rows of sums are pixels, columns channels.
-template <Isa isa, class A, class T>
+template <Isa isa, class P, class T>
 CVK_HD void store_rows(const TappedProduct<T>& p, const TapGrid& grid, int64_t first_pixel, int rows,
-                       int64_t first_column, int columns, const A* sums, int64_t tile_stride) {
+                       int64_t first_column, int columns, const Acc<P>* sums, int64_t tile_stride) {
+  using A = Acc<P>;
   using S = Simd<isa, A>;
-  using Tile = GemmTile<isa, A>;
+  using Tile = GemmTile<isa, P>;
   GridWalk walk(grid, first_pixel);
   const int64_t pixels = p.target_plane();
   for (int i = 0; i < rows; ++i, walk.advance(1)) {
@@ -208,11 +226,12 @@ CVK_HD void store_rows(const TappedProduct<T>& p, const TapGrid& grid, int64_t f
 }
 
 // Columns of sums are pixels, rows channels.
-template <Isa isa, class A, class T>
+template <Isa isa, class P, class T>
 CVK_HD void store_planes(const TappedProduct<T>& p, const TapGrid& grid, int64_t first_pixel, int count,
-                         int64_t first_column, int columns, const A* sums, int64_t tile_stride) {
+                         int64_t first_column, int columns, const Acc<P>* sums, int64_t tile_stride) {
+  using A = Acc<P>;
   using S = Simd<isa, A>;
-  using Tile = GemmTile<isa, A>;
+  using Tile = GemmTile<isa, P>;
   const int64_t plane = p.target_plane();
   const bool dense = grid.x.target_step == 1 && grid.y.target_step == 1;  // rows of pixels follow one another
   GridWalk walk(grid, first_pixel);
@@ -343,20 +362,24 @@ CVK_HD void multiply_rows(const TappedProduct<T>& p, const TapItem& item, TapScr
       const int rows = min_of(Tile::kBlockRows, item.pixels - i);
       A* sums = scratch.sums(i / Tile::kRows * scratch.panels);
       gatherer.gather(in_operands<P>(block), i, rows, scratch.pixels());
+      pad_rows<isa>(rows, in_operands<P>(block).depth(), scratch.pixels());
       GemmFinish<T> finish{p.target + (item.first_pixel + i) * p.columns() + column, p.columns(),
                            p.bias != nullptr ? p.bias + column : nullptr, false, p.activation == Activation::kRelu};
       const GemmFinish<T>* done = last && finishes ? &finish : nullptr;
       gemm_block<isa>(rows, width, depth, scratch.pixels(), panels, Tile::kColumns, int64_t{depth} * Tile::kColumns,
                       sums, scratch.panels, b > 0, done);
-      dot_block<isa>(rows, width, dots, depth, scratch.pixels(), panels + panel_size, sums, scratch.panels, b > 0,
-                     done);
+      if constexpr (!kGemmTiles<P>) {
+        dot_block<isa>(rows, width, dots, depth, scratch.pixels(), panels + panel_size, sums, scratch.panels, b > 0,
+                       done);
+      }
       if (last && !finishes) {
-        store_rows<isa>(p, item.grid, item.first_pixel + i, rows, column, item.width, sums, scratch.panels);
+        store_rows<isa, P>(p, item.grid, item.first_pixel + i, rows, column, item.width, sums, scratch.panels);
       }
     }
   }
   if (blocks.count() == 0) {
-    store_rows<isa>(p, item.grid, item.first_pixel, item.pixels, column, item.width, scratch.sums(0), scratch.panels);
+    store_rows<isa, P>(p, item.grid, item.first_pixel, item.pixels, column, item.width, scratch.sums(0),
+                       scratch.panels);
   }
 }
 
@@ -383,8 +406,7 @@ CVK_HD void multiply_planes(const TappedProduct<T>& p, const TapItem& item, TapS
     for (int i = 0; i < item.pixels; i += Tile::kColumns) {
       const int count = min_of(Tile::kColumns, item.pixels - i);
       A* sums = scratch.sums(i / Tile::kColumns);
-      make_pixel_panel<isa>(gatherer, block, i / Tile::kLanes, ceil_div(count, Tile::kLanes), scratch.wide(),
-                            scratch.pixels());
+      make_pixel_panel<isa>(gatherer, block, i / Tile::kLanes, ceil_div(count, Tile::kLanes), scratch.pixels());
       const int64_t image = (item.first_pixel + i) / plane, at = (item.first_pixel + i) % plane;
       const bool finishes = dense && at + count <= plane;  // all in one image
       GemmFinish<T> finish{p.target + (image * p.columns() + column) * plane + at, plane,
@@ -392,12 +414,13 @@ CVK_HD void multiply_planes(const TappedProduct<T>& p, const TapItem& item, TapS
       gemm_block<isa>(item.width, count, gemm_operands<P>(block.depth()), rows, scratch.pixels(), Tile::kColumns, 0,
                       sums, scratch.panels, b > 0, last && finishes ? &finish : nullptr);
       if (last && !finishes) {
-        store_planes<isa>(p, item.grid, item.first_pixel + i, count, column, item.width, sums, scratch.panels);
+        store_planes<isa, P>(p, item.grid, item.first_pixel + i, count, column, item.width, sums, scratch.panels);
       }
     }
   }
   if (blocks.count() == 0) {
-    store_planes<isa>(p, item.grid, item.first_pixel, item.pixels, column, item.width, scratch.sums(0), scratch.panels);
+    store_planes<isa, P>(p, item.grid, item.first_pixel, item.pixels, column, item.width, scratch.sums(0),
+                         scratch.panels);
   }
 }
 
@@ -411,7 +434,7 @@ CVK_HD void multiply_item(const TappedProduct<T>& p, const TapItem& item, TapScr
   }
   const int64_t channels = p.group_channels(), first_channel = item.group * channels;
   if (p.shape.channels_last) {
-    using Element = std::conditional_t<kGemmElements<P> == 2, P, T>;
+    using Element = std::conditional_t<kGemmElements<P> == 2, word_t, T>;
     const auto* pixels = reinterpret_cast<const Element*>(p.source + first_channel);
     multiply_rows(p, item, scratch,
                   RowGatherer<isa, P, Element>(pixels, p.channels() / kGemmElements<P>, channels / kGemmElements<P>,
@@ -424,6 +447,7 @@ CVK_HD void multiply_item(const TappedProduct<T>& p, const TapItem& item, TapScr
 
 template <Isa isa, class P, class T>
 CVK_HD void tapped_product_of(const TappedProduct<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
+  const GemmSession<P> session;
   TapScratch<isa, P> scratch(p, cut);
   for (int64_t index = first; index < last; ++index) {
     const TapItem item = tap_item(p, cut, index);
@@ -433,7 +457,7 @@ CVK_HD void tapped_product_of(const TappedProduct<T>& p, const ConvCut& cut, int
 
 template <Isa isa, class T>
 CVK_HD void tapped_product(const TappedProduct<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
-  with_operands<isa, T>(cut.pairs, [&](auto zero) { tapped_product_of<isa, decltype(zero)>(p, cut, first, last); });
+  with_operands<isa, T>(cut.operands, [&](auto zero) { tapped_product_of<isa, decltype(zero)>(p, cut, first, last); });
 }
 
 // ---- 1 x 1 over few pixels: squeeze-and-excitation, classifiers

@@ -19,7 +19,7 @@ CVK_HD ConvCut weight_cut(const ConvShape& s) {
   using A = Acc<T>;
   using Tile = GemmTile<isa, A>;
   ConvCut cut{};
-  cut.pairs = gemm_pairs<isa, T>();
+  cut.operands = gemm_pairs<isa, T>() ? ConvOperands::kPairs : ConvOperands::kNumbers;
   cut.column_blocks = ceil_div<int64_t>(s.group_filters(), kGemmItemColumns);
   cut.depth_blocks = DepthBlocks<isa, A>(s.group_channels(), s.kernel_size()).count();
   const int64_t pixels = s.batch * s.out_pixels();
@@ -157,7 +157,13 @@ CVK_HD void weight_gradient_of(const TappedWeightGradient<T>& p, const ConvCut& 
 
 template <Isa isa, class T>
 CVK_HD void weight_gradient(const TappedWeightGradient<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
-  with_operands<isa, T>(cut.pairs, [&](auto zero) { weight_gradient_of<isa, decltype(zero)>(p, cut, first, last); });
+  if constexpr (kGemmPairs<isa, T>) {
+    if (cut.operands == ConvOperands::kPairs) {
+      weight_gradient_of<isa, word_t>(p, cut, first, last);
+      return;
+    }
+  }
+  weight_gradient_of<isa, Acc<T>>(p, cut, first, last);
 }
 
 // Sums the parts of weights [first, last), in their order.

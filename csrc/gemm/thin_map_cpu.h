@@ -303,7 +303,7 @@ class ThinMap {
           multiply(row, s_.dilation_y * strip_.row_size, s_.kernel_height, length, panels + int64_t{j} * depth_, target,
                    count, part);
         }
-        if (!finishes) store_rows<isa>(p_, grid_, pixel, count, item.column, item.columns, sums(), 0);
+        if (!finishes) store_rows<isa, A>(p_, grid_, pixel, count, item.column, item.columns, sums(), 0);
       }
     }
   }
@@ -328,7 +328,7 @@ class ThinMap {
                    count);
         }
         if (!finishes) {
-          store_planes<isa>(p_, grid_, item.image * plane + pixel, count, item.column, item.columns, sums(), 1);
+          store_planes<isa, A>(p_, grid_, item.image * plane + pixel, count, item.column, item.columns, sums(), 1);
         }
       }
     }

@@ -96,15 +96,42 @@ struct PairScratch {
   static constexpr int64_t kSize = kGemmElements<P> == 2 ? int64_t{kRows} * kPitch : 0;
 };
 
+// A panel of words: pairs are copied where they are neighbours in memory, or neighbouring rows.
+template <Isa isa, class P, class T>
+CVK_HD void make_word_panel(const TappedProduct<T>& p, const TapGrid& grid, const T* weights, const DepthBlock& block,
+                            int columns, float* wide, P* to) {
+  constexpr int kColumns = GemmTile<isa, P>::kColumns;
+  const auto w = p.strides();
+  if (block.channels % 2 != 0 || (w.column != 1 && (w.channel != 1 || w.column % 2 != 0))) {
+    constexpr int kPart = GemmTile<isa, float>::kColumns;
+    const int depth = block.depth();
+    pack_weight_panels<isa>(p, grid, weights, block, columns, wide);
+    for (int j = 0; j < columns; j += kPart) {
+      pair_rows<isa>(wide + j * depth, kPart, depth, kPart, kColumns, to + j);
+    }
+    return;
+  }
+  for (int t = 0; t < block.taps; ++t, to += block.channels / 2 * kColumns) {
+    const T* tap = weights + block.c * w.channel + kernel_of(grid, p.shape.kernel_width, block.t + t) * w.tap;
+    if (w.column == 1) {
+      pair_rows<isa>(tap, w.channel, block.channels, columns, kColumns, to);
+    } else {
+      transpose_into_panel<isa>(
+          reinterpret_cast<const word_t*>(tap), w.column / 2, columns, block.channels / 2, kColumns,
+          [](int c) { return c; }, to, (t + 1 < block.taps ? w.tap : kColumns * w.column) / 2);
+    }
+  }
+}
+
 template <Isa isa, class P, class T>
 CVK_HD void make_weight_panels(const TappedProduct<T>& p, const TapGrid& grid, const T* weights,
                                const DepthBlock& block, int columns, float* wide, P* to) {
   if constexpr (kGemmElements<P> == 2) {
     constexpr int kColumns = GemmTile<isa, P>::kColumns;
-    const int words = gemm_operands<P>(block.depth());
-    for (int j = 0; j < columns; j += kColumns, weights += kColumns * p.strides().column, to += kColumns * words) {
-      pack_weight_panels<isa>(p, grid, weights, block, min_of(kColumns, columns - j), wide);
-      pair_rows<isa>(wide, kColumns, block.depth(), kColumns, kColumns, to);
+    const int64_t size = int64_t{kColumns} * gemm_operands<P>(block.depth());
+    for (int j = 0; j < columns; j += kColumns, weights += kColumns * p.strides().column, to += size) {
+      make_word_panel<isa>(p, grid, weights, block, min_of(kColumns, columns - j), wide, to);
+      pad_panel<isa>(ceil_div(block.depth(), 2), kColumns, to);
     }
   } else {
     pack_weight_panels<isa>(p, grid, weights, block, columns, to);
@@ -131,13 +158,22 @@ CVK_HD void make_weight_rows(const TappedProduct<T>& p, const TapGrid& grid, con
   constexpr int kPitch = GemmTile<isa, P>::kPitch;
   if constexpr (kGemmElements<P> == 2) {
     using Room = PairScratch<isa, P>;
-    for (int i = 0; i < rows; i += Room::kRows, weights += Room::kRows * p.strides().column) {
-      const int count = min_of(Room::kRows, rows - i);
-      pack_weight_rows<isa>(p, grid, weights, block, count, Room::kPitch, wide);
-      for (int j = 0; j < count; ++j) {
-        pair_row<isa>(wide + j * Room::kPitch, block.depth(), to + int64_t{i + j} * kPitch);
+    const int depth = block.depth();
+    if (!p.transposed) {  // words as they lie, a zero behind an odd depth
+      const T* from = weights + block.c * p.strides().channel + block.t;
+      for (int j = 0; j < rows; ++j, from += p.strides().column) {
+        P* row = to + int64_t{j} * kPitch;
+        if (depth % 2 != 0) row[depth / 2].bits = 0;
+        memcpy(static_cast<void*>(row), from, static_cast<size_t>(depth) * sizeof(T));
+      }
+    } else {
+      for (int i = 0; i < rows; i += Room::kRows, weights += Room::kRows * p.strides().column) {
+        const int count = min_of(Room::kRows, rows - i);
+        pack_weight_rows<isa>(p, grid, weights, block, count, Room::kPitch, wide);
+        for (int j = 0; j < count; ++j) pair_row<isa>(wide + j * Room::kPitch, depth, to + int64_t{i + j} * kPitch);
       }
     }
+    pad_rows<isa>(rows, ceil_div(depth, 2), to);
   } else {
     pack_weight_rows<isa>(p, grid, weights, block, rows, kPitch, to);
   }

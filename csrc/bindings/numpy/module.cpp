@@ -24,6 +24,10 @@ std::vector<std::string> words(const char* text) {
   return result;
 }
 
+const char* tiles_name(Bf16Tiles tiles) {
+  return tiles == Bf16Tiles::kAmx ? "amx" : tiles == Bf16Tiles::kEmulated ? "emulated" : "none";
+}
+
 py::dict build_info() {
   py::dict info;
   info["version"] = CVK_BUILD_VERSION;
@@ -31,6 +35,7 @@ py::dict build_info() {
   info["cpu_isas"] = words(CVK_BUILD_CPU_ISAS);
   info["cpu_isa"] = isa_name(cpu_isa());
   info["cpu_bf16_dot"] = cpu_has_bf16_dot();
+  info["cpu_bf16_tiles"] = tiles_name(cpu_bf16_tiles());
   info["cuda_version"] = CVK_BUILD_CUDA_VERSION;
   info["cuda_archs"] = words(CVK_BUILD_CUDA_ARCHS);
   return info;
