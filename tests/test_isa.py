@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 # Hand-worked numbers, RoI Align in two layouts and every dtype (its kernels convert), NMS in the
 # type it computes in, and enough boxes to reach the index of nms.
 TESTS = (
-    "hand or every_block or layouts_agree or (many_boxes and 257) or non_finite"
+    "hand or every_block or small_and_thin or layouts_agree or (many_boxes and 257) or non_finite"
     " or ((test_forward or test_gradient) and float32 and contiguous)"
     " or (test_roi_align and (adaptive or"
     " ((test_forward or test_gradient) and (contiguous or channels_last))))"

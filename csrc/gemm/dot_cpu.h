@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "common/opaque.h"
 #include "common/simd.h"
 #include "gemm/gemm_cpu.h"
 
@@ -59,9 +60,7 @@ __attribute__((noinline)) typename Simd<isa, Acc<P>>::Vec dot_tile(const Left* l
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       typename S::Vec value = S::load(row[r] + p);
-#if defined(__AVX512F__)
-      asm("" : "+v"(value));
-#endif
+      opaque_vector(value);
 #pragma GCC unroll 2
       for (int c = 0; c < columns; ++c)
         sum[c * kRows + r] = gemm_multiply_add<isa, P>(value, column[c], sum[c * kRows + r]);

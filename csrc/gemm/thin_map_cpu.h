@@ -11,6 +11,7 @@
 
 #include <cstdint>
 
+#include "common/opaque.h"
 #include "gemm/tapped_cpu.h"
 
 namespace cvk {
@@ -86,8 +87,7 @@ __attribute__((noinline)) void thin_row_tile(const Acc<T>* left, int64_t stride,
   for (int run = 0; run < runs; ++run, left += stride) {
     const Acc<T>* at = left;
     for (int k = 0; k < length; ++k, ++at, right += Tile::kColumns) {
-      // Perf: pixel i + 1 sees after `pitch` steps what pixel i does now; the compiler would keep all that for later, on the stack.
-      asm("" : "+r"(at));
+      opaque_pointer(at);  // pixel i + 1 sees after `pitch` steps what pixel i does now
       typename S::Vec column[vecs];
 #pragma GCC unroll 2
       for (int j = 0; j < vecs; ++j) column[j] = S::load(right + j * S::kLanes);
