@@ -1,4 +1,4 @@
-"""The promises about convolution on the CPU: lines 1 and 3 of its plan, as rows 51 and 53.
+"""The promises about convolution on the CPU: lines 1 to 3 of its plan, as rows 51 to 53.
 
 torch's side (oneDNN, MKL) is the better of its two layouts; each of ours has to hold by itself.
 """
@@ -45,14 +45,17 @@ def rows(context: Context, *, quick: bool = False) -> Iterator[Row]:
         yield from _over_unfold(context, layer, budget)
     for layout in LAYOUTS:
         yield _memory(layout)
+    yield from _layer(context, DENSE, 0.7, budget, "bfloat16")
     yield _product(context, budget)
 
 
-def _samples(context: Context, layer: ConvShape, budget: float) -> dict[str, Samples]:
+def _samples(
+    context: Context, layer: ConvShape, budget: float, dtype: str = "float32"
+) -> dict[str, Samples]:
     """Ours and torch's in both layouts, interleaved, after their results were checked."""
     candidates = {}
     for name, last in LAYOUTS.items():
-        one = trial(context, layer, "fwd", "float32", channels_last=last)
+        one = trial(context, layer, "fwd", dtype, channels_last=last)
         check(one)
         candidates[name] = Candidate(name, one.ours)
         candidates["torch " + name] = Candidate("torch " + name, one.peers["torch"])
@@ -65,16 +68,19 @@ def _ratio(found: dict[str, Samples], layout: str) -> tuple[Ratio, str]:
     return Ratio.of(found[layout], found[peer]), peer
 
 
-def _layer(context: Context, layer: ConvShape, least: float, budget: float) -> Iterator[Row]:
+def _layer(
+    context: Context, layer: ConvShape, least: float, budget: float, dtype: str = "float32"
+) -> Iterator[Row]:
+    line, name = (51, layer.name) if dtype == "float32" else (52, f"{layer.name} {dtype}")
     try:
-        found = _samples(context, layer, budget)
+        found = _samples(context, layer, budget, dtype)
     except Exception as error:
-        yield _failed(51, layer.name, f">= {least:g}x", error)
+        yield _failed(line, name, f">= {least:g}x", error)
         return
     for layout in LAYOUTS:
         ratio, peer = _ratio(found, layout)
         times = {name: found[name].stats for name in (layout, peer)}
-        yield _row(51, f"conv2d {layer.name} {layout}", least, ratio.median, times, ratio)
+        yield _row(line, f"conv2d {name} {layout}", least, ratio.median, times, ratio)
 
 
 def _models(context: Context, batch: int, budget: float) -> Iterator[Row]:

@@ -251,7 +251,9 @@ class ThinMap {
         const int64_t first = (begin - half + 1) / 2 - i, last = (end - half + 1) / 2 - i;
         const int low = static_cast<int>(min_of<int64_t>(max_of<int64_t>(first, 0), kLanes));
         const int high = static_cast<int>(min_of<int64_t>(max_of<int64_t>(last, low), kLanes));
-        S::store(to + i, load_even<isa, A>(from + 2 * i + half, S::lane_range(low, high)));
+        EvenLanes<isa, A> even;
+        even.load(from + 2 * i + half, even_bits(S::lane_range(low, high)));
+        S::store(to + i, even.parted());
       }
     }
   }
