@@ -100,8 +100,8 @@ CVK_HD ConvCut small_map_cut(const TappedProduct<T>& p, int threads) {
   ConvCut cut{};
   cut.small_map = true;
   cut.pixel_blocks = max_of<int64_t>(1, ceil_div<int64_t>(pixels, kSmallMapItemPixels));
-  cut.column_blocks =
-      max_of<int64_t>(1, ceil_div<int64_t>(ceil_div<int64_t>(pixels, cut.pixel_blocks) * columns, kSmallMapItemSums));
+  const int64_t rows = round_up<int64_t>(ceil_div(pixels, cut.pixel_blocks), GemmTile<isa, Acc<T>>::kRows);  // of sums
+  cut.column_blocks = max_of<int64_t>(1, ceil_div<int64_t>(rows * columns, kSmallMapItemSums));
   const int64_t gather = p.shape.channels_last ? kSmallMapRowCost : kSmallMapPlaneCost;
   const auto time = [&](const ConvCut& next, int64_t items) {
     return items * (next.block_pixels * (next.block_columns + gather) + next.block_columns * kSmallMapWeightCost);
