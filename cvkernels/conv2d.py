@@ -84,7 +84,8 @@ def conv2d(
         error is 0.7 to 2.1 times that of the definition, about 5e-7 of the result's norm, and
         relative to the largest pixels that an output sees, even through a weight of 0. Infinities
         and NaN come where the definition has them. ``CVKERNELS_WINOGRAD=0`` in the environment
-        leaves the form out. bfloat16 with AVX512_BF16 takes numbers below 2^-126 for 0.
+        leaves the form out. bfloat16 with AVX512_BF16 or AMX may take numbers below
+        2^-126 for 0.
         Under autocast ``input``, ``weight`` and ``bias`` are cast to autocast's dtype first, as
         torch does.
 

@@ -21,7 +21,7 @@ CVK_HD int64_t product_items(const TappedProduct<T>& p, int threads, ConvCut& cu
     return depthwise_turns<isa>(p, turn) ? depthwise_turned_items(p, turn) : depthwise_plane_items(p);
   }
   if (is_dot_product(p)) return dot_product_items(p);
-  if (thin_map_fits<isa>(p)) {
+  if (thin_map_pays<isa>(p)) {
     cut = thin_map_cut<isa>(p);
     return tapped_items(p, cut);
   }

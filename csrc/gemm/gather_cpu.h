@@ -347,8 +347,9 @@ class PlaneGatherer {
     uint32_t lanes;
   };
   // All of them for a tap of a vector, in the block's first channel or a later one.
+  static constexpr int kMostPieces = kLanes > 3 ? kLanes : 3;  // a vector of two has room for gather_channels<3>
   struct Pieces {
-    Piece piece[kLanes];
+    Piece piece[kMostPieces];
     int count, step;
     CVK_HD bool whole() const { return count == 1 && step == 1 && piece[0].lanes == S::kAllLanes; }
   };
@@ -409,7 +410,7 @@ class PlaneGatherer {
   // Perf: 64 -> 64 3x3 with stride 2 over 56x56 takes 166 instead of 210 us so, pieces parted once (EPYC 9005, two threads).
   template <int known>
   CVK_HD void gather_channels(const Pieces& from, int channels, int64_t row_step, A* to) const {
-    constexpr int kRoom = known < 0 ? kLanes : known;
+    constexpr int kRoom = known < 0 ? kMostPieces : known;
     Piece piece[kRoom];
     for (int i = 0; i < (known < 0 ? from.count : known); ++i) piece[i] = from.piece[i];
     const auto each = [&](int step) {

@@ -85,6 +85,7 @@ CVK_HD void finish_sums(typename Simd<isa, Acc<T>>::Vec (&sum)[rows][vecs], cons
   using S = Simd<isa, A>;
   const bool whole = columns == vecs * S::kLanes;
   const uint32_t last = S::lane_range(0, columns - (vecs - 1) * S::kLanes);
+  const bool of_rows = finish.bias != nullptr && finish.bias_of_rows;
   if (finish.bias != nullptr && !finish.bias_of_rows) {
 #pragma GCC unroll 2
     for (int j = 0; j < vecs; ++j) {
@@ -97,11 +98,10 @@ CVK_HD void finish_sums(typename Simd<isa, Acc<T>>::Vec (&sum)[rows][vecs], cons
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {
     if (i >= count) break;
-    const typename S::Vec bias =
-        S::broadcast(finish.bias != nullptr && finish.bias_of_rows ? to_acc(finish.bias[i]) : A(0));
+    const typename S::Vec bias = S::broadcast(of_rows ? to_acc(finish.bias[i]) : A(0));
 #pragma GCC unroll 2
     for (int j = 0; j < vecs; ++j) {
-      typename S::Vec value = sum[i][j] + bias;
+      typename S::Vec value = of_rows ? sum[i][j] + bias : sum[i][j];  // adding 0 would change the sign of a zero
       if (finish.relu) value = value < typename S::Vec{} ? typename S::Vec{} : value;
       T* to = finish.to + i * finish.stride + j * S::kLanes;
       if (j < vecs - 1 || whole) {

@@ -48,14 +48,22 @@ constexpr int kDotPixels = 8;
 constexpr int kDotFilters = 64;
 
 // Maps of few channels, multiplied from a padded copy. Channels at most; rows of pixels of a work item, register tiles of its width
-// at most; elements of the copy at most: 7 x 7 taps of 3 channels with stride 2 take 12,000 (channels-last) or 29,000.
+// at most; elements of the copy at most: 7 x 7 taps of 3 channels with stride 2 take 12,000 (channels-last) or 29,000
+// under AVX-512.
 constexpr int kThinMapChannels = 4;
 constexpr int kThinMapRows = 2;
 constexpr int kThinMapTiles = 16;
 constexpr int64_t kThinMapStrip = int64_t{1} << 16;
 
+// Cycles of a row of pixels beside its products, and of a vector of the copy. The other way: gathering a run of a channels-last pixel,
+// or a vector of pixels from planes. From 12 shapes on an EPYC 9005, a thread, float32.
+constexpr int kThinMapRowCost = 100;
+constexpr int kThinMapCopyCost = 2;
+constexpr int kThinMapRunCost = 12;
+constexpr int kThinMapVectorCost = 12;
+
 // Maps of few pixels, multiplied without packing of weights. Pixels of an image at most; pixels and sums of a work item: 98 rows of
-// pixels of a block are 400 KB, the sums 256 KB. Elements of the depth of planes that are turned at a time.
+// pixels of a block are 400 KB, the sums 256 KB of float32. Elements of the depth of planes that are turned at a time.
 constexpr int kSmallMapPixels = 256;
 constexpr int kSmallMapItemPixels = 98;
 constexpr int kSmallMapItemSums = 1 << 16;
@@ -70,6 +78,9 @@ constexpr int kSmallMapPlaneCost = 20;
 
 // Reading a weight from beyond L2, likewise.
 constexpr int kSmallMapWeightCost = 8;
+
+// What a product costs, in eighths, where filters do not begin with a cache line.
+constexpr int kSmallMapSplitCost = 10;
 
 // The other way: packing a weight into panels or copying one to rows, and by how many eighths the count of its products falls short.
 constexpr int kSmallMapPanelCost = 14;

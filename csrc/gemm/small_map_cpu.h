@@ -3,7 +3,8 @@
 // A packed weight serves all pixels of an image; where these are few, packing costs as much as a quarter of the products. Here a
 // filter's weights stay where they are, contiguous along the depth, and so are the gathered pixels: each result is a dot product,
 // of vectors along the depth (dot_cpu.h). The depth is cut into blocks that are contiguous in a filter, of kSmallMapDepth at
-// most: eight filters of a block stay in L1 while the pixels pass, two by two.
+// most: some filters of a block (eight of float32 under AVX-512) stay in L1 while the pixels pass, two by two.
+// float32 and float64 only: other types would be converted for each use.
 //
 // Each result's sum is taken in an order that the shape alone decides: the same bits for any number of threads or images.
 #pragma once
@@ -76,7 +77,10 @@ CVK_HD int64_t small_map_cycles(const TappedProduct<T>& p) {
   const ConvShape& s = p.shape;
   const int64_t pixels = s.out_pixels(), depth = p.group_channels() * s.kernel_size();
   const FilterBlocks<isa, A> blocks(p.group_channels(), s.kernel_size(), s.weight_channels_last);
-  const int64_t each = depth + kSmallMapSumCost * blocks.count() + (s.channels_last ? 0 : kSmallMapTurnCost);
+  // Filters that begin within a cache line: every second load is of two lines.
+  const bool whole_lines = depth * static_cast<int64_t>(sizeof(A)) % 64 == 0;
+  const int64_t products = whole_lines ? depth : depth * kSmallMapSplitCost / 8;
+  const int64_t each = products + kSmallMapSumCost * blocks.count() + (s.channels_last ? 0 : kSmallMapTurnCost);
   const int64_t gather = s.channels_last ? kSmallMapRowCost : kSmallMapPlaneCost;
   return (round_up<int64_t>(pixels, 2) * p.group_columns() * each + gather * pixels * depth) /
          (2 * Simd<isa, A>::kLanes);

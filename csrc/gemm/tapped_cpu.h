@@ -466,8 +466,8 @@ CVK_HD void tapped_product(const TappedProduct<T>& p, const ConvCut& cut, int64_
 template <class T>
 CVK_HD bool is_dot_product(const TappedProduct<T>& p) {
   const ConvShape& s = p.shape;
-  return !p.transposed && s.groups == 1 && s.kernel_size() == 1 && s.out_pixels() == s.pixels() &&
-         s.stride_y * s.stride_x == 1 && s.pad_top == 0 && s.pad_left == 0 && s.batch * s.pixels() <= kDotPixels &&
+  return !p.transposed && s.groups == 1 && s.kernel_size() == 1 && s.out_pixels() == s.pixels() && s.stride_y == 1 &&
+         s.stride_x == 1 && s.pad_top == 0 && s.pad_left == 0 && s.batch * s.pixels() <= kDotPixels &&
          (s.channels_last || s.pixels() == 1);
 }
 

@@ -51,6 +51,8 @@ struct ThinStrip {
     const int64_t run = s.channels_last ? width * s.channels : ceil_div<int64_t>(width, s.stride_x);
     pitch = round_up<int64_t>(run, Tile::kLanes) + Tile::kLanes;
     row_size = s.channels_last ? pitch : s.channels * s.stride_x * pitch;
+    x_blocks = ceil_div<int64_t>(s.out_width, most_pixels);
+    y_blocks = ceil_div<int64_t>(s.out_height, kThinMapRows);
   }
   CVK_HD bool fits() const {
     return rows <= kThinMapStrip && row_size <= kThinMapStrip && rows * row_size <= kThinMapStrip;
@@ -58,6 +60,7 @@ struct ThinStrip {
 
   int unit, most_pixels;  // pixels of a register tile, and of a work item's width at most
   int64_t rows, width, pitch, row_size;
+  int64_t x_blocks, y_blocks;  // work items of an image
 };
 
 template <Isa isa, class T>
@@ -68,6 +71,26 @@ CVK_HD bool thin_map_fits(const TappedProduct<T>& p) {
          s.channels * s.kernel_size() <= GemmTile<isa, Acc<T>>::kDepth && ThinStrip<isa, Acc<T>>(s).fits() &&
          (!s.channels_last ||
           (s.dilation_x == 1 && with_thin_pitch(s.channels * s.stride_x, [](auto) { return true; })));
+}
+
+// Whether it takes less time than a gather does: tiles hold pixels of one row only, so narrow maps leave much of them empty. Counted
+// for one image, as tapped_cycles counts.
+template <Isa isa, class T>
+CVK_HD bool thin_map_pays(const TappedProduct<T>& p) {
+  if (!thin_map_fits<isa>(p)) return false;
+  using Tile = GemmTile<isa, Acc<T>>;
+  const ConvShape& s = p.shape;
+  const ThinStrip<isa, Acc<T>> strip(s);
+  const int64_t depth = s.channels * s.kernel_size(), columns = p.columns(), pixels = s.out_pixels();
+  const int64_t row = s.channels_last
+                          ? round_up<int64_t>(s.out_width, Tile::kRows) * ceil_div<int64_t>(columns, Tile::kLanes)
+                          : round_up<int64_t>(columns, 2) * ceil_div<int64_t>(s.out_width, Tile::kLanes);
+  const int64_t copy =
+      strip.rows * (strip.row_size / Tile::kLanes * kThinMapCopyCost + kThinMapRowCost / 4) * strip.x_blocks;
+  const int64_t here = s.out_height * (depth * row / 2 + kThinMapRowCost) + strip.y_blocks * copy;
+  const int64_t gather =
+      s.channels_last ? kThinMapRunCost * s.kernel_height : depth * kThinMapVectorCost / Tile::kLanes;
+  return here < tapped_cycles<isa>(p) + pixels * gather;
 }
 
 // The sums of a tile's rows of pixels, `pitch` elements apart in the strip; `runs` of `length` for each of them, `stride` apart.
@@ -153,6 +176,7 @@ class ThinMap {
       : p_(p),
         s_(p.shape),
         grid_(correlation_grid(p.shape)),
+        pixel_blocks_(cut.pixel_blocks),
         block_columns_(cut.block_columns),
         depth_(static_cast<int>(s_.channels) * s_.kernel_size()),
         tiles_(ceil_div(block_columns_, s_.channels_last ? Tile::kColumns : Tile::kRows)),
@@ -165,19 +189,18 @@ class ThinMap {
   CVK_HD ~ThinMap() {}
 
   static CVK_HD int64_t pixel_blocks(const ConvShape& s) {
-    return s.batch * ceil_div(s.out_height, kThinMapRows) * ceil_div(s.out_width, ThinStrip<isa, A>(s).most_pixels);
+    const ThinStrip<isa, A> strip(s);
+    return s.batch * strip.y_blocks * strip.x_blocks;
   }
 
   CVK_HD void item(int64_t index) {
-    const int64_t pixel_blocks = this->pixel_blocks(s_);
-    const int x_blocks = ceil_div(s_.out_width, strip_.most_pixels), y_blocks = ceil_div(s_.out_height, kThinMapRows);
-    const int64_t rest = index % pixel_blocks;
+    const int64_t rest = index % pixel_blocks_;
     Item item;
-    item.column = index / pixel_blocks * block_columns_;
+    item.column = index / pixel_blocks_ * block_columns_;
     item.columns = static_cast<int>(min_of<int64_t>(block_columns_, p_.columns() - item.column));
-    item.x = static_cast<int>(rest % x_blocks) * strip_.most_pixels;
-    item.y = static_cast<int>(rest / x_blocks % y_blocks) * kThinMapRows;
-    item.image = rest / x_blocks / y_blocks;
+    item.x = static_cast<int>(rest % strip_.x_blocks) * strip_.most_pixels;
+    item.y = static_cast<int>(rest / strip_.x_blocks % strip_.y_blocks) * kThinMapRows;
+    item.image = rest / strip_.x_blocks / strip_.y_blocks;
     item.width = min_of(strip_.most_pixels, s_.out_width - item.x);
     item.height = min_of(kThinMapRows, s_.out_height - item.y);
     const int64_t weights_size =
@@ -339,6 +362,7 @@ class ThinMap {
   const TappedProduct<T>& p_;
   const ConvShape& s_;
   TapGrid grid_;
+  int64_t pixel_blocks_;
   int block_columns_, depth_, tiles_;  // of columns
   ThinStrip<isa, A> strip_;
   Scratch strip_memory_, sums_, places_;

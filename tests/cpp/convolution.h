@@ -116,8 +116,8 @@ inline std::vector<ConvShape> conv_shapes() {
 // hold pixels of several images, odd counts of everything.
 inline std::vector<ConvShape> small_map_shapes() {
   return {
-      conv_shape(3, 260, 5, 5, 24, 1, 1),         conv_shape(1, 400, 4, 5, 34, 1, 1, 1, 0, 1, 2),
-      conv_shape(1, 130, 5, 3, 71, 3, 3, 1, 1),   conv_shape(2, 600, 5, 6, 35, 3, 3, 2, 1),
+      conv_shape(3, 256, 5, 5, 76, 1, 1),         conv_shape(1, 512, 4, 5, 180, 1, 1, 1, 0, 1, 2),
+      conv_shape(1, 128, 5, 3, 71, 3, 3, 1, 1),   conv_shape(2, 600, 5, 6, 35, 3, 3, 2, 1),
       conv_shape(1, 1100, 2, 3, 40, 2, 1),        conv_shape(20, 300, 3, 3, 33, 2, 2, 1, 1, 2),
       conv_shape(1, 4, 3, 4, 150, 32, 31, 1, 16),  // planes: a channel fills a block
   };
@@ -127,14 +127,14 @@ inline std::vector<ConvShape> small_map_shapes() {
 // see nothing of the map, steps of every kind.
 inline std::vector<ConvShape> thin_map_shapes() {
   std::vector<ConvShape> shapes = {
-      conv_shape(1, 3, 3, 530, 18, 3, 3, 1, 1), conv_shape(2, 3, 9, 461, 33, 3, 5, 2, 2),
-      conv_shape(1, 4, 7, 8, 300, 3, 3, 1, 1),  conv_shape(1, 1, 19, 40, 5, 5, 4, 1, 3),
-      conv_shape(1, 2, 6, 3, 17, 3, 3, 2, 4),   conv_shape(2, 4, 9, 35, 16, 2, 2, 2),
-      conv_shape(1, 3, 20, 21, 30, 3, 3, 1, 1),
+      conv_shape(1, 3, 3, 530, 18, 3, 3, 1, 1),  conv_shape(2, 3, 9, 461, 33, 3, 5, 2, 2),
+      conv_shape(1, 4, 7, 112, 300, 3, 3, 1, 1), conv_shape(1, 1, 19, 40, 5, 5, 4, 1, 3),
+      conv_shape(1, 2, 6, 54, 17, 3, 3, 2, 4),   conv_shape(2, 4, 9, 65, 16, 2, 2, 2),
+      conv_shape(1, 3, 20, 59, 30, 3, 3, 1, 1),
   };
   shapes.back().stride_y = 3;
   shapes.back().out_height = 7;
-  shapes.push_back(conv_shape(1, 3, 21, 33, 9, 3, 1, 1, 2, 2));  // one column of taps, rows apart
+  shapes.push_back(conv_shape(1, 3, 21, 60, 9, 3, 1, 1, 2, 2));  // one column of taps, rows apart
   shapes.back().dilation_x = 1;
   return shapes;
 }

@@ -636,6 +636,26 @@ def test_small_and_thin_maps(
 
 
 @pytest.mark.native
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_sign_of_zero_does_not_depend_on_the_batch(layout: str) -> None:
+    x = lay_out(torch.full((8, 20, 3, 3), -1e-30), layout)
+    w = lay_out(torch.full((5, 20, 1, 1), 1e-30), layout)
+    assert torch.equal(conv2d(x, w)[3:4].signbit(), conv2d(x[3:4], w).signbit())
+
+
+@pytest.mark.native
+def test_product_of_strides_beyond_32_bits() -> None:
+    """9 * 954437177 is 1 modulo 2^32; the kernel sees the first pixel of each axis only."""
+    x = torch.ones(1, 16, 1, 4).contiguous(memory_format=torch.channels_last)
+    w = torch.ones(3, 16, 1, 1)
+    op = torch.ops.cvkernels.conv2d
+    out = op(x, w, None, [9, 954437177], [0, 27, 0, 0], [1, 1], 1, "none", False)
+    expected = torch.zeros(1, 3, 4, 1)
+    expected[:, :, 0] = 16
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.native
 def test_winograds_form_can_be_left_out() -> None:
     """As exact as the definition, to a few roundings, and switched by the environment."""
     program = (

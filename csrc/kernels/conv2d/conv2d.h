@@ -11,8 +11,8 @@
 // CPU        The matrix engine (gemm/README.md): maps are gathered block by block, the column matrix never exists. Channels-last
 //            maps: pixels are rows of the product; planes: pixels are its columns. Weights are packed block by block as well, so
 //            nothing is cached from call to call. A filter for each channel: gemm/depthwise_cpu.h. 3 x 3 taps of stride 1 and
-//            32 channels, not in float64: gemm/winograd_cpu.h where that pays. Few pixels: gemm/small_map_cpu.h; few channels:
-//            gemm/thin_map_cpu.h. bfloat16 with AVX512_BF16 or AMX: gemm/pairs_cpu.h and gemm/tiles_cpu.h, which take numbers below
+//            32 channels, not in float64: gemm/winograd_cpu.h where that pays. Few pixels in float32 or float64:
+//            gemm/small_map_cpu.h; few channels: gemm/thin_map_cpu.h. bfloat16 with AVX512_BF16 or AMX: gemm/pairs_cpu.h and gemm/tiles_cpu.h, which take numbers below
 //            2^-126 for 0.
 // CUDA       gemm/gemm_mma.cuh: a tiled product on tensor cores with the gather in its copies. float32 as three products of TF32
 //            numbers, within float32's rounding, or one where `tf32` allows it. Few columns or little depth:
@@ -20,6 +20,7 @@
 // Traffic    input, weight and output once; per thread less than 4 MiB of scratch on the CPU, 6 if results are not finite.
 // Bound      max(bytes / memory bandwidth, 2 N O OH OW C/groups KH KW / FMA rate); in Winograd's form 4/9 of the products.
 // Determinism bitwise but for the sign of NaN, for any number of threads: the order of a sum depends on the shape alone; no atomics.
+//            On that of one image, but for a 1 x 1 kernel over eight pixels in all or fewer (CPU).
 // Limits     H, W, OH, OW, KH, KW < 2^31, padded sizes too; N * C * H * W and N * O * OH * OW up to 2^63 elements.
 // Source     Chellapilla et al. 2006 (convolution as a product), Goto and van de Geijn 2008 (blocking); semantics of
 //            torch.nn.functional.conv2d.
