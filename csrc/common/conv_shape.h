@@ -147,14 +147,15 @@ CVK_HD int64_t transposed_source(int64_t i, int k, int stride, int pad, int dila
 // another or in tiles (gemm/tiles_cpu.h).
 enum class ConvOperands { kNumbers, kPairs, kTiles, kEmulatedTiles };
 
+// What computes a tapped product on the CPU (gemm/convolution_cpu.h). For kWinograd, pixels of the cut are tiles of 2 x 2.
+enum class ConvForm { kTapped, kDepthwise, kDot, kThinMap, kSmallMap, kWinograd };
+
 // How the CPU cuts a pass into work items.
 struct ConvCut {
   int64_t pixel_blocks, column_blocks;  // of every group (and phase)
   int block_pixels, block_columns;
   int64_t depth_blocks, parts, part_pixels;  // weight gradient
-  bool winograd;                             // block_pixels are tiles of 2 x 2 (gemm/winograd_cpu.h)
-  bool thin_map;                             // gemm/thin_map_cpu.h
-  bool small_map;                            // gemm/small_map_cpu.h
+  ConvForm form;
   ConvOperands operands;
 };
 

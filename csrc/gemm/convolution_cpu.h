@@ -15,18 +15,24 @@ namespace cvk {
 
 template <Isa isa, class T>
 CVK_HD int64_t product_items(const TappedProduct<T>& p, int threads, ConvCut& cut) {
-  DepthwiseTurn turn{};
+  cut = {};
   if (is_depthwise(p.shape)) {
+    cut.form = ConvForm::kDepthwise;
+    DepthwiseTurn turn{};
     if (p.shape.channels_last) return depthwise_row_items(p);
     return depthwise_turns<isa>(p, turn) ? depthwise_turned_items(p, turn) : depthwise_plane_items(p);
   }
-  if (is_dot_product(p)) return dot_product_items(p);
-  if (thin_map_pays<isa>(p)) {
+  if (is_dot_product(p)) {
+    cut.form = ConvForm::kDot;
+    return dot_product_items(p);
+  }
+  const int64_t products = tapped_cycles<isa>(p);
+  if (thin_map_pays<isa>(p, products)) {
     cut = thin_map_cut<isa>(p);
     return tapped_items(p, cut);
   }
-  const bool small_map = small_map_pays<isa>(p);
-  if (winograd_pays<isa>(p, small_map ? small_map_cycles<isa>(p) : tapped_cycles<isa>(p))) {
+  const bool small_map = small_map_pays<isa>(p, products);
+  if (winograd_pays<isa>(p, small_map ? small_map_cycles<isa>(p) : products)) {
     cut = winograd_cut<isa>(p, threads);
   } else if (small_map) {
     cut = small_map_cut<isa>(p, threads);
@@ -36,25 +42,42 @@ CVK_HD int64_t product_items(const TappedProduct<T>& p, int threads, ConvCut& cu
   return tapped_items(p, cut);
 }
 
+// A slice of the work items of a form that is a class.
+template <class Form, class T>
+CVK_HD void form_slice(const TappedProduct<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
+  Form form(p, cut);
+  for (int64_t index = first; index < last; ++index) form.item(index);
+}
+
 template <Isa isa, class T>
-CVK_HD void product_slice(const TappedProduct<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
+CVK_HD void depthwise_slice(const TappedProduct<T>& p, int64_t first, int64_t last) {
   DepthwiseTurn turn{};
-  if (is_dot_product(p)) {
-    dot_product<isa>(p, first, last);
-  } else if (cut.thin_map) {
-    thin_map_product<isa>(p, cut, first, last);
-  } else if (cut.small_map) {
-    small_map_product<isa>(p, cut, first, last);
-  } else if (cut.winograd) {
-    winograd_product<isa>(p, cut, first, last);
-  } else if (!is_depthwise(p.shape)) {
-    tapped_product<isa>(p, cut, first, last);
-  } else if (p.shape.channels_last) {
+  if (p.shape.channels_last) {
     depthwise_rows<isa>(p, first, last);
   } else if (depthwise_turns<isa>(p, turn)) {
     depthwise_turned<isa>(p, turn, first, last);
   } else {
     depthwise_planes<isa>(p, first, last);
+  }
+}
+
+template <Isa isa, class T>
+CVK_HD void product_slice(const TappedProduct<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
+  switch (cut.form) {
+    case ConvForm::kDepthwise:
+      return depthwise_slice<isa>(p, first, last);
+    case ConvForm::kDot:
+      return dot_product<isa>(p, first, last);
+    case ConvForm::kThinMap:
+      return form_slice<ThinMap<isa, T>>(p, cut, first, last);
+    case ConvForm::kSmallMap:
+      if constexpr (std::is_same_v<T, Acc<T>>) return form_slice<SmallMap<isa, T>>(p, cut, first, last);
+      return;  // not in half formats: small_map_fits
+    case ConvForm::kWinograd:
+      if constexpr (!std::is_same_v<T, double>) return form_slice<Winograd<isa, T>>(p, cut, first, last);
+      return;  // not in float64: winograd_pays
+    case ConvForm::kTapped:
+      return tapped_product<isa>(p, cut, first, last);
   }
 }
 

@@ -77,6 +77,30 @@ CVK_HD Vec gemm_multiply_add(Vec a, Vec b, Vec c) {
   }
 }
 
+// Sums of a register tile: from zero, and a step of the depth, value(i) times `vecs` vectors at `right` for row i. Loops over
+// registers are unrolled before they are placed: else sums go through the stack.
+template <Isa isa, class A, int rows, int vecs>
+CVK_HD void clear_sums(typename Simd<isa, A>::Vec (&sum)[rows][vecs]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 2
+    for (int j = 0; j < vecs; ++j) sum[i][j] = typename Simd<isa, A>::Vec{};
+  }
+}
+template <Isa isa, class P, int rows, int vecs, class Value>
+CVK_HD void add_products(typename Simd<isa, Acc<P>>::Vec (&sum)[rows][vecs], const P* right, const Value& value) {
+  using S = Simd<isa, Acc<P>>;
+  typename S::Vec column[vecs];
+#pragma GCC unroll 2
+  for (int j = 0; j < vecs; ++j) column[j] = S::load(right + j * S::kLanes);
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; ++i) {
+    const typename S::Vec factor = S::broadcast(value(i));
+#pragma GCC unroll 2
+    for (int j = 0; j < vecs; ++j) sum[i][j] = gemm_multiply_add<isa, P>(factor, column[j], sum[i][j]);
+  }
+}
+
 // Results from sums, for the first `count` rows and `columns` columns.
 template <Isa isa, class T, int rows, int vecs>
 CVK_HD void finish_sums(typename Simd<isa, Acc<T>>::Vec (&sum)[rows][vecs], const GemmFinish<T>& finish, int count,
@@ -130,30 +154,25 @@ CVK_HD void put_sums(typename Simd<isa, Acc<T>>::Vec (&sum)[rows][vecs], const G
   }
 }
 
-// The sums over p < depth of left[i, p] * right[p, j], for `rows` rows and `vecs` vectors; the first `count` rows and `columns`
+// Rows of the right operand a fixed number of operands apart.
+template <class P>
+struct GemmPanel {
+  const P* at;
+  int64_t stride;
+  CVK_HD const P* operator()(int p) const { return at + p * stride; }
+};
+
+// The sums over p < depth of left[i, p] * right(p)[j], for `rows` rows and `vecs` vectors; the first `count` rows and `columns`
 // columns are wanted where they are finished. `depth` counts operands.
-template <Isa isa, class P, class T, int rows, int vecs>
-__attribute__((noinline)) void gemm_tile(const P* left, const P* right, int64_t right_stride, int depth,
+template <Isa isa, class P, class T, int rows, int vecs, class Right>
+__attribute__((noinline)) void gemm_tile(const P* left, const Right right, int depth,
                                          const GemmTarget<Acc<P>, T>& target, int count, int columns) {
-  using A = Acc<P>;
-  using S = Simd<isa, A>;
+  using S = Simd<isa, Acc<P>>;
   using Tile = GemmTile<isa, P>;
   typename S::Vec sum[rows][vecs];
-#pragma GCC unroll 16
-  for (int i = 0; i < rows; ++i) {
-#pragma GCC unroll 2
-    for (int j = 0; j < vecs; ++j) sum[i][j] = typename S::Vec{};
-  }
+  clear_sums<isa, Acc<P>>(sum);
   for (int p = 0; p < depth; ++p) {
-    typename S::Vec column[vecs];
-#pragma GCC unroll 2
-    for (int j = 0; j < vecs; ++j) column[j] = S::load(right + p * right_stride + j * S::kLanes);
-#pragma GCC unroll 16
-    for (int i = 0; i < rows; ++i) {
-      const typename S::Vec value = S::broadcast(left[i * Tile::kPitch + p]);
-#pragma GCC unroll 2
-      for (int j = 0; j < vecs; ++j) sum[i][j] = gemm_multiply_add<isa, P>(value, column[j], sum[i][j]);
-    }
+    add_products<isa>(sum, right(p), [=](int i) { return left[i * Tile::kPitch + p]; });
   }
   // A block's sums begin from zero and are added as a whole: of 2,304 products the error is a third of one long sum's.
   if (target.add) {
@@ -167,16 +186,27 @@ __attribute__((noinline)) void gemm_tile(const P* left, const P* right, int64_t 
 }
 
 // The same for any number of rows up to a tile's; an odd one computes a row more, of whatever the left scratch holds.
-template <Isa isa, class P, class T, int vecs, int rows = GemmTile<isa, P>::kRows>
-CVK_HD void gemm_rows_of(const P* left, const P* right, int64_t right_stride, int depth,
-                         const GemmTarget<Acc<P>, T>& target, int count, int columns) {
+template <Isa isa, class P, class T, int vecs, int rows = GemmTile<isa, P>::kRows, class Right>
+CVK_HD void gemm_rows_of(const P* left, const Right& right, int depth, const GemmTarget<Acc<P>, T>& target, int count,
+                         int columns) {
   if constexpr (rows > 2) {
     if (count <= rows - 2) {
-      gemm_rows_of<isa, P, T, vecs, rows - 2>(left, right, right_stride, depth, target, count, columns);
+      gemm_rows_of<isa, P, T, vecs, rows - 2>(left, right, depth, target, count, columns);
       return;
     }
   }
-  gemm_tile<isa, P, T, rows, vecs>(left, right, right_stride, depth, target, count, columns);
+  gemm_tile<isa, P, T, rows, vecs>(left, right, depth, target, count, columns);
+}
+
+// And for any number of columns.
+template <Isa isa, class P, class T, class Right>
+CVK_HD void gemm_vectors_of(const P* left, const Right& right, int depth, const GemmTarget<Acc<P>, T>& target,
+                            int count, int columns) {
+  if (columns > GemmTile<isa, P>::kLanes) {
+    gemm_rows_of<isa, P, T, 2>(left, right, depth, target, count, columns);
+  } else {
+    gemm_rows_of<isa, P, T, 1>(left, right, depth, target, count, columns);
+  }
 }
 
 // The same where a unit of tiles multiplies: 16 or 32 rows by 16 or 32 columns, in registers 0..3, of the left operand in 4 and 5 and
@@ -236,21 +266,19 @@ __attribute__((noinline)) void gemm_unit_tile(const P* left, const P* right, int
   }
 }
 
-// And for any number of columns.
+// A tile by whichever multiplies P.
 template <Isa isa, class P, class T>
 CVK_HD void gemm_tile_of(const P* left, const P* right, int64_t right_stride, int depth,
                          const GemmTarget<Acc<P>, T>& target, int count, int columns) {
-  const auto call = [&](auto tile) { tile(left, right, right_stride, depth, target, count, columns); };
   if constexpr (kGemmTiles<P>) {
+    const auto call = [&](auto tile) { tile(left, right, right_stride, depth, target, count, columns); };
     if (count > kTileSide) {
       call(columns > kTileSide ? gemm_unit_tile<isa, P, T, 2, 2> : gemm_unit_tile<isa, P, T, 2, 1>);
     } else {
       call(columns > kTileSide ? gemm_unit_tile<isa, P, T, 1, 2> : gemm_unit_tile<isa, P, T, 1, 1>);
     }
-  } else if (columns > GemmTile<isa, P>::kLanes) {
-    gemm_rows_of<isa, P, T, 2>(left, right, right_stride, depth, target, count, columns);
   } else {
-    gemm_rows_of<isa, P, T, 1>(left, right, right_stride, depth, target, count, columns);
+    gemm_vectors_of<isa>(left, GemmPanel<P>{right, right_stride}, depth, target, count, columns);
   }
 }
 

@@ -70,6 +70,11 @@ CVK_HD bool small_map_fits(const TappedProduct<T>& p) {
          (s.kernel_size() == 1 || s.channels_last == s.weight_channels_last);
 }
 
+// What gathering an element of a pixel costs.
+CVK_HD int64_t small_map_gather_cost(const ConvShape& s) {
+  return s.channels_last ? kSmallMapRowCost : kSmallMapPlaneCost;
+}
+
 // Cycles of a group of one image, as tapped_cycles counts them.
 template <Isa isa, class T>
 CVK_HD int64_t small_map_cycles(const TappedProduct<T>& p) {
@@ -81,20 +86,20 @@ CVK_HD int64_t small_map_cycles(const TappedProduct<T>& p) {
   const bool whole_lines = depth * static_cast<int64_t>(sizeof(A)) % 64 == 0;
   const int64_t products = whole_lines ? depth : depth * kSmallMapSplitCost / 8;
   const int64_t each = products + kSmallMapSumCost * blocks.count() + (s.channels_last ? 0 : kSmallMapTurnCost);
-  const int64_t gather = s.channels_last ? kSmallMapRowCost : kSmallMapPlaneCost;
-  return (round_up<int64_t>(pixels, 2) * p.group_columns() * each + gather * pixels * depth) /
+  return (round_up<int64_t>(pixels, 2) * p.group_columns() * each + small_map_gather_cost(s) * pixels * depth) /
          (2 * Simd<isa, A>::kLanes);
 }
 
-// Whether it takes less time than packed weights do. Decided for one image and one thread: batch and threads change no bit.
+// Whether it takes less time than packed weights do, with `products` by tapped_cycles. Decided for one image and one thread: batch and
+// threads change no bit.
 template <Isa isa, class T>
-CVK_HD bool small_map_pays(const TappedProduct<T>& p) {
+CVK_HD bool small_map_pays(const TappedProduct<T>& p, int64_t products) {
   if (!small_map_fits<isa>(p)) return false;
   const ConvShape& s = p.shape;
   const int64_t depth = p.group_channels() * s.kernel_size();
   const int64_t packing = (s.channels_last ? kSmallMapPanelCost : kSmallMapCopyCost) * p.group_columns() * depth /
                           (2 * Simd<isa, Acc<T>>::kLanes);
-  return small_map_cycles<isa>(p) * 8 < tapped_cycles<isa>(p) * kSmallMapGain + packing * 8;
+  return small_map_cycles<isa>(p) * 8 < products * kSmallMapGain + packing * 8;
 }
 
 template <Isa isa, class T>
@@ -102,11 +107,11 @@ CVK_HD ConvCut small_map_cut(const TappedProduct<T>& p, int threads) {
   constexpr int kRows = kDotRows<isa, Acc<T>, 2>;
   const int64_t pixels = p.shape.batch * p.shape.out_pixels(), columns = p.group_columns();
   ConvCut cut{};
-  cut.small_map = true;
+  cut.form = ConvForm::kSmallMap;
   cut.pixel_blocks = max_of<int64_t>(1, ceil_div<int64_t>(pixels, kSmallMapItemPixels));
   const int64_t rows = round_up<int64_t>(ceil_div(pixels, cut.pixel_blocks), GemmTile<isa, Acc<T>>::kRows);  // of sums
   cut.column_blocks = max_of<int64_t>(1, ceil_div<int64_t>(rows * columns, kSmallMapItemSums));
-  const int64_t gather = p.shape.channels_last ? kSmallMapRowCost : kSmallMapPlaneCost;
+  const int64_t gather = small_map_gather_cost(p.shape);
   const auto time = [&](const ConvCut& next, int64_t items) {
     return items * (next.block_pixels * (next.block_columns + gather) + next.block_columns * kSmallMapWeightCost);
   };
@@ -143,21 +148,17 @@ class SmallMap {
 
   CVK_HD void item(int64_t index) {
     const TapItem item = tap_item(p_, cut_, index);
-    const int64_t channels = p_.group_channels();
+    const int64_t channels = p_.group_channels(), column = item.group * p_.group_columns() + item.first_column;
     const T* map = p_.source + item.group * channels * (p_.shape.channels_last ? 1 : p_.source_plane());
     if (p_.shape.channels_last) {
       RowGatherer<isa, A, T> gatherer(map, p_.channels(), channels, item.pixels, kSmallMapDepth<A>, kPitch);
       gatherer.place(grid_, item.first_pixel, item.pixels);
       multiply(item, [&](const DepthBlock& block) { gatherer.gather(block, 0, item.pixels, pixels()); });
+      store_rows<isa, A>(p_, grid_, item.first_pixel, item.pixels, column, item.width, sums(), panels_);
     } else {
       PlaneGatherer<isa, A, T> gatherer(map, p_.channels(), item.pixels);
       gatherer.place(grid_, item.first_pixel, item.pixels);
       multiply(item, [&](const DepthBlock& block) { gather_planes(gatherer, block, item.pixels); });
-    }
-    const int64_t column = item.group * p_.group_columns() + item.first_column;
-    if (p_.shape.channels_last) {
-      store_rows<isa, A>(p_, grid_, item.first_pixel, item.pixels, column, item.width, sums(), panels_);
-    } else {
       store_columns(item, column);
     }
   }
@@ -251,13 +252,5 @@ class SmallMap {
   int window_channels_, panels_;
   Scratch pixels_, sums_, window_;
 };
-
-template <Isa isa, class T>
-CVK_HD void small_map_product(const TappedProduct<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
-  if constexpr (std::is_same_v<T, Acc<T>>) {
-    SmallMap<isa, T> product(p, cut);
-    for (int64_t index = first; index < last; ++index) product.item(index);
-  }
-}
 
 }  // namespace cvk

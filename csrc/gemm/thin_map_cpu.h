@@ -74,9 +74,9 @@ CVK_HD bool thin_map_fits(const TappedProduct<T>& p) {
 }
 
 // Whether it takes less time than a gather does: tiles hold pixels of one row only, so narrow maps leave much of them empty. Counted
-// for one image, as tapped_cycles counts.
+// for one image, as tapped_cycles counts `products`.
 template <Isa isa, class T>
-CVK_HD bool thin_map_pays(const TappedProduct<T>& p) {
+CVK_HD bool thin_map_pays(const TappedProduct<T>& p, int64_t products) {
   if (!thin_map_fits<isa>(p)) return false;
   using Tile = GemmTile<isa, Acc<T>>;
   const ConvShape& s = p.shape;
@@ -90,7 +90,7 @@ CVK_HD bool thin_map_pays(const TappedProduct<T>& p) {
   const int64_t here = s.out_height * (depth * row / 2 + kThinMapRowCost) + strip.y_blocks * copy;
   const int64_t gather =
       s.channels_last ? kThinMapRunCost * s.kernel_height : depth * kThinMapVectorCost / Tile::kLanes;
-  return here < tapped_cycles<isa>(p) + pixels * gather;
+  return here < products + pixels * gather;
 }
 
 // The sums of a tile's rows of pixels, `pitch` elements apart in the strip; `runs` of `length` for each of them, `stride` apart.
@@ -102,66 +102,24 @@ __attribute__((noinline)) void thin_row_tile(const Acc<T>* left, int64_t stride,
   using S = Simd<isa, Acc<T>>;
   using Tile = GemmTile<isa, Acc<T>>;
   typename S::Vec sum[Tile::kRows][vecs];
-#pragma GCC unroll 16
-  for (int i = 0; i < Tile::kRows; ++i) {
-#pragma GCC unroll 2
-    for (int j = 0; j < vecs; ++j) sum[i][j] = typename S::Vec{};
-  }
+  clear_sums<isa, Acc<T>>(sum);
   for (int run = 0; run < runs; ++run, left += stride) {
     const Acc<T>* at = left;
     for (int k = 0; k < length; ++k, ++at, right += Tile::kColumns) {
       opaque_pointer(at);  // pixel i + 1 sees after `pitch` steps what pixel i does now
-      typename S::Vec column[vecs];
-#pragma GCC unroll 2
-      for (int j = 0; j < vecs; ++j) column[j] = S::load(right + j * S::kLanes);
-#pragma GCC unroll 16
-      for (int i = 0; i < Tile::kRows; ++i) {
-        const typename S::Vec value = S::broadcast(at[i * pitch]);
-#pragma GCC unroll 2
-        for (int j = 0; j < vecs; ++j) sum[i][j] = S::mul_add(value, column[j], sum[i][j]);
-      }
+      add_products<isa>(sum, right, [=](int i) { return at[i * pitch]; });
     }
   }
   put_sums<isa>(sum, target, count, columns);
 }
 
-// The sums of `rows` filters for `vecs` vectors of pixels: row k of the right operand is at right + places[k].
-template <Isa isa, class T, int rows, int vecs>
-__attribute__((noinline)) void thin_column_tile(const Acc<T>* left, const Acc<T>* right, const int* places, int depth,
-                                                const GemmTarget<Acc<T>, T>& target, int count, int columns) {
-  using S = Simd<isa, Acc<T>>;
-  using Tile = GemmTile<isa, Acc<T>>;
-  typename S::Vec sum[rows][vecs];
-#pragma GCC unroll 16
-  for (int i = 0; i < rows; ++i) {
-#pragma GCC unroll 2
-    for (int j = 0; j < vecs; ++j) sum[i][j] = typename S::Vec{};
-  }
-  for (int k = 0; k < depth; ++k) {
-    typename S::Vec column[vecs];
-#pragma GCC unroll 2
-    for (int j = 0; j < vecs; ++j) column[j] = S::load(right + places[k] + j * S::kLanes);
-#pragma GCC unroll 16
-    for (int i = 0; i < rows; ++i) {
-      const typename S::Vec value = S::broadcast(left[i * Tile::kPitch + k]);
-#pragma GCC unroll 2
-      for (int j = 0; j < vecs; ++j) sum[i][j] = S::mul_add(value, column[j], sum[i][j]);
-    }
-  }
-  put_sums<isa>(sum, target, count, columns);
-}
-
-template <Isa isa, class T, int vecs, int rows = GemmTile<isa, Acc<T>>::kRows>
-CVK_HD void thin_columns_of(const Acc<T>* left, const Acc<T>* right, const int* places, int depth,
-                            const GemmTarget<Acc<T>, T>& target, int count, int columns) {
-  if constexpr (rows > 2) {
-    if (count <= rows - 2) {
-      thin_columns_of<isa, T, vecs, rows - 2>(left, right, places, depth, target, count, columns);
-      return;
-    }
-  }
-  thin_column_tile<isa, T, rows, vecs>(left, right, places, depth, target, count, columns);
-}
+// Rows of the right operand over planes: taps of neighbouring pixels, each where it begins in the strip.
+template <class A>
+struct ThinRows {
+  const A* at;
+  const int* places;
+  CVK_HD const A* operator()(int k) const { return at + places[k]; }
+};
 
 // A work item: some rows of pixels of an image, a part of their width, by some columns.
 template <Isa isa, class T>
@@ -188,11 +146,6 @@ class ThinMap {
   }
   CVK_HD ~ThinMap() {}
 
-  static CVK_HD int64_t pixel_blocks(const ConvShape& s) {
-    const ThinStrip<isa, A> strip(s);
-    return s.batch * strip.y_blocks * strip.x_blocks;
-  }
-
   CVK_HD void item(int64_t index) {
     const int64_t rest = index % pixel_blocks_;
     Item item;
@@ -212,7 +165,7 @@ class ThinMap {
       if (s_.channels_last) {
         pack_weight_panels<isa>(p_, grid_, from, all, item.columns, to);
       } else {
-        pack_rows(from, item.columns, to);
+        pack_weight_rows<isa>(p_, grid_, from, all, item.columns, Tile::kPitch, to);
       }
     });
     fill_strip(item);
@@ -294,19 +247,6 @@ class ThinMap {
       }
     }
   }
-  CVK_HD void pack_rows(const T* from, int columns, A* to) const {
-    const auto w = p_.strides();
-    for (int j = 0; j < columns; ++j, from += w.column, to += Tile::kPitch) {
-      if (w.tap == 1) {
-        copy_row<isa>(from, depth_, to);
-        continue;
-      }
-      A* row = to;
-      for (int64_t c = 0; c < s_.channels; ++c) {
-        for (int t = 0; t < s_.kernel_size(); ++t) *row++ = to_acc(from[c * w.channel + t * w.tap]);
-      }
-    }
-  }
 
   template <int pitch>
   CVK_HD void multiply_rows_of(const Item& item, const A* panels) {
@@ -348,9 +288,8 @@ class ThinMap {
                                      p_.bias != nullptr ? p_.bias + column : nullptr, true,
                                      p_.activation == Activation::kRelu};
           const GemmTarget<A, T> target{sums() + j / Tile::kRows * Tile::kSize, false, finishes ? &finish : nullptr};
-          const auto multiply = count > kLanes ? thin_columns_of<isa, T, 2> : thin_columns_of<isa, T, 1>;
-          multiply(weights + int64_t{j} * Tile::kPitch, row + x, places_.template as<int>(), depth_, target, part,
-                   count);
+          gemm_vectors_of<isa>(weights + int64_t{j} * Tile::kPitch, ThinRows<A>{row + x, places_.template as<int>()},
+                               depth_, target, part, count);
         }
         if (!finishes) {
           store_planes<isa, A>(p_, grid_, item.image * plane + pixel, count, item.column, item.columns, sums(), 1);
@@ -369,24 +308,17 @@ class ThinMap {
   PackedBlocks<A> packed_;
 };
 
+// Blocks of pixels are as ThinStrip counts them.
 template <Isa isa, class T>
 CVK_HD ConvCut thin_map_cut(const TappedProduct<T>& p) {
-  ConvCut cut{};
-  cut.thin_map = true;
-  cut.pixel_blocks = ThinMap<isa, T>::pixel_blocks(p.shape);
-  cut.column_blocks = max_of<int64_t>(1, ceil_div<int64_t>(p.columns(), kGemmItemColumns));
   using Tile = GemmTile<isa, Acc<T>>;
-  const int unit = p.shape.channels_last ? Tile::kColumns : Tile::kRows;
-  cut.block_columns =
-      static_cast<int>(round_up<int64_t>(max_of<int64_t>(1, ceil_div(p.columns(), cut.column_blocks)), unit));
-  cut.column_blocks = max_of<int64_t>(1, ceil_div<int64_t>(p.columns(), cut.block_columns));
+  const ThinStrip<isa, Acc<T>> strip(p.shape);
+  ConvCut cut{};
+  cut.form = ConvForm::kThinMap;
+  cut.pixel_blocks = p.shape.batch * strip.y_blocks * strip.x_blocks;
+  cut.column_blocks = max_of<int64_t>(1, ceil_div<int64_t>(p.columns(), kGemmItemColumns));
+  cut_blocks(cut.pixel_blocks, 1, p.columns(), p.shape.channels_last ? Tile::kColumns : Tile::kRows, cut);
   return cut;
-}
-
-template <Isa isa, class T>
-CVK_HD void thin_map_product(const TappedProduct<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
-  ThinMap<isa, T> product(p, cut);
-  for (int64_t index = first; index < last; ++index) product.item(index);
 }
 
 }  // namespace cvk

@@ -139,7 +139,7 @@ CVK_HD ConvCut winograd_cut(const TappedProduct<T>& p, int threads) {
   const WinogradPlan<isa, T> plan(p);
   const int64_t tiles = p.shape.batch * plan.image_tiles(), columns = p.group_columns();
   ConvCut cut{};
-  cut.winograd = true;
+  cut.form = ConvForm::kWinograd;
   cut.column_blocks = 1;
   cut.pixel_blocks = max_of<int64_t>(1, ceil_div(tiles, plan.most_tiles()));
   const auto time = [&](const ConvCut& next, int64_t items) {
@@ -441,13 +441,5 @@ class Winograd {
   std::optional<TapScratch<isa, A>> definition_;  // where it is needed
   TapItem item_{};                                // at work
 };
-
-template <Isa isa, class T>
-CVK_HD void winograd_product(const TappedProduct<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
-  if constexpr (!std::is_same_v<T, double>) {  // winograd_pays
-    Winograd<isa, T> winograd(p, cut);
-    for (int64_t index = first; index < last; ++index) winograd.item(index);
-  }
-}
 
 }  // namespace cvk

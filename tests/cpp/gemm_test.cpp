@@ -134,38 +134,40 @@ ConvCut cut_of(ConvShape shape, bool channels_last) {
 TEST(Gemm, SmallMapPays) {
   for (const bool last : {false, true}) {
     int64_t taken = 0;
-    for (const ConvShape& shape : small_map_shapes()) taken += cut_of(shape, last).small_map;
+    for (const ConvShape& shape : small_map_shapes()) taken += cut_of(shape, last).form == ConvForm::kSmallMap;
     EXPECT_GE(taken, last ? 7 : 5) << "of those that conv2d_test computes";
-    EXPECT_TRUE(cut_of(conv_shape(1, 2048, 7, 7, 512, 1, 1), last).small_map);
-    EXPECT_TRUE(cut_of(conv_shape(1, 512, 7, 7, 512, 3, 3, 1, 1), last).small_map);
-    EXPECT_FALSE(cut_of(conv_shape(1, 64, 7, 7, 512, 1, 1), last).small_map) << "little depth";
-    EXPECT_FALSE(cut_of(conv_shape(1, 512, 28, 28, 128, 1, 1), last).small_map) << "many pixels";
-    EXPECT_FALSE(cut_of(conv_shape(1, 256, 14, 14, 256, 3, 3, 1, 1), last).small_map) << "Winograd's form";
+    EXPECT_EQ(cut_of(conv_shape(1, 2048, 7, 7, 512, 1, 1), last).form, ConvForm::kSmallMap);
+    EXPECT_EQ(cut_of(conv_shape(1, 512, 7, 7, 512, 3, 3, 1, 1), last).form, ConvForm::kSmallMap);
+    EXPECT_NE(cut_of(conv_shape(1, 64, 7, 7, 512, 1, 1), last).form, ConvForm::kSmallMap) << "little depth";
+    EXPECT_NE(cut_of(conv_shape(1, 512, 28, 28, 128, 1, 1), last).form, ConvForm::kSmallMap) << "many pixels";
+    EXPECT_NE(cut_of(conv_shape(1, 256, 14, 14, 256, 3, 3, 1, 1), last).form, ConvForm::kSmallMap) << "Winograd's form";
   }
   ConvShape mixed = conv_shape(1, 512, 7, 7, 512, 3, 3, 1, 1);
   mixed.channels_last = true;
   TappedProduct<float> p{};
   p.shape = mixed;
-  EXPECT_FALSE(small_map_pays<kIsa>(p)) << "weights in another order than pixels";
+  EXPECT_FALSE(small_map_pays<kIsa>(p, tapped_cycles<kIsa>(p))) << "weights in another order than pixels";
 }
 
 // Which convolutions are multiplied from a padded copy of the map.
 TEST(Gemm, ThinMapPays) {
   for (const bool last : {false, true}) {
-    for (const ConvShape& shape : thin_map_shapes()) EXPECT_TRUE(cut_of(shape, last).thin_map) << shape << last;
-    EXPECT_TRUE(cut_of(conv_shape(1, 3, 224, 224, 64, 7, 7, 2, 3), last).thin_map);
-    EXPECT_EQ(cut_of(conv_shape(1, 3, 30, 123, 17, 4, 3, 2, 5, 3), last).thin_map, !last) << "taps apart";
-    EXPECT_FALSE(cut_of(conv_shape(1, 4, 2000, 1, 16, 3, 1), last).thin_map) << "rows of one pixel";
-    EXPECT_FALSE(cut_of(conv_shape(1, 5, 30, 41, 17, 3, 3), last).thin_map) << "too many channels";
-    EXPECT_FALSE(cut_of(conv_shape(1, 4, 30, 41, 16, 3, 3, 1, 1, 1, 2), last).thin_map) << "groups";
-    EXPECT_FALSE(cut_of(conv_shape(1, 3, 30, 41, 17, 3, 3, 3), last).thin_map) << "a stride of three";
-    EXPECT_FALSE(cut_of(conv_shape(1, 3, 40, 41, 17, 11, 11), last).thin_map) << "many taps";
+    for (const ConvShape& shape : thin_map_shapes())
+      EXPECT_EQ(cut_of(shape, last).form, ConvForm::kThinMap) << shape << last;
+    EXPECT_EQ(cut_of(conv_shape(1, 3, 224, 224, 64, 7, 7, 2, 3), last).form, ConvForm::kThinMap);
+    EXPECT_EQ(cut_of(conv_shape(1, 3, 30, 123, 17, 4, 3, 2, 5, 3), last).form == ConvForm::kThinMap, !last)
+        << "taps apart";
+    EXPECT_NE(cut_of(conv_shape(1, 4, 2000, 1, 16, 3, 1), last).form, ConvForm::kThinMap) << "rows of one pixel";
+    EXPECT_NE(cut_of(conv_shape(1, 5, 30, 41, 17, 3, 3), last).form, ConvForm::kThinMap) << "too many channels";
+    EXPECT_NE(cut_of(conv_shape(1, 4, 30, 41, 16, 3, 3, 1, 1, 1, 2), last).form, ConvForm::kThinMap) << "groups";
+    EXPECT_NE(cut_of(conv_shape(1, 3, 30, 41, 17, 3, 3, 3), last).form, ConvForm::kThinMap) << "a stride of three";
+    EXPECT_NE(cut_of(conv_shape(1, 3, 40, 41, 17, 11, 11), last).form, ConvForm::kThinMap) << "many taps";
     ConvShape far = conv_shape(1, 3, 30, 41, 17, 3, 3);
     far.dilation_y = 2147483647;
-    EXPECT_FALSE(cut_of(far, last).thin_map) << "rows far apart";
+    EXPECT_NE(cut_of(far, last).form, ConvForm::kThinMap) << "rows far apart";
     far.dilation_y = 1;
     far.stride_y = 2147483647;
-    EXPECT_FALSE(cut_of(far, last).thin_map) << "rows far apart";
+    EXPECT_NE(cut_of(far, last).form, ConvForm::kThinMap) << "rows far apart";
   }
 }
 
@@ -176,7 +178,7 @@ TEST(Gemm, ThinMapsOfTheWidestRows) {
     wide.out_width = 2147483647;
     wide.pad_left = 1073741823;
     const ConvCut cut = cut_of(wide, last);
-    EXPECT_TRUE(cut.thin_map);
+    EXPECT_EQ(cut.form, ConvForm::kThinMap);
     EXPECT_GT(cut.pixel_blocks, 2147483647 / 1024);
   }
 }
@@ -203,7 +205,7 @@ TEST(Gemm, FilterBlocksAreContiguousInAFilter) {
 
 // Which convolutions take Winograd's form; conv2d_test computes some that do.
 TEST(Gemm, WinogradPays) {
-  const auto pays = [](const ConvShape& shape) { return cut_of(shape, true).winograd; };
+  const auto pays = [](const ConvShape& shape) { return cut_of(shape, true).form == ConvForm::kWinograd; };
   if (!cpu_may_winograd()) GTEST_SKIP() << "CVKERNELS_WINOGRAD=0";
   EXPECT_TRUE(pays(conv_shape(1, 256, 50, 84, 256, 3, 3, 1, 1)));
   EXPECT_TRUE(pays(conv_shape(2, 40, 29, 31, 70, 3, 3, 1, 1)));

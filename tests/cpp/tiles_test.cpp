@@ -375,7 +375,7 @@ TEST(Tiles, LibraryEqualsTheDefinition) {
         params.output = output.data();
         forward_in_library(params, activation == Activation::kNone ? 1 : 4);
         in_tiles += params.cut.operands == ConvOperands::kEmulatedTiles;
-        EXPECT_FALSE(params.cut.winograd && params.cut.operands == ConvOperands::kEmulatedTiles);
+        EXPECT_FALSE(params.cut.form == ConvForm::kWinograd && params.cut.operands == ConvOperands::kEmulatedTiles);
         const auto expected = expected_of(problem.output, problem.bias, true, activation, s, s.filters, s.out_pixels());
         if (activation == Activation::kSilu) {  // another rounding of exp at times
           for (size_t i = 0; i < output.size(); ++i) {
