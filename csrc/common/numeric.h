@@ -48,6 +48,12 @@ CVK_HD T ceil_div(T a, T b) {
   return (a + b - 1) / b;
 }
 
+// a / b rounded down, b > 0.
+template <class T>
+CVK_HD T floor_div(T a, T b) {
+  return a >= 0 ? a / b : -ceil_div(-a, b);
+}
+
 // a / b of numbers that are not negative. Perf: a GPU divides 32 bits in a fifth of the instructions of 64.
 CVK_HD int64_t quotient(int64_t a, int64_t b) {
   return ((a | b) >> 32) == 0 ? static_cast<uint32_t>(a) / static_cast<uint32_t>(b) : a / b;

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "gemm/depthwise_cpu.h"
+#include "gemm/depthwise_weight_cpu.h"
 #include "gemm/small_map_cpu.h"
 #include "gemm/tapped_cpu.h"
 #include "gemm/tapped_weight_cpu.h"

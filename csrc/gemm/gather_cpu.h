@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 #include "common/conv_shape.h"
 #include "gemm/pack_cpu.h"
@@ -194,16 +195,14 @@ struct EvenLanes {
       }
     }
   }
-  CVK_HD typename S::Vec parted() const {
-    if constexpr (S::kLanes == 2) {
-      return __builtin_shufflevector(low, high, 0, 2);
-    } else if constexpr (S::kLanes == 4) {
-      return __builtin_shufflevector(low, high, 0, 2, 4, 6);
-    } else if constexpr (S::kLanes == 8) {
-      return __builtin_shufflevector(low, high, 0, 2, 4, 6, 8, 10, 12, 14);
-    } else {
-      return __builtin_shufflevector(low, high, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    }
+  CVK_HD typename S::Vec parted() const { return every_second<0>(std::make_integer_sequence<int, S::kLanes>{}); }
+  // The elements between: lane i is p[2 * i + 1].
+  CVK_HD typename S::Vec odd() const { return every_second<1>(std::make_integer_sequence<int, S::kLanes>{}); }
+
+ private:
+  template <int first, int... I>
+  CVK_HD typename S::Vec every_second(std::integer_sequence<int, I...>) const {
+    return __builtin_shufflevector(low, high, (first + 2 * I)...);
   }
 };
 
