@@ -56,7 +56,8 @@ CVK_HD void depthwise_slice(const TappedProduct<T>& p, int64_t first, int64_t la
   if (p.shape.channels_last) {
     depthwise_rows<isa>(p, first, last);
   } else if (depthwise_turns<isa>(p, turn)) {
-    depthwise_turned<isa>(p, turn, first, last);
+    DepthwiseTurned<isa, T> turned(p, turn);
+    for (int64_t index = first; index < last; ++index) turned.item(index);
   } else {
     depthwise_planes<isa>(p, first, last);
   }

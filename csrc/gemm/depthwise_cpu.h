@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 #include "gemm/depthwise_planes_cpu.h"
 
@@ -28,8 +29,8 @@ CVK_HD int64_t depthwise_row_items(const TappedProduct<T>& p) {
 }
 
 // Where the rows of taps of a pixel are, from the first one that is inside on.
-CVK_HD void depthwise_across(const TapGrid& grid, int64_t row, int64_t* to) {
-  for (int t = 0; t < grid.y.taps; ++t) to[t] = int64_t{t} * grid.y.offset_step * row;
+CVK_HD void depthwise_across(int taps, int64_t step, int64_t* to) {
+  for (int t = 0; t < taps; ++t) to[t] = t * step;
 }
 
 // Rows [begin, end) of the grid of an image, for `channels` channels from `channel` on.
@@ -91,7 +92,7 @@ CVK_HD void depthwise_rows(const TappedProduct<T>& p, int64_t first, int64_t las
       packed = key;
       grid = p.grid(key / blocks);
       depthwise_weights<isa>(p, grid, channel, channels, pitch, weights);
-      depthwise_across(grid, p.channels() * grid.x.extent, across);
+      depthwise_across(grid.y.taps, p.channels() * grid.x.extent * grid.y.offset_step, across);
     }
     const int last_row = min_of(end, grid.y.grid);  // a later phase may have fewer rows
     for (int y = begin; y < last_row; y += kDepthwiseStripRows) {
@@ -105,10 +106,14 @@ CVK_HD void depthwise_rows(const TappedProduct<T>& p, int64_t first, int64_t las
 
 // ---- planes, turned: blocks of channels of a strip are copied channels-last, and the result is turned back
 
-// How the turned form cuts a plane: strips of `rows` rows of the grid, whose taps read `source_rows` rows at most.
+// How the turned form cuts a plane: strips of `rows` rows of every phase's grid. Row i of a grid reads rows of the source among
+// [i * source_step + low, i * source_step + low + span).
 struct DepthwiseTurn {
   int64_t blocks, strips;  // of channels, of rows
-  int rows, source_rows;
+  int rows;
+  int64_t low, span;
+
+  CVK_HD int64_t rows_read(int64_t grid_rows, const TapAxis& y) const { return (grid_rows - 1) * y.source_step + span; }
 };
 
 // Whether it is worth while: not where rows of pixels fill vectors anyway, nor where a strip would not stay in cache.
@@ -116,18 +121,26 @@ template <Isa isa, class T>
 CVK_HD bool depthwise_turns(const TappedProduct<T>& p, DepthwiseTurn& turn) {
   using A = Acc<T>;
   constexpr int kBlock = GemmTile<isa, A>::kColumns;
-  if (p.phases() != 1) return false;
-  const TapGrid grid = p.grid(0);
-  if (grid.y.taps == 0 || grid.x.taps == 0 || grid.taps() == 1) return false;
-  if (grid.x.grid > kDepthwiseTurnWidth) return false;
-  const int64_t row = int64_t{grid.x.extent} * kBlock * static_cast<int64_t>(sizeof(A));
-  const int64_t span = int64_t{grid.y.taps - 1} * grid.y.offset_step + 1;
-  const int64_t rows = (kDepthwiseTurnBytes / row - span) / grid.y.source_step + 1;
-  if (span * row > kDepthwiseTurnBytes) return false;
-  turn.rows = static_cast<int>(min_of<int64_t>(rows, grid.y.grid));
-  turn.source_rows =
-      static_cast<int>(min_of<int64_t>((turn.rows - 1) * int64_t{grid.y.source_step} + span, grid.y.extent));
-  turn.strips = ceil_div<int64_t>(grid.y.grid, max_of(turn.rows, 1));
+  if (p.phases() > kDepthwiseTurnPhases || p.shape.kernel_size() == 1) return false;
+  const TapGrid grid = p.grid(0);  // which has the most rows
+  if (grid.pixels() == 0 || grid.x.extent == 0 || grid.y.extent == 0) return false;
+  if (grid.x.grid > kDepthwiseTurnWidth && grid.x.target_step == 1) return false;
+  int64_t low = std::numeric_limits<int64_t>::max(), high = std::numeric_limits<int64_t>::min();
+  for (int64_t phase = 0; phase < p.phases(); ++phase) {
+    const TapAxis y = p.grid(phase).y;
+    if (y.taps == 0) continue;
+    low = min_of<int64_t>(low, y.first_offset);
+    high = max_of<int64_t>(high, y.first_offset + int64_t{y.taps - 1} * y.offset_step);
+  }
+  if (low > high) return false;
+  turn.low = low;
+  turn.span = high - low + 1;
+  const int64_t pixel = kBlock * static_cast<int64_t>(sizeof(A)), row = pixel * grid.x.extent;
+  const int64_t to_row = pixel * p.target_width() * grid.y.target_step;
+  if (turn.span * row > kDepthwiseTurnBytes || to_row > kDepthwiseTurnBytes) return false;
+  const int64_t rows = (kDepthwiseTurnBytes / row - turn.span) / grid.y.source_step + 1;
+  turn.rows = static_cast<int>(min_of<int64_t>(min_of(rows, kDepthwiseTurnBytes / to_row), grid.y.grid));
+  turn.strips = ceil_div<int64_t>(grid.y.grid, turn.rows);
   turn.blocks = ceil_div<int64_t>(p.channels(), kBlock);
   return true;
 }
@@ -138,72 +151,94 @@ CVK_HD int64_t depthwise_turned_items(const TappedProduct<T>& p, const Depthwise
 }
 
 template <Isa isa, class T>
-CVK_HD void depthwise_turned(const TappedProduct<T>& p, const DepthwiseTurn& turn, int64_t first, int64_t last) {
+class DepthwiseTurned {
   using A = Acc<T>;
   using S = Simd<isa, A>;
-  constexpr int kBlock = GemmTile<isa, A>::kColumns;
-  const TapGrid grid = p.grid(0);
-  const int width = grid.x.extent, out_width = grid.x.grid;
-  Scratch source_memory(int64_t{turn.source_rows} * width * kBlock * static_cast<int64_t>(sizeof(A)));
-  Scratch sums_memory(round_up<int64_t>(int64_t{turn.rows} * out_width, S::kLanes) * kBlock *
-                      static_cast<int64_t>(sizeof(A)));
-  Scratch weight_memory(int64_t{grid.taps()} * kBlock * static_cast<int64_t>(sizeof(A)));
-  Scratch across_memory(grid.y.taps * static_cast<int64_t>(sizeof(int64_t)));
-  depthwise_across(grid, int64_t{kBlock} * width, across_memory.template as<int64_t>());
-  A* source = source_memory.template as<A>();
-  A* sums = sums_memory.template as<A>();
-  A* weights = weight_memory.template as<A>();
-  DepthwiseLine<isa, A, A, A> line;
-  line.axis = grid.x;
-  line.inner = pixels_all_inside(grid.x);
-  line.pixel = kBlock;
-  line.across = across_memory.template as<int64_t>();
-  line.pitch = kBlock;
-  line.lanes = S::kAllLanes;
-  line.activation = Activation::kNone;
-  line.to_pixel = kBlock;
-  int64_t packed = -1;
-  for (int64_t item = first; item < last; ++item) {
-    const int64_t image = item / turn.strips / turn.blocks, block = item / turn.strips % turn.blocks;
-    const int64_t channel = block * kBlock, plane = image * p.channels() + channel;
-    const int channels = static_cast<int>(min_of<int64_t>(kBlock, p.channels() - channel));
-    const int y0 = static_cast<int>(item % turn.strips) * turn.rows, rows = min_of(turn.rows, grid.y.grid - y0);
-    if (block != packed) depthwise_weights<isa>(p, grid, channel, channels, kBlock, weights);
-    packed = block;
-    // The rows of the map that the strip reads.
-    const int64_t begin = int64_t{y0} * grid.y.source_step + grid.y.first_offset;
-    const int64_t end =
-        begin + int64_t{rows - 1} * grid.y.source_step + int64_t{grid.y.taps - 1} * grid.y.offset_step + 1;
-    const int64_t top = max_of<int64_t>(begin, 0), bottom = max_of(top, min_of<int64_t>(end, grid.y.extent));
+  static constexpr int kBlock = GemmTile<isa, A>::kColumns;
+
+ public:
+  CVK_HD DepthwiseTurned(const TappedProduct<T>& p, const DepthwiseTurn& turn)
+      : p_(p),
+        turn_(turn),
+        y_(p.grid(0).y),
+        width_(p.grid(0).x.extent),
+        source_(min_of<int64_t>(turn.rows_read(turn.rows, y_), y_.extent) * width_ * kBlock * int64_t{sizeof(A)}),
+        sums_(round_up<int64_t>(int64_t{turn.rows} * y_.target_step * p.target_width(), S::kLanes) * kBlock *
+              int64_t{sizeof(A)}),
+        weights_(int64_t{p.shape.kernel_size()} * kBlock * int64_t{sizeof(A)}),
+        across_(p.shape.kernel_height * int64_t{sizeof(int64_t)}) {
+    depthwise_across(p.shape.kernel_height, int64_t{y_.offset_step} * width_ * kBlock, across_.template as<int64_t>());
+  }
+  CVK_HD ~DepthwiseTurned() {}
+
+  CVK_HD void item(int64_t index) {
+    const int64_t image = index / turn_.strips / turn_.blocks, block = index / turn_.strips % turn_.blocks;
+    const int64_t channel = block * kBlock;
+    const int channels = static_cast<int>(min_of<int64_t>(kBlock, p_.channels() - channel));
+    const int first = static_cast<int>(index % turn_.strips) * turn_.rows, rows = min_of(turn_.rows, y_.grid - first);
+    const int64_t begin = int64_t{first} * y_.source_step + turn_.low, top = max_of<int64_t>(begin, 0);
+    const int64_t bottom = max_of(top, min_of<int64_t>(begin + turn_.rows_read(rows, y_), y_.extent));
     transpose_into_panel<isa>(
-        p.source + plane * p.source_plane() + top * width, p.source_plane(), channels,
-        static_cast<int>((bottom - top) * width), kBlock, [](int i) { return i; }, source);
+        p_.source + (image * p_.channels() + channel) * p_.source_plane() + top * width_, p_.source_plane(), channels,
+        static_cast<int>((bottom - top) * width_), kBlock, [](int i) { return i; }, source_.template as<A>());
+    A* weights = weights_.template as<A>();
+    for (int64_t phase = 0; phase < p_.phases(); ++phase) {
+      const TapGrid grid = p_.grid(phase);
+      if (block != packed_) depthwise_weights<isa>(p_, grid, channel, channels, kBlock, weights);
+      sum(grid, first, min_of(rows, grid.y.grid - first), top, channel, channels, weights);
+      weights += int64_t{grid.taps()} * kBlock;
+    }
+    packed_ = block;
+    store(image, channel, channels, int64_t{first} * y_.target_step,
+          min_of<int64_t>(int64_t{rows} * y_.target_step, p_.target_height() - int64_t{first} * y_.target_step));
+  }
+
+ private:
+  // Rows [first, first + rows) of a phase; row `top` of the map is the first one that is copied.
+  CVK_HD void sum(const TapGrid& grid, int first, int rows, int64_t top, int64_t channel, int channels,
+                  const A* weights) const {
+    DepthwiseLine<isa, A, A, A> line;
+    line.axis = grid.x;
+    line.inner = pixels_all_inside(grid.x);
+    line.across = across_.template as<int64_t>();
+    line.pixel = kBlock;
+    line.pitch = kBlock;
+    line.lanes = S::kAllLanes;
+    line.activation = Activation::kNone;
+    line.to_pixel = int64_t{grid.x.target_step} * kBlock;
     for (int i = 0; i < rows; ++i) {
-      const Span taps = taps_inside(grid.y, y0 + i);
-      const int64_t source_y = begin - top + int64_t{i} * grid.y.source_step + int64_t{taps.begin} * grid.y.offset_step;
+      const Span taps = taps_inside(grid.y, first + i);
+      const int64_t y = int64_t{first + i} * grid.y.source_step + grid.y.first_offset +
+                        int64_t{taps.begin} * grid.y.offset_step - top;
+      A* to = sums_.template as<A>() + target_pixel(grid, p_.target_width(), i, 0) * kBlock;
       line.taps_across = taps.end - taps.begin;
       for (int c = 0; c < channels; c += S::kLanes) {
-        line.from = source + (source_y * width + grid.x.first_offset) * kBlock + c;
+        line.from = source_.template as<A>() + (y * width_ + grid.x.first_offset) * kBlock + c;
         line.weights = weights + int64_t{taps.begin} * grid.x.taps * kBlock + c;
         line.bias = typename S::Vec{};
-        if (p.bias != nullptr) {
-          line.bias = S::load_lanes(line.bias, p.bias + channel + c, S::lane_range(0, min_of(S::kLanes, channels - c)));
+        if (p_.bias != nullptr) {
+          line.bias = S::load_lanes(line.bias, p_.bias + channel + c, S::lane_range(0, min_of(S::kLanes, channels - c)));
         }
-        line.to = sums + int64_t{i} * out_width * kBlock + c;
+        line.to = to + c;
         depthwise_line(line, true);
       }
     }
-    T* target = p.target + plane * p.target_plane() + int64_t{y0} * out_width;
-    const int pixels = rows * out_width;
+  }
+
+  // Rows [y, y + rows) of the target.
+  CVK_HD void store(int64_t image, int64_t channel, int channels, int64_t y, int64_t rows) const {
+    T* target = p_.target + (image * p_.channels() + channel) * p_.target_plane() + y * p_.target_width();
+    const int64_t pixels = rows * p_.target_width();
     for (int c = 0; c < channels; c += S::kLanes) {
       const int some = min_of(S::kLanes, channels - c);
-      for (int i = 0; i < pixels; i += S::kLanes) {
+      const A* sums = sums_.template as<A>() + c;
+      for (int64_t i = 0; i < pixels; i += S::kLanes) {
         typename S::Vec values[S::kLanes];
-        for (int k = 0; k < S::kLanes; ++k) values[k] = activate(p.activation, S::load(sums + (i + k) * kBlock + c));
+        for (int k = 0; k < S::kLanes; ++k) values[k] = activate(p_.activation, S::load(sums + (i + k) * kBlock));
         S::transpose(values);
-        const int count = min_of(S::kLanes, pixels - i);
+        const int count = static_cast<int>(min_of<int64_t>(S::kLanes, pixels - i));
         for (int k = 0; k < some; ++k) {
-          T* out = target + (c + k) * p.target_plane() + i;
+          T* out = target + (c + k) * p_.target_plane() + i;
           if (count == S::kLanes) {
             S::store(out, values[k]);
           } else {
@@ -213,7 +248,14 @@ CVK_HD void depthwise_turned(const TappedProduct<T>& p, const DepthwiseTurn& tur
       }
     }
   }
-}
+
+  const TappedProduct<T>& p_;
+  const DepthwiseTurn& turn_;
+  TapAxis y_;  // of the first phase
+  int width_;
+  Scratch source_, sums_, weights_, across_;
+  int64_t packed_ = -1;  // block whose weights are in scratch
+};
 
 // ---- planes
 

@@ -137,10 +137,11 @@ constexpr int64_t kDepthwiseWeightBytes = int64_t{1} << 18;
 constexpr int64_t kDepthwiseStrip = 6 << 10;
 constexpr int64_t kDepthwiseLongStrip = 64 << 10;
 
-// Depthwise over planes, turned: bytes of the channels-last copy of a strip, half an L2 of 1 MiB with the weights and sums; rows
-// of pixels above which vectors along a row are full often enough.
+// Depthwise over planes, turned: bytes of the channels-last copy of a strip, and of its results, half an L2 of 1 MiB together; pixels
+// of a row above which vectors along it are full often enough; phases of a transposed product at most.
 constexpr int64_t kDepthwiseTurnBytes = int64_t{1} << 18;
 constexpr int kDepthwiseTurnWidth = 16;
+constexpr int64_t kDepthwiseTurnPhases = 16;
 
 // Depthwise weight gradient: rows of a part at least.
 constexpr int kDepthwisePartRows = 32;
