@@ -101,13 +101,16 @@ CVK_HD TapAxis transposed_axis(int phase, int extent, int target, int kernel, in
   return axis;
 }
 
-// One tap that reads the pixel itself: rows of pixels follow one another, so all of them are one row. Long rows gain nothing.
+// One tap, which reads the pixel itself.
+CVK_HD bool reads_itself(const TapAxis& axis) {
+  return axis.taps == 1 && axis.source_step == 1 && axis.target_step == 1 && axis.first_offset == 0 &&
+         axis.grid == axis.extent;
+}
+CVK_HD bool reads_itself(const TapGrid& grid) { return reads_itself(grid.y) && reads_itself(grid.x); }
+
+// Then rows of pixels follow one another, so all of them are one row. Long rows gain nothing.
 CVK_HD TapGrid simplified(TapGrid grid) {
-  const auto plain = [](const TapAxis& axis) {
-    return axis.taps == 1 && axis.source_step == 1 && axis.target_step == 1 && axis.first_offset == 0 &&
-           axis.grid == axis.extent;
-  };
-  if (plain(grid.y) && plain(grid.x) && grid.pixels() <= (1 << 15)) {
+  if (reads_itself(grid) && grid.pixels() <= (1 << 15)) {
     grid.x.grid = grid.x.extent = static_cast<int>(grid.pixels());
     grid.y.grid = grid.y.extent = 1;
   }

@@ -97,8 +97,8 @@ CVK_HD void depthwise_rows(const TappedProduct<T>& p, int64_t first, int64_t las
     const int last_row = min_of(end, grid.y.grid);  // a later phase may have fewer rows
     for (int y = begin; y < last_row; y += kDepthwiseStripRows) {
       for (int c = 0; c < channels; c += kDepthwiseChannels) {
-        depthwise_strip<isa>(p, grid, image, y, min_of(y + kDepthwiseStripRows, last_row), across,
-                             channel + c, min_of(kDepthwiseChannels, channels - c), weights + c, pitch);
+        depthwise_strip<isa>(p, grid, image, y, min_of(y + kDepthwiseStripRows, last_row), across, channel + c,
+                             min_of(kDepthwiseChannels, channels - c), weights + c, pitch);
       }
     }
   }
@@ -217,7 +217,8 @@ class DepthwiseTurned {
         line.weights = weights + int64_t{taps.begin} * grid.x.taps * kBlock + c;
         line.bias = typename S::Vec{};
         if (p_.bias != nullptr) {
-          line.bias = S::load_lanes(line.bias, p_.bias + channel + c, S::lane_range(0, min_of(S::kLanes, channels - c)));
+          line.bias =
+              S::load_lanes(line.bias, p_.bias + channel + c, S::lane_range(0, min_of(S::kLanes, channels - c)));
         }
         line.to = to + c;
         depthwise_line(line, true);

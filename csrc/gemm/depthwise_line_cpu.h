@@ -54,15 +54,15 @@ CVK_HD Span pixels_all_inside(const TapAxis& axis) {
 
 template <Isa isa, class A, class T, class To>
 struct DepthwiseLine {
-  TapAxis axis;        // along the line
-  Span inner;          // pixels with all taps along it inside
+  TapAxis axis;           // along the line
+  Span inner;             // pixels with all taps along it inside
   int taps_across;        // that are inside
   const int64_t* across;  // where they are, from the first of them on
-  const T* from;       // what pixel 0 reads at the first tap along and across; may be outside
-  int64_t pixel;       // elements from pixel to pixel of the source
-  const A* weights;    // of the first tap; [taps across, taps along, pitch]
+  const T* from;          // what pixel 0 reads at the first tap along and across; may be outside
+  int64_t pixel;          // elements from pixel to pixel of the source
+  const A* weights;       // of the first tap; [taps across, taps along, pitch]
   int64_t pitch;
-  uint32_t lanes;      // that exist
+  uint32_t lanes;  // that exist
   typename Simd<isa, A>::Vec bias;
   Activation activation;
   To* to;  // pixel 0

@@ -30,8 +30,9 @@ class DepthwisePlanes {
     const int64_t span = int64_t{max_of(y.taps - 1, 0)} * y.offset_step + 1;
     const auto rows_in = [&](int64_t size) { return (size / (slots_ * pitch_) - span) / y.source_step + 1; };
     int64_t rows = rows_in(kDepthwiseStrip);
-    rows = rows >= kDepthwisePixels ? rows / kDepthwisePixels * kDepthwisePixels
-                                    : max_of<int64_t>(1, min_of<int64_t>(kDepthwisePixels, rows_in(kDepthwiseLongStrip)));
+    rows = rows >= kDepthwisePixels
+               ? rows / kDepthwisePixels * kDepthwisePixels
+               : max_of<int64_t>(1, min_of<int64_t>(kDepthwisePixels, rows_in(kDepthwiseLongStrip)));
     rows_ = static_cast<int>(min_of<int64_t>(y.grid, rows));
     source_rows_ = (rows_ - 1) * int64_t{y.source_step} + span;
     // Lanes that are dropped read past the last row.

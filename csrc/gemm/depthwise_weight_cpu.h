@@ -15,10 +15,10 @@ namespace cvk {
 // Some lines of gradients, and what one tap across the lines reads for them.
 template <class T, class G>
 struct DepthwiseGradLines {
-  TapAxis axis;     // along a line
-  Span inner;       // pixels with all taps along it inside
+  TapAxis axis;  // along a line
+  Span inner;    // pixels with all taps along it inside
   int lines;
-  const T* from;    // what pixel 0 of the first line reads at the first tap; may be outside
+  const T* from;                  // what pixel 0 of the first line reads at the first tap; may be outside
   int64_t pixel, line;            // elements from pixel to pixel of the source, and from line to line
   const G* grads;                 // of pixel 0 of the first line
   int64_t grad_pixel, grad_line;  // likewise
@@ -160,12 +160,14 @@ CVK_HD int64_t depthwise_weight_items(const ConvShape& s, int64_t parts) { retur
 
 // Calls strip(image, y, rows) for pieces of at most `most` rows of an image that are the part.
 template <class Strip>
-CVK_HD void depthwise_part_strips(const ConvShape& s, int64_t part, int64_t parts, int most, Strip&& strip) {
-  const int64_t all = s.batch * s.out_height, rows = ceil_div(all, parts), end = min_of(all, (part + 1) * rows);
+CVK_HD void depthwise_part_strips(const ConvShape& s, const TapGrid& grid, int64_t part, int64_t parts, int most,
+                                  Strip&& strip) {
+  const int height = grid.y.grid;  // 1 where all rows are one
+  const int64_t all = s.batch * height, rows = ceil_div(all, parts), end = min_of(all, (part + 1) * rows);
   for (int64_t row = part * rows; row < end;) {
-    const int y = static_cast<int>(row % s.out_height);
-    const int count = static_cast<int>(min_of<int64_t>(min_of(most, s.out_height - y), end - row));
-    strip(row / s.out_height, y, count);
+    const int y = static_cast<int>(row % height);
+    const int count = static_cast<int>(min_of<int64_t>(min_of(most, height - y), end - row));
+    strip(row / height, y, count);
     row += count;
   }
 }
@@ -192,7 +194,7 @@ CVK_HD void depthwise_weight_rows(const TappedWeightGradient<T>& p, int64_t part
     const int64_t part = item / blocks, channel = item % blocks * kDepthwiseChannels;
     const int channels = static_cast<int>(min_of<int64_t>(kDepthwiseChannels, s.channels - channel));
     for (int64_t i = 0; i < grid.taps() * kPitch; ++i) sums[i] = A(0);
-    depthwise_part_strips(s, part, parts, kDepthwiseStripRows, [&](int64_t image, int y, int rows) {
+    depthwise_part_strips(s, grid, part, parts, kDepthwiseStripRows, [&](int64_t image, int y, int rows) {
       for (int c = 0; c < channels; c += S::kLanes) {
         const T* source = p.input + image * s.pixels() * s.channels + channel + c;
         const T* grads = p.grad_output + image * s.out_pixels() * s.channels + channel + c;
@@ -240,7 +242,7 @@ CVK_HD void depthwise_weight_planes(const TappedWeightGradient<T>& p, int64_t pa
   for (int64_t item = first; item < last; ++item) {
     const int64_t part = item / s.channels, channel = item % s.channels;
     for (int i = 0; i < grid.taps() * S::kLanes; ++i) sums[i] = A(0);
-    depthwise_part_strips(s, part, parts, planes.rows(), [&](int64_t image, int y, int rows) {
+    depthwise_part_strips(s, grid, part, parts, planes.rows(), [&](int64_t image, int y, int rows) {
       const int64_t plane = image * s.channels + channel;
       planes.fill(p.input + plane * s.pixels(), y, rows);
       lines.axis = planes.axis_of_rows(rows);

@@ -62,6 +62,9 @@ class RowGatherer {
         places_(most_rows * sizeof(Place)),
         runs_(most_depth * sizeof(Run)) {}
 
+  // Another group's first channel.
+  CVK_HD void set_map(const T* map) { map_ = map; }
+
   CVK_HD void place(const TapGrid& grid, int64_t first, int rows) {
     grid_ = grid;
     GridWalk walk(grid, first);
@@ -228,6 +231,9 @@ class PlaneGatherer {
         channels_(channels),
         segments_(round_up(most_pixels, kLanes) * static_cast<int64_t>(sizeof(Segment))),
         begins_((most_pixels / kLanes + 2) * static_cast<int64_t>(sizeof(int))) {}
+
+  // Another group's first plane.
+  CVK_HD void set_map(const T* map) { map_ = map; }
 
   CVK_HD void place(const TapGrid& grid, int64_t first, int pixels) {
     grid_ = grid;

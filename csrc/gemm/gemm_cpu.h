@@ -1,7 +1,7 @@
 // The matrix engine on the CPU: out[m, n] = sum over k of left[m, k] * right[k, n], where neither operand need exist as a whole.
 //
 // Both operands are made block by block of the depth k, in scratch that stays in cache:
-//   left   rows, each with its depth contiguous: row i at i * kPitch
+//   left   rows, each with its depth contiguous; where they lie in the map like that, the map itself
 //   right  panels of kColumns columns: row k of a panel at k * stride
 // Between them is a register tile of kRows x kColumns sums: values of the left operand are broadcast, rows of the right one are
 // vectors. Whether pixels are the rows (channels-last maps) or the columns (planes) is the caller's choice; see README.md.
@@ -119,6 +119,15 @@ CVK_HD void finish_sums(typename Simd<isa, Acc<T>>::Vec (&sum)[rows][vecs], cons
       for (int i = 0; i < rows; ++i) sum[i][j] = sum[i][j] + bias;
     }
   }
+  if (whole && count >= rows && !of_rows && !finish.relu) {
+    T* to = finish.to;
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i, to += finish.stride) {
+#pragma GCC unroll 2
+      for (int j = 0; j < vecs; ++j) S::store(to + j * S::kLanes, sum[i][j]);
+    }
+    return;
+  }
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {
     if (i >= count) break;
@@ -154,6 +163,14 @@ CVK_HD void put_sums(typename Simd<isa, Acc<T>>::Vec (&sum)[rows][vecs], const G
   }
 }
 
+// Rows of the left operand a fixed number of operands apart: kPitch in scratch.
+template <class P>
+struct GemmRows {
+  const P* at;
+  int64_t pitch;
+  CVK_HD GemmRows from(int64_t row) const { return {at + row * pitch, pitch}; }
+};
+
 // Rows of the right operand a fixed number of operands apart.
 template <class P>
 struct GemmPanel {
@@ -165,14 +182,18 @@ struct GemmPanel {
 // The sums over p < depth of left[i, p] * right(p)[j], for `rows` rows and `vecs` vectors; the first `count` rows and `columns`
 // columns are wanted where they are finished. `depth` counts operands.
 template <Isa isa, class P, class T, int rows, int vecs, class Right>
-__attribute__((noinline)) void gemm_tile(const P* left, const Right right, int depth,
+__attribute__((noinline)) void gemm_tile(const GemmRows<P> left, const Right right, int depth,
                                          const GemmTarget<Acc<P>, T>& target, int count, int columns) {
   using S = Simd<isa, Acc<P>>;
   using Tile = GemmTile<isa, P>;
   typename S::Vec sum[rows][vecs];
   clear_sums<isa, Acc<P>>(sum);
+  // Three rows share a pointer: what is added to it fits into an address, and so many pointers into registers.
+  const P* row[(rows + 2) / 3];
+#pragma GCC unroll 8
+  for (int i = 0; i < (rows + 2) / 3; ++i) row[i] = left.at + 3 * i * left.pitch;
   for (int p = 0; p < depth; ++p) {
-    add_products<isa>(sum, right(p), [=](int i) { return left[i * Tile::kPitch + p]; });
+    add_products<isa>(sum, right(p), [&](int i) { return row[i / 3][i % 3 * left.pitch + p]; });
   }
   // A block's sums begin from zero and are added as a whole: of 2,304 products the error is a third of one long sum's.
   if (target.add) {
@@ -187,8 +208,8 @@ __attribute__((noinline)) void gemm_tile(const P* left, const Right right, int d
 
 // The same for any number of rows up to a tile's; an odd one computes a row more, of whatever the left scratch holds.
 template <Isa isa, class P, class T, int vecs, int rows = GemmTile<isa, P>::kRows, class Right>
-CVK_HD void gemm_rows_of(const P* left, const Right& right, int depth, const GemmTarget<Acc<P>, T>& target, int count,
-                         int columns) {
+CVK_HD void gemm_rows_of(const GemmRows<P>& left, const Right& right, int depth, const GemmTarget<Acc<P>, T>& target,
+                         int count, int columns) {
   if constexpr (rows > 2) {
     if (count <= rows - 2) {
       gemm_rows_of<isa, P, T, vecs, rows - 2>(left, right, depth, target, count, columns);
@@ -200,7 +221,7 @@ CVK_HD void gemm_rows_of(const P* left, const Right& right, int depth, const Gem
 
 // And for any number of columns.
 template <Isa isa, class P, class T, class Right>
-CVK_HD void gemm_vectors_of(const P* left, const Right& right, int depth, const GemmTarget<Acc<P>, T>& target,
+CVK_HD void gemm_vectors_of(const GemmRows<P>& left, const Right& right, int depth, const GemmTarget<Acc<P>, T>& target,
                             int count, int columns) {
   if (columns > GemmTile<isa, P>::kLanes) {
     gemm_rows_of<isa, P, T, 2>(left, right, depth, target, count, columns);
@@ -212,13 +233,15 @@ CVK_HD void gemm_vectors_of(const P* left, const Right& right, int depth, const 
 // The same where a unit of tiles multiplies: 16 or 32 rows by 16 or 32 columns, in registers 0..3, of the left operand in 4 and 5 and
 // the right one in 6 and 7. What is computed past `count` and `columns` is of whatever the scratch holds, and dropped.
 template <Isa isa, class P, class T, int row_tiles, int column_tiles>
-__attribute__((noinline)) void gemm_unit_tile(const P* left, const P* right, int64_t right_stride, int depth,
+__attribute__((noinline)) void gemm_unit_tile(const GemmRows<P>& rows, const P* right, int64_t right_stride, int depth,
                                               const GemmTarget<Acc<P>, T>& target, int count, int columns) {
   using A = Acc<P>;
   using S = Simd<isa, A>;
   using Tile = GemmTile<isa, P>;
   using Unit = typename P::Unit;
-  constexpr int64_t kLeftStride = Tile::kPitch * sizeof(P), kSumsStride = Tile::kColumns * sizeof(A);
+  constexpr int64_t kSumsStride = Tile::kColumns * sizeof(A);
+  const int64_t left_stride = rows.pitch * static_cast<int64_t>(sizeof(P));
+  const P* left = rows.at;
   constexpr bool kLower = row_tiles == 2, kRight = column_tiles == 2;
   const int64_t panel_stride = right_stride * static_cast<int64_t>(sizeof(P));
   A* const sums = target.sums;
@@ -236,14 +259,14 @@ __attribute__((noinline)) void gemm_unit_tile(const P* left, const P* right, int
   }
   for (int p = 0; p < depth; p += kTileSide, left += kTileSide, right += kTileSide * right_stride) {
     Unit::template load<6>(right, panel_stride);
-    Unit::template load<4>(left, kLeftStride);
+    Unit::template load<4>(left, left_stride);
     Unit::template multiply<0, 4, 6>();
     if constexpr (kRight) {
       Unit::template load<7>(right + kTileSide, panel_stride);
       Unit::template multiply<1, 4, 7>();
     }
     if constexpr (kLower) {
-      Unit::template load<5>(left + kTileSide * Tile::kPitch, kLeftStride);
+      Unit::template load<5>(left + kTileSide * rows.pitch, left_stride);
       Unit::template multiply<2, 5, 6>();
     }
     if constexpr (kLower && kRight) Unit::template multiply<3, 5, 7>();
@@ -268,7 +291,7 @@ __attribute__((noinline)) void gemm_unit_tile(const P* left, const P* right, int
 
 // A tile by whichever multiplies P.
 template <Isa isa, class P, class T>
-CVK_HD void gemm_tile_of(const P* left, const P* right, int64_t right_stride, int depth,
+CVK_HD void gemm_tile_of(const GemmRows<P>& left, const P* right, int64_t right_stride, int depth,
                          const GemmTarget<Acc<P>, T>& target, int count, int columns) {
   if constexpr (kGemmTiles<P>) {
     const auto call = [&](auto tile) { tile(left, right, right_stride, depth, target, count, columns); };
@@ -285,7 +308,7 @@ CVK_HD void gemm_tile_of(const P* left, const P* right, int64_t right_stride, in
 // `rows` x `columns` sums in tiles; tile (i, j) begins at sums + (i * tile_stride + j) * kSize. Panel j of the right operand
 // begins at right + j * panel_stride. With `finish` the block's results leave for it.
 template <Isa isa, class P, class T>
-CVK_HD void gemm_block(int rows, int columns, int depth, const P* left, const P* right, int64_t right_stride,
+CVK_HD void gemm_block(int rows, int columns, int depth, const GemmRows<P>& left, const P* right, int64_t right_stride,
                        int64_t panel_stride, Acc<P>* sums, int64_t tile_stride, bool add, const GemmFinish<T>* finish) {
   using A = Acc<P>;
   using Tile = GemmTile<isa, P>;
@@ -294,7 +317,6 @@ CVK_HD void gemm_block(int rows, int columns, int depth, const P* left, const P*
     const int width = min_of(Tile::kColumns, columns - j * Tile::kColumns);
     for (int i = 0; i * Tile::kRows < rows; ++i) {
       const int count = min_of(Tile::kRows, rows - i * Tile::kRows);
-      const P* tile = left + int64_t{i} * Tile::kRows * Tile::kPitch;
       GemmTarget<A, T> target{sums + (i * tile_stride + j) * Tile::kSize, add, nullptr};
       GemmFinish<T> own;
       if (finish != nullptr) {
@@ -303,7 +325,7 @@ CVK_HD void gemm_block(int rows, int columns, int depth, const P* left, const P*
         if (own.bias != nullptr) own.bias += own.bias_of_rows ? i * Tile::kRows : j * Tile::kColumns;
         target.finish = &own;
       }
-      gemm_tile_of<isa>(tile, panel, right_stride, depth, target, count, width);
+      gemm_tile_of<isa>(left.from(int64_t{i} * Tile::kRows), panel, right_stride, depth, target, count, width);
     }
   }
 }

@@ -160,8 +160,8 @@ CVK_HD int dot_columns(int columns, int depth) {
 
 // Columns [begin, begin + columns) of sums by dot products; with `finish` they leave for it.
 template <Isa isa, class P, class T>
-CVK_HD void dot_block(int rows, int begin, int columns, int depth, const P* left, const P* right, Acc<P>* sums,
-                      int64_t tile_stride, bool add, const GemmFinish<T>* finish) {
+CVK_HD void dot_block(int rows, int begin, int columns, int depth, const GemmRows<P>& left, const P* right,
+                      Acc<P>* sums, int64_t tile_stride, bool add, const GemmFinish<T>* finish) {
   using A = Acc<P>;
   using S = Simd<isa, A>;
   using Tile = GemmTile<isa, P>;
@@ -182,10 +182,10 @@ CVK_HD void dot_block(int rows, int begin, int columns, int depth, const P* left
     const int step = both ? kDotRows<isa, P, 2> : kDotRows<isa, P, 1>;
     const P* column = right + j * Tile::kPitch;
     for (int i = 0; i < rows; i += step) {
-      const P* row = left + int64_t{i} * Tile::kPitch;
+      const P* row = left.from(i).at;
       A lanes[S::kLanes];
-      S::store(lanes, both ? dot_tile<isa, P, 2>(row, Tile::kPitch, rows - i, column, Tile::kPitch, depth)
-                           : dot_tile<isa, P, 1>(row, Tile::kPitch, rows - i, column, Tile::kPitch, depth));
+      S::store(lanes, both ? dot_tile<isa, P, 2>(row, left.pitch, rows - i, column, Tile::kPitch, depth)
+                           : dot_tile<isa, P, 1>(row, left.pitch, rows - i, column, Tile::kPitch, depth));
       for (int r = 0; r < step && i + r < rows; ++r) {
         put(i + r, begin + j, lanes[r]);
         if (both) put(i + r, begin + j + 1, lanes[step + r]);
@@ -332,6 +332,14 @@ CVK_HD bool finishes_in_registers(const TappedProduct<T>& p, const TapGrid& grid
          (p.activation == Activation::kNone || p.activation == Activation::kRelu);
 }
 
+// Whether rows of the product are pixels of a channels-last map as they lie: one tap, which reads the pixel itself, and operands that
+// are neither converted nor so far apart that they would fall into few sets of L1.
+template <class P, class T>
+CVK_HD bool rows_in_map(const TappedProduct<T>& p) {
+  return std::is_same_v<P, T> && p.shape.channels_last && p.shape.groups == 1 && reads_itself(p.grid(0)) &&
+         p.channels() * static_cast<int64_t>(sizeof(P)) <= kGemmMapRowBytes;
+}
+
 // Channels-last maps: pixels are rows, which `gatherer` makes.
 template <Isa isa, class P, class T, class Gatherer>
 CVK_HD void multiply_rows(const TappedProduct<T>& p, const TapItem& item, TapScratch<isa, P>& scratch,
@@ -347,6 +355,8 @@ CVK_HD void multiply_rows(const TappedProduct<T>& p, const TapItem& item, TapScr
   // Panels, and behind them the rows of dot products.
   const int64_t panel_size = int64_t{scratch.panels} * Tile::kColumns * Tile::kDepth;
   scratch.packed.begin(item.key, blocks.count(), panel_size + Tile::kLanes * Tile::kPitch, kGemmResidentBytes);
+  const bool in_map = rows_in_map<P>(p);
+  const int64_t map_pixels = p.shape.batch * p.source_plane();
   gatherer.place(item.grid, item.first_pixel, item.pixels);
   const bool finishes = finishes_in_registers(p, item.grid);
   for (int64_t b = 0; b < blocks.count(); ++b) {
@@ -361,16 +371,20 @@ CVK_HD void multiply_rows(const TappedProduct<T>& p, const TapItem& item, TapScr
     for (int i = 0; i < item.pixels; i += Tile::kBlockRows) {
       const int rows = min_of(Tile::kBlockRows, item.pixels - i);
       A* sums = scratch.sums(i / Tile::kRows * scratch.panels);
-      gatherer.gather(in_operands<P>(block), i, rows, scratch.pixels());
-      pad_rows<isa>(rows, in_operands<P>(block).depth(), scratch.pixels());
+      GemmRows<P> left{scratch.pixels(), Tile::kPitch};
+      if (in_map && item.first_pixel + i + round_up(rows, Tile::kRowUnit) <= map_pixels) {
+        if constexpr (std::is_same_v<P, T>) left = {p.source + (item.first_pixel + i) * channels + block.c, channels};
+      } else {
+        gatherer.gather(in_operands<P>(block), i, rows, scratch.pixels());
+        pad_rows<isa>(rows, in_operands<P>(block).depth(), scratch.pixels());
+      }
       GemmFinish<T> finish{p.target + (item.first_pixel + i) * p.columns() + column, p.columns(),
                            p.bias != nullptr ? p.bias + column : nullptr, false, p.activation == Activation::kRelu};
       const GemmFinish<T>* done = last && finishes ? &finish : nullptr;
-      gemm_block<isa>(rows, width, depth, scratch.pixels(), panels, Tile::kColumns, int64_t{depth} * Tile::kColumns,
-                      sums, scratch.panels, b > 0, done);
+      gemm_block<isa>(rows, width, depth, left, panels, Tile::kColumns, int64_t{depth} * Tile::kColumns, sums,
+                      scratch.panels, b > 0, done);
       if constexpr (!kGemmTiles<P>) {
-        dot_block<isa>(rows, width, dots, depth, scratch.pixels(), panels + panel_size, sums, scratch.panels, b > 0,
-                       done);
+        dot_block<isa>(rows, width, dots, depth, left, panels + panel_size, sums, scratch.panels, b > 0, done);
       }
       if (last && !finishes) {
         store_rows<isa, P>(p, item.grid, item.first_pixel + i, rows, column, item.width, sums, scratch.panels);
@@ -411,8 +425,9 @@ CVK_HD void multiply_planes(const TappedProduct<T>& p, const TapItem& item, TapS
       const bool finishes = dense && at + count <= plane;  // all in one image
       GemmFinish<T> finish{p.target + (image * p.columns() + column) * plane + at, plane,
                            p.bias != nullptr ? p.bias + column : nullptr, true, p.activation == Activation::kRelu};
-      gemm_block<isa>(item.width, count, gemm_operands<P>(block.depth()), rows, scratch.pixels(), Tile::kColumns, 0,
-                      sums, scratch.panels, b > 0, last && finishes ? &finish : nullptr);
+      gemm_block<isa>(item.width, count, gemm_operands<P>(block.depth()), GemmRows<P>{rows, Tile::kPitch},
+                      scratch.pixels(), Tile::kColumns, 0, sums, scratch.panels, b > 0,
+                      last && finishes ? &finish : nullptr);
       if (last && !finishes) {
         store_planes<isa, P>(p, item.grid, item.first_pixel + i, count, column, item.width, sums, scratch.panels);
       }
@@ -424,24 +439,36 @@ CVK_HD void multiply_planes(const TappedProduct<T>& p, const TapItem& item, TapS
   }
 }
 
-// A work item with the map's own gatherer; `most_pixels` as the scratch was made for.
+// The map's own gatherers, of which its layout needs one; for work items of at most `most_pixels`.
+template <Isa isa, class P, class T>
+struct TapGatherers {
+  using Element = std::conditional_t<kGemmElements<P> == 2, word_t, T>;
+
+  CVK_HD TapGatherers(const TappedProduct<T>& p, int most_pixels)
+      : rows(nullptr, p.channels() / kGemmElements<P>, p.group_channels() / kGemmElements<P>,
+             p.shape.channels_last ? most_pixels : 0),
+        planes(nullptr, p.channels(), p.shape.channels_last ? 0 : most_pixels) {}
+  CVK_HD ~TapGatherers() {}
+
+  RowGatherer<isa, P, Element> rows;
+  PlaneGatherer<isa, Acc<T>, T> planes;
+};
+
 template <Isa isa, class P, class T>
 CVK_HD void multiply_item(const TappedProduct<T>& p, const TapItem& item, TapScratch<isa, P>& scratch,
-                          int most_pixels) {
+                          TapGatherers<isa, P, T>& gatherers) {
   using Tile = GemmTile<isa, P>;
   if (p.group_channels() * item.grid.taps() == 0) {
     for (int64_t i = 0; i < int64_t{scratch.row_tiles} * scratch.panels * Tile::kSize; ++i) scratch.sums(0)[i] = 0;
   }
-  const int64_t channels = p.group_channels(), first_channel = item.group * channels;
+  const int64_t first_channel = item.group * p.group_channels();
   if (p.shape.channels_last) {
-    using Element = std::conditional_t<kGemmElements<P> == 2, word_t, T>;
-    const auto* pixels = reinterpret_cast<const Element*>(p.source + first_channel);
-    multiply_rows(p, item, scratch,
-                  RowGatherer<isa, P, Element>(pixels, p.channels() / kGemmElements<P>, channels / kGemmElements<P>,
-                                               most_pixels));
+    using Element = typename TapGatherers<isa, P, T>::Element;
+    gatherers.rows.set_map(reinterpret_cast<const Element*>(p.source + first_channel));
+    multiply_rows(p, item, scratch, gatherers.rows);
   } else {
-    const T* planes = p.source + first_channel * p.source_plane();
-    multiply_planes(p, item, scratch, PlaneGatherer<isa, Acc<T>, T>(planes, p.channels(), most_pixels));
+    gatherers.planes.set_map(p.source + first_channel * p.source_plane());
+    multiply_planes(p, item, scratch, gatherers.planes);
   }
 }
 
@@ -449,9 +476,10 @@ template <Isa isa, class P, class T>
 CVK_HD void tapped_product_of(const TappedProduct<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
   const GemmSession<P> session;
   TapScratch<isa, P> scratch(p, cut);
+  TapGatherers<isa, P, T> gatherers(p, cut.block_pixels);
   for (int64_t index = first; index < last; ++index) {
     const TapItem item = tap_item(p, cut, index);
-    if (item.pixels > 0) multiply_item(p, item, scratch, cut.block_pixels);
+    if (item.pixels > 0) multiply_item(p, item, scratch, gatherers);
   }
 }
 

@@ -116,7 +116,7 @@ CVK_HD void weight_gradient_of(const TappedWeightGradient<T>& p, const ConvCut& 
           pair_rows<isa>(pixels, Tile::kPitch, run, round_up(depth, Tile::kLanes), Tile::kPitch,
                          reinterpret_cast<word_t*>(pixels));
         }
-        gemm_block<isa, P, A>(count, depth, gemm_operands<P>(run), reinterpret_cast<const P*>(filter),
+        gemm_block<isa, P, A>(count, depth, gemm_operands<P>(run), {reinterpret_cast<const P*>(filter), Tile::kPitch},
                               reinterpret_cast<const P*>(pixels), Tile::kPitch, Tile::kColumns, sums, panels,
                               pixel > begin, nullptr);
       }
@@ -137,7 +137,7 @@ CVK_HD void weight_gradient_of(const TappedWeightGradient<T>& p, const ConvCut& 
                            reinterpret_cast<word_t*>(panel));
           }
         }
-        gemm_block<isa, P, A>(depth, count, gemm_operands<P>(run), reinterpret_cast<const P*>(pixels),
+        gemm_block<isa, P, A>(depth, count, gemm_operands<P>(run), {reinterpret_cast<const P*>(pixels), Tile::kPitch},
                               reinterpret_cast<const P*>(filter), Tile::kColumns, kPanel, sums, panels, pixel > begin,
                               nullptr);
       }

@@ -326,7 +326,7 @@ class Winograd {
       const A* weights = weights_.get(column / kWinogradColumns * blocks + b,
                                       [&](A* to) { make_weights(block, column, columns, to); });
       for (int e = 0; e < 16; ++e) {
-        gemm_block<isa, A, A>(tiles, columns, block.channels, source(b, e),
+        gemm_block<isa, A, A>(tiles, columns, block.channels, {source(b, e), Tile::kPitch},
                               weights + e * Plan::element_size(block.channels), Tile::kColumns,
                               int64_t{block.channels} * Tile::kColumns, sums_.template as<A>() + e * sums_size(),
                               Plan::kPanels, b > 0, nullptr);
@@ -411,6 +411,7 @@ class Winograd {
       cut.block_pixels = most;
       cut.block_columns = kWinogradColumns;
       definition_.emplace(p_, cut);
+      gatherers_.emplace(p_, most);
     }
     const bool* finite = finite_.template as<bool>() + run.place;
     for (int t = 0; t < run.count; ++t) {
@@ -425,7 +426,7 @@ class Winograd {
             run.image * plan_.grid.pixels() + (int64_t{2} * run.y + i) * plan_.grid.x.grid + 2 * (run.x + t);
         item.pixels = min_of(2 * (end - t), plan_.grid.x.grid - 2 * (run.x + t));
         item.width = columns;
-        multiply_item(p_, item, *definition_, most);
+        multiply_item(p_, item, *definition_, *gatherers_);
       }
       t = end;
     }
@@ -439,7 +440,8 @@ class Winograd {
   Scratch source_, sums_, panel_, pixels_, results_, zeros_, finite_;
   PackedBlocks<A> weights_;
   std::optional<TapScratch<isa, A>> definition_;  // where it is needed
-  TapItem item_{};                                // at work
+  std::optional<TapGatherers<isa, A, T>> gatherers_;
+  TapItem item_{};  // at work
 };
 
 }  // namespace cvk

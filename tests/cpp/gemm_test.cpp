@@ -68,8 +68,8 @@ TEST(Gemm, BlockOfTiles) {
   for (float& value : right) value = static_cast<float>(random.whole(-9, 10));
   std::vector<float> sums(3 * 3 * Tile::kSize, 7.0f);
   for (const bool add : {false, true}) {
-    gemm_block<kIsa, float, float>(rows, columns, depth, left.data(), right.data(), 4 * Tile::kColumns, Tile::kColumns,
-                                   sums.data(), 3, add, nullptr);
+    gemm_block<kIsa, float, float>(rows, columns, depth, {left.data(), Tile::kPitch}, right.data(), 4 * Tile::kColumns,
+                                   Tile::kColumns, sums.data(), 3, add, nullptr);
   }
   for (int i = 0; i < rows; ++i) {
     for (int j = 0; j < columns; ++j) {

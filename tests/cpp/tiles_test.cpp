@@ -257,8 +257,9 @@ TYPED_TEST(TilesTest, BlockAtEveryEdge) {
             pad_rows<kIsa>(rows, words, a.data());
             for (int j = 0; j < 2; ++j) pad_panel<kIsa>(words, Tile::kColumns, b.data() + j * panel_size);
             const bool last = from + count == depth;
-            gemm_block<kIsa>(rows, columns, gemm_operands<Word>(count), a.data(), b.data(), Tile::kColumns, panel_size,
-                             sums.data(), 2, from > 0, last && how > 0 ? &finish : nullptr);
+            gemm_block<kIsa>(rows, columns, gemm_operands<Word>(count), GemmRows<Word>{a.data(), Tile::kPitch},
+                             b.data(), Tile::kColumns, panel_size, sums.data(), 2, from > 0,
+                             last && how > 0 ? &finish : nullptr);
           }
           for (int i = 0; i < rows; ++i) {
             for (int j = 0; j < columns + 3; ++j) {
