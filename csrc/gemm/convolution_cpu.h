@@ -19,9 +19,7 @@ CVK_HD int64_t product_items(const TappedProduct<T>& p, int threads, ConvCut& cu
   cut = {};
   if (is_depthwise(p.shape)) {
     cut.form = ConvForm::kDepthwise;
-    DepthwiseTurn turn{};
-    if (p.shape.channels_last) return depthwise_row_items(p);
-    return depthwise_turns<isa>(p, turn) ? depthwise_turned_items(p, turn) : depthwise_plane_items(p);
+    return depthwise_items<isa>(p);
   }
   if (is_dot_product(p)) {
     cut.form = ConvForm::kDot;
@@ -48,19 +46,6 @@ template <class Form, class T>
 CVK_HD void form_slice(const TappedProduct<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
   Form form(p, cut);
   for (int64_t index = first; index < last; ++index) form.item(index);
-}
-
-template <Isa isa, class T>
-CVK_HD void depthwise_slice(const TappedProduct<T>& p, int64_t first, int64_t last) {
-  DepthwiseTurn turn{};
-  if (p.shape.channels_last) {
-    depthwise_rows<isa>(p, first, last);
-  } else if (depthwise_turns<isa>(p, turn)) {
-    DepthwiseTurned<isa, T> turned(p, turn);
-    for (int64_t index = first; index < last; ++index) turned.item(index);
-  } else {
-    depthwise_planes<isa>(p, first, last);
-  }
 }
 
 template <Isa isa, class T>
@@ -97,10 +82,8 @@ template <Isa isa, class T>
 CVK_HD void weight_gradient_slice(const TappedWeightGradient<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
   if (!is_depthwise(p.shape)) {
     weight_gradient<isa>(p, cut, first, last);
-  } else if (p.shape.channels_last) {
-    depthwise_weight_rows<isa>(p, cut.parts, first, last);
   } else {
-    depthwise_weight_planes<isa>(p, cut.parts, first, last);
+    depthwise_weight_slice<isa>(p, cut.parts, first, last);
   }
 }
 

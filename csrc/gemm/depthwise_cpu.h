@@ -2,7 +2,8 @@
 // any tapped product (common/conv_shape.h), the arithmetic depthwise_line_cpu.h's.
 //
 // Channels-last maps: vectors along channels, which take the map as it lies. Planes: vectors along a row of pixels, from a padded
-// copy of a strip of the plane. Planes whose rows do not fill vectors: as channels-last, over a copy of a strip of many planes.
+// copy of a strip of the plane. Planes whose rows do not fill vectors, and strided ones backwards: as channels-last, over a copy of
+// a strip of many planes. What would need much scratch: by definition.
 #pragma once
 
 #include <cstdint>
@@ -14,12 +15,12 @@ namespace cvk {
 
 // ---- channels-last
 
-// Channels whose weights are packed at a time.
+// Channels whose weights are packed at a time: a number of strips, or of vectors where a filter has many taps.
 template <class T>
 CVK_HD int64_t depthwise_block(const TappedProduct<T>& p) {
   constexpr int64_t kWeights = kDepthwiseWeightBytes / static_cast<int64_t>(sizeof(Acc<T>));
-  const int64_t strips = max_of<int64_t>(1, kWeights / p.shape.kernel_size() / kDepthwiseChannels);
-  return min_of(p.channels(), strips * kDepthwiseChannels);
+  const int64_t fit = kWeights / p.shape.kernel_size(), unit = fit >= kDepthwiseChannels ? kDepthwiseChannels : 16;
+  return min_of(p.channels(), max_of<int64_t>(1, fit / unit) * unit);
 }
 
 // Items of depthwise_rows: blocks of channels, and in each the rows of the grid of every image, phase by phase.
@@ -95,10 +96,11 @@ CVK_HD void depthwise_rows(const TappedProduct<T>& p, int64_t first, int64_t las
       depthwise_across(grid.y.taps, p.channels() * grid.x.extent * grid.y.offset_step, across);
     }
     const int last_row = min_of(end, grid.y.grid);  // a later phase may have fewer rows
-    for (int y = begin; y < last_row; y += kDepthwiseStripRows) {
+    for (int y = begin, next; y < last_row; y = next) {
+      next = y + min_of(kDepthwiseStripRows, last_row - y);
       for (int c = 0; c < channels; c += kDepthwiseChannels) {
-        depthwise_strip<isa>(p, grid, image, y, min_of(y + kDepthwiseStripRows, last_row), across, channel + c,
-                             min_of(kDepthwiseChannels, channels - c), weights + c, pitch);
+        depthwise_strip<isa>(p, grid, image, y, next, across, channel + c, min_of(kDepthwiseChannels, channels - c),
+                             weights + c, pitch);
       }
     }
   }
@@ -121,7 +123,8 @@ template <Isa isa, class T>
 CVK_HD bool depthwise_turns(const TappedProduct<T>& p, DepthwiseTurn& turn) {
   using A = Acc<T>;
   constexpr int kBlock = GemmTile<isa, A>::kColumns;
-  if (p.phases() > kDepthwiseTurnPhases || p.shape.kernel_size() == 1) return false;
+  const int64_t pixel = kBlock * static_cast<int64_t>(sizeof(A)), most = kDepthwiseTurnBytes / pixel;
+  if (p.phases() > kDepthwiseTurnPhases || p.shape.kernel_size() == 1 || p.shape.kernel_size() > most) return false;
   const TapGrid grid = p.grid(0);  // which has the most rows
   if (grid.pixels() == 0 || grid.x.extent == 0 || grid.y.extent == 0) return false;
   if (grid.x.grid > kDepthwiseTurnWidth && grid.x.target_step == 1) return false;
@@ -135,11 +138,10 @@ CVK_HD bool depthwise_turns(const TappedProduct<T>& p, DepthwiseTurn& turn) {
   if (low > high) return false;
   turn.low = low;
   turn.span = high - low + 1;
-  const int64_t pixel = kBlock * static_cast<int64_t>(sizeof(A)), row = pixel * grid.x.extent;
-  const int64_t to_row = pixel * p.target_width() * grid.y.target_step;
-  if (turn.span * row > kDepthwiseTurnBytes || to_row > kDepthwiseTurnBytes) return false;
-  const int64_t rows = (kDepthwiseTurnBytes / row - turn.span) / grid.y.source_step + 1;
-  turn.rows = static_cast<int>(min_of<int64_t>(min_of(rows, kDepthwiseTurnBytes / to_row), grid.y.grid));
+  const int64_t source_rows = most / grid.x.extent, target_rows = most / p.target_width();
+  if (turn.span > source_rows || grid.y.target_step > target_rows) return false;
+  const int64_t rows = min_of((source_rows - turn.span) / grid.y.source_step + 1, target_rows / grid.y.target_step);
+  turn.rows = static_cast<int>(min_of<int64_t>(rows, grid.y.grid));
   turn.strips = ceil_div<int64_t>(grid.y.grid, turn.rows);
   turn.blocks = ceil_div<int64_t>(p.channels(), kBlock);
   return true;
@@ -258,6 +260,47 @@ class DepthwiseTurned {
   int64_t packed_ = -1;  // block whose weights are in scratch
 };
 
+// ---- by definition
+
+// A plane of a phase, in either layout, without scratch.
+template <class T>
+CVK_HD void depthwise_by_definition(const TappedProduct<T>& p, const TapGrid& grid, int64_t plane) {
+  using A = Acc<T>;
+  constexpr int kSums = 512;
+  const int64_t image = plane / p.channels(), channel = plane % p.channels();
+  const int64_t pixel = p.shape.channels_last ? p.channels() : 1;
+  const int64_t before = p.shape.channels_last ? image * p.channels() : plane;  // planes, and then the channel
+  const T* source = p.source + before * p.source_plane() + (p.shape.channels_last ? channel : 0);
+  T* target = p.target + before * p.target_plane() + (p.shape.channels_last ? channel : 0);
+  const T* weights = p.weights + channel * p.shape.kernel_size();
+  A sums[kSums];
+  for (int y = 0; y < grid.y.grid; ++y) {
+    const Span taps = taps_inside(grid.y, y);
+    for (int64_t x = 0; x < grid.x.grid; x += kSums) {
+      const int64_t end = min_of<int64_t>(x + kSums, grid.x.grid);
+      for (int64_t i = x; i < end; ++i) sums[i - x] = p.bias != nullptr ? to_acc(p.bias[channel]) : A(0);
+      for (int ty = taps.begin; ty < taps.end; ++ty) {
+        const int64_t source_y =
+            int64_t{y} * grid.y.source_step + grid.y.first_offset + int64_t{ty} * grid.y.offset_step;
+        for (int tx = 0; tx < grid.x.taps; ++tx) {
+          const Span inside = pixels_inside(grid.x, tx);
+          const int64_t first = max_of<int64_t>(x, inside.begin), last = min_of<int64_t>(end, inside.end);
+          const int64_t at = grid.x.first_offset + int64_t{tx} * grid.x.offset_step;
+          const A weight = to_acc(weights[grid.y.kernel(ty) * p.shape.kernel_width + grid.x.kernel(tx)]);
+          for (int64_t i = first; i < last; ++i) {
+            const T value = source[(source_y * grid.x.extent + i * grid.x.source_step + at) * pixel];
+            sums[i - x] = mul_add(weight, to_acc(value), sums[i - x]);
+          }
+        }
+      }
+      T* to = target + target_pixel(grid, p.target_width(), y, static_cast<int>(x)) * pixel;
+      for (int64_t i = x; i < end; ++i, to += grid.x.target_step * pixel) {
+        *to = from_acc<T>(activate(p.activation, sums[i - x]));
+      }
+    }
+  }
+}
+
 // ---- planes
 
 // Items of depthwise_planes: planes of every phase.
@@ -275,6 +318,10 @@ CVK_HD void depthwise_planes(const TappedProduct<T>& p, int64_t first, int64_t l
     // As many planes as share a phase.
     const int64_t phase = item / all, end = min_of(last, (phase + 1) * all);
     const TapGrid grid = p.grid(phase);
+    if (p.shape.channels_last || !DepthwisePlanes<isa, A>::fits(grid)) {
+      for (; item < end; ++item) depthwise_by_definition(p, grid, item % all);
+      continue;
+    }
     if (grid.pixels() == 0) {
       item = end;
       continue;
@@ -309,6 +356,45 @@ CVK_HD void depthwise_planes(const TappedProduct<T>& p, int64_t first, int64_t l
         }
       }
     }
+  }
+}
+
+// ---- which of them
+
+enum class DepthwiseForm { kRows, kTurned, kPlanes };
+
+template <Isa isa, class T>
+CVK_HD DepthwiseForm depthwise_form(const TappedProduct<T>& p, DepthwiseTurn& turn) {
+  if (p.shape.channels_last && p.shape.kernel_size() <= kDepthwiseMostTaps) return DepthwiseForm::kRows;
+  return !p.shape.channels_last && depthwise_turns<isa>(p, turn) ? DepthwiseForm::kTurned : DepthwiseForm::kPlanes;
+}
+
+template <Isa isa, class T>
+CVK_HD int64_t depthwise_items(const TappedProduct<T>& p) {
+  DepthwiseTurn turn{};
+  switch (depthwise_form<isa>(p, turn)) {
+    case DepthwiseForm::kRows:
+      return depthwise_row_items(p);
+    case DepthwiseForm::kTurned:
+      return depthwise_turned_items(p, turn);
+    default:
+      return depthwise_plane_items(p);
+  }
+}
+
+template <Isa isa, class T>
+CVK_HD void depthwise_slice(const TappedProduct<T>& p, int64_t first, int64_t last) {
+  DepthwiseTurn turn{};
+  switch (depthwise_form<isa>(p, turn)) {
+    case DepthwiseForm::kRows:
+      return depthwise_rows<isa>(p, first, last);
+    case DepthwiseForm::kTurned: {
+      DepthwiseTurned<isa, T> turned(p, turn);
+      for (int64_t index = first; index < last; ++index) turned.item(index);
+      return;
+    }
+    default:
+      return depthwise_planes<isa>(p, first, last);
   }
 }
 

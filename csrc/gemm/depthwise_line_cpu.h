@@ -98,7 +98,7 @@ CVK_HD void depthwise_window(const DepthwiseLine<isa, A, T, To>& line, int x,
   }
 }
 
-// The same for any taps; `whole`: all lanes exist.
+// The same for any taps; `whole`: all lanes may be read.
 template <Isa isa, bool whole, bool edge, class A, class T, class To>
 CVK_HD void depthwise_taps(const DepthwiseLine<isa, A, T, To>& line, int x,
                            typename Simd<isa, A>::Vec (&sum)[kDepthwisePixels]) {
@@ -149,8 +149,8 @@ __attribute__((noinline)) void depthwise_line_of(const DepthwiseLine<isa, A, T, 
   const int64_t to_pixel = line.to_pixel;
   const bool plain = count == kDepthwisePixels && line.activation == Activation::kNone;
   const bool all_lanes = line.lanes == S::kAllLanes;
-  for (int begin = 0; begin < grid; begin += kDepthwisePixels) {
-    const int x = min_of(begin, last);
+  for (int64_t begin = 0; begin < grid; begin += kDepthwisePixels) {
+    const int x = static_cast<int>(min_of<int64_t>(begin, last));
     const bool edge = x < inner_begin || x > inner_end;
     typename S::Vec sum[kDepthwisePixels];
 #pragma GCC unroll 8

@@ -15,10 +15,21 @@ class DepthwisePlanes {
  public:
   using S = Simd<isa, A>;
 
+  // Whether the copy of what one row reads is small enough. Not where padding or dilation are large beside the map.
+  static CVK_HD bool fits(const TapGrid& grid) {
+    const TapAxis &x = grid.x, &y = grid.y;
+    if (grid.taps() == 0 || grid.taps() > kDepthwiseMostTaps) return false;
+    const int64_t reach = max_of(-x.first_offset, 0) + int64_t{x.taps - 1} * x.offset_step;
+    const int64_t columns = x.grid + reach / x.source_step + 3 * S::kLanes, slots = min_of(x.taps, x.source_step);
+    const int64_t span = int64_t{y.taps - 1} * y.offset_step + 1;
+    return slots * columns <= kDepthwiseMostCopy / span;
+  }
+
+  // Only for a grid that fits.
   CVK_HD explicit DepthwisePlanes(const TapGrid& grid) : grid_(grid), tap_memory_(grid.taps() * sizeof(int64_t)) {
     const TapAxis &x = grid.x, &y = grid.y;
     // Column j of a plane is source pixel j * step + its remainder. Column 0 begins a vector.
-    const int64_t reach = int64_t{max_of(x.taps - 1, 0)} * x.offset_step;
+    const int64_t reach = int64_t{x.taps - 1} * x.offset_step;
     const int64_t before = max_of<int64_t>(-floor_div<int64_t>(x.first_offset, x.source_step), 0);
     slots_ = 1;
     while (slots_ < x.taps && int64_t{slots_} * x.offset_step % x.source_step != 0) ++slots_;
@@ -27,7 +38,7 @@ class DepthwisePlanes {
     odd_ = remainder(0);
     lead_ = round_up<int64_t>(before, S::kLanes);
     pitch_ = round_up<int64_t>(lead_ + columns_, S::kLanes);
-    const int64_t span = int64_t{max_of(y.taps - 1, 0)} * y.offset_step + 1;
+    const int64_t span = int64_t{y.taps - 1} * y.offset_step + 1;
     const auto rows_in = [&](int64_t size) { return (size / (slots_ * pitch_) - span) / y.source_step + 1; };
     int64_t rows = rows_in(kDepthwiseStrip);
     rows = rows >= kDepthwisePixels
@@ -36,7 +47,7 @@ class DepthwisePlanes {
     rows_ = static_cast<int>(min_of<int64_t>(y.grid, rows));
     source_rows_ = (rows_ - 1) * int64_t{y.source_step} + span;
     // Lanes that are dropped read past the last row.
-    const int64_t size = slots_ * source_rows_ * pitch_ + reach + S::kLanes;
+    const int64_t size = slots_ * source_rows_ * pitch_ + S::kLanes;
     memory_.reset(size * static_cast<int64_t>(sizeof(A)));
     if (x.target_step != 1) sums_memory_.reset(rows_ * pitch_ * static_cast<int64_t>(sizeof(A)));
     for (int64_t i = 0; i < size; ++i) memory_.template as<A>()[i] = A(0);
@@ -86,7 +97,7 @@ class DepthwisePlanes {
     DepthwiseLine<isa, A, A, To> line;
     line.axis = axis_of_rows(rows);
     line.inner = {0, rows};
-    line.taps_across = grid_.y.taps > 0 ? grid_.x.taps : 0;
+    line.taps_across = grid_.x.taps;
     line.across = tap_memory_.template as<int64_t>();
     line.pixel = pitch_;
     line.weights = weights;
@@ -95,8 +106,8 @@ class DepthwisePlanes {
     line.bias = S::broadcast(bias);
     line.activation = activation;
     line.to_pixel = to_row;
-    for (int v = 0; v < width; v += S::kLanes) {
-      const int x = min_of(v, max_of(width - S::kLanes, 0));
+    for (int64_t v = 0; v < width; v += S::kLanes) {
+      const int64_t x = min_of<int64_t>(v, max_of(width - S::kLanes, 0));
       line.from = memory_.template as<A>() + x;
       line.to = to + x;
       depthwise_line(line, true);
@@ -116,7 +127,7 @@ class DepthwisePlanes {
     return at - floor_div(at, int64_t{grid_.x.source_step}) * grid_.x.source_step;
   }
 
-  // A row of every plane. Zeros up to a vector's end may be written: padding is there, or the next row, which is filled later.
+  // A row of every plane. Zeros up to a vector's end may be written: padding is there.
   template <class T>
   CVK_HD void fill_row(const T* from, A* to, int64_t plane) const {
     const int step = grid_.x.source_step;
@@ -146,8 +157,8 @@ class DepthwisePlanes {
 
   TapGrid grid_;
   int rows_, slots_;
-  int filled_;   // columns that the first plane has pixels in; the others have as many or one less
-  int64_t odd_;  // the remainder of the first plane
+  int filled_;   // columns that hold pixels, of the even ones where the step is two: the others are as many or one less
+  int64_t odd_;  // the remainder of the first tap's plane
   int64_t source_rows_, lead_, pitch_, columns_;
   Scratch tap_memory_, memory_, sums_memory_;
 };

@@ -77,7 +77,8 @@ __attribute__((noinline)) void depthwise_grad_lines_of(const DepthwiseGradLines<
   const T* from = lines.from;
   const G* grads = lines.grads;
   for (int i = 0; i < lines.lines; ++i, from += lines.line, grads += lines.grad_line) {
-    for (int x = 0; x < grid; x += kDepthwisePixels) {
+    for (int64_t at = 0; at < grid; at += kDepthwisePixels) {
+      const int x = static_cast<int>(at);
       if (x < inner_begin || x > inner_end) {
         depthwise_grad_window<isa, taps, step, whole, true, A>(lines, from, grads, x, sum);
       } else {
@@ -143,14 +144,19 @@ CVK_HD void depthwise_grad_lines(const DepthwiseGradLines<T, G>& lines, A* to, i
 
 // ---- work items
 
-// Blocks of channels of a work item.
+// Channels-last maps by blocks of channels; a filter of many taps by definition, as over planes.
+CVK_HD bool depthwise_weight_in_blocks(const ConvShape& s) {
+  return s.channels_last && s.kernel_size() <= kDepthwiseMostTaps;
+}
+
+// Blocks of channels, or channels, that a part has a work item for each of.
 CVK_HD int64_t depthwise_weight_blocks(const ConvShape& s) {
-  return s.channels_last ? ceil_div<int64_t>(s.channels, kDepthwiseChannels) : s.channels;
+  return depthwise_weight_in_blocks(s) ? ceil_div<int64_t>(s.channels, kDepthwiseChannels) : s.channels;
 }
 
 // Parts that the rows of pixels of all images are cut into; must not depend on the number of threads.
 CVK_HD int64_t depthwise_weight_parts(const ConvShape& s) {
-  const int64_t rows = s.batch * s.out_height;
+  const int64_t rows = s.batch * correlation_grid(s).y.grid;
   const int64_t wanted = ceil_div<int64_t>(kWeightItems, depthwise_weight_blocks(s));
   return max_of<int64_t>(1, min_of(ceil_div<int64_t>(rows, kDepthwisePartRows), wanted));
 }
@@ -203,6 +209,7 @@ CVK_HD void depthwise_weight_rows(const TappedWeightGradient<T>& p, int64_t part
           const Span inside = pixels_inside(grid.y, t);
           const int begin = max_of(y, inside.begin);
           lines.lines = min_of(y + rows, inside.end) - begin;
+          if (lines.lines <= 0) continue;
           const int64_t source_y =
               int64_t{begin} * grid.y.source_step + grid.y.first_offset + int64_t{t} * grid.y.offset_step;
           lines.from = source + (source_y * grid.x.extent + grid.x.first_offset) * s.channels;
@@ -268,6 +275,59 @@ CVK_HD void depthwise_weight_planes(const TappedWeightGradient<T>& p, int64_t pa
         p.put(part, p.weight_at(channel, 0, ty * grid.x.taps + tx), sum);
       }
     }
+  }
+}
+
+// The same by definition, in either layout, without scratch.
+template <class T>
+CVK_HD void depthwise_weight_by_definition(const TappedWeightGradient<T>& p, int64_t parts, int64_t first,
+                                           int64_t last) {
+  using A = Acc<T>;
+  constexpr int kSums = 8;
+  const ConvShape& s = p.shape;
+  const TapGrid grid = correlation_grid(s);
+  const int64_t pixel = s.channels_last ? s.channels : 1;
+  for (int64_t item = first; item < last; ++item) {
+    const int64_t part = item / s.channels, channel = item % s.channels;
+    for (int ty = 0; ty < grid.y.taps; ++ty) {
+      const Span rows_inside = pixels_inside(grid.y, ty);
+      for (int tx = 0; tx < grid.x.taps; ++tx) {
+        const Span inside = pixels_inside(grid.x, tx);
+        const int64_t at = grid.x.first_offset + int64_t{tx} * grid.x.offset_step;
+        A total = A(0);
+        depthwise_part_strips(s, grid, part, parts, grid.y.grid, [&](int64_t image, int y, int rows) {
+          const int64_t before = s.channels_last ? image * s.channels : image * s.channels + channel;
+          const T* source = p.input + before * s.pixels() + (s.channels_last ? channel : 0);
+          const T* grads = p.grad_output + before * s.out_pixels() + (s.channels_last ? channel : 0);
+          for (int i = max_of(y, rows_inside.begin); i < min_of(y + rows, rows_inside.end); ++i) {
+            const int64_t source_y =
+                int64_t{i} * grid.y.source_step + grid.y.first_offset + int64_t{ty} * grid.y.offset_step;
+            A sums[kSums] = {};
+            for (int64_t x = inside.begin; x < inside.end; ++x) {
+              const T grad = grads[(int64_t{i} * grid.x.grid + x) * pixel];
+              const T value = source[(source_y * grid.x.extent + x * grid.x.source_step + at) * pixel];
+              sums[x % kSums] = mul_add(to_acc(grad), to_acc(value), sums[x % kSums]);
+            }
+            for (int width = kSums / 2; width > 0; width /= 2) {
+              for (int k = 0; k < width; ++k) sums[k] += sums[k + width];
+            }
+            total += sums[0];
+          }
+        });
+        p.put(part, p.weight_at(channel, 0, ty * grid.x.taps + tx), total);
+      }
+    }
+  }
+}
+
+template <Isa isa, class T>
+CVK_HD void depthwise_weight_slice(const TappedWeightGradient<T>& p, int64_t parts, int64_t first, int64_t last) {
+  if (depthwise_weight_in_blocks(p.shape)) {
+    depthwise_weight_rows<isa>(p, parts, first, last);
+  } else if (!p.shape.channels_last && DepthwisePlanes<isa, Acc<T>>::fits(correlation_grid(p.shape))) {
+    depthwise_weight_planes<isa>(p, parts, first, last);
+  } else {
+    depthwise_weight_by_definition(p, parts, first, last);
   }
 }
 

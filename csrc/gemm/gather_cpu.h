@@ -185,7 +185,7 @@ struct EvenLanes {
   using S = Simd<isa, A>;
   typename S::Vec low{}, high{};
 
-  // Some more lanes, bit 2 i of `even` for lane i; the others stay as they are.
+  // Some more lanes, bit 2 i of `even` for lane i, bit 2 i + 1 for lane i of odd(); the others stay as they are.
   template <class T>
   CVK_HD void load(const T* p, uint32_t even) {
     if constexpr (isa == Isa::kV4 || (isa == Isa::kV3 && std::is_same_v<T, A>)) {

@@ -137,9 +137,14 @@ constexpr int kDepthwiseStripRows = 8;
 constexpr int kDepthwiseChannels = 48;
 constexpr int64_t kDepthwiseWeightBytes = int64_t{1} << 18;
 
-// Depthwise over planes: elements of the padded copy of a strip, 24 KiB in float32; and where so many do not hold eight rows.
+// Depthwise over planes: elements of the padded copy of a strip, 24 KiB in float32; where so many do not hold kDepthwisePixels rows,
+// those of that many rows; and of what one row reads, at most.
 constexpr int64_t kDepthwiseStrip = 6 << 10;
 constexpr int64_t kDepthwiseLongStrip = 64 << 10;
+constexpr int64_t kDepthwiseMostCopy = 128 << 10;
+
+// Depthwise: taps of a filter above which it is computed by definition, without scratch; 64 x 64.
+constexpr int kDepthwiseMostTaps = 4096;
 
 // Depthwise over planes, turned: bytes of the channels-last copy of a strip, and of its results, half an L2 of 1 MiB together; pixels
 // of a row above which vectors along it are full often enough; phases of a transposed product at most.
@@ -147,7 +152,7 @@ constexpr int64_t kDepthwiseTurnBytes = int64_t{1} << 18;
 constexpr int kDepthwiseTurnWidth = 16;
 constexpr int64_t kDepthwiseTurnPhases = 16;
 
-// Depthwise weight gradient: rows of a part at least.
+// Depthwise weight gradient: a part for so many rows.
 constexpr int kDepthwisePartRows = 32;
 
 // ---- CUDA (chosen from the H200's description, not tuned; ran on an H100)

@@ -106,6 +106,11 @@ inline std::vector<ConvShape> conv_shapes() {
       conv_shape(2, 8, 60, 71, 8, 3, 3, 1, 1, 1, 8),          // parts of the weight gradient
       conv_shape(1, 128, 12, 13, 128, 12, 11, 1, 1, 1, 128),  // weights beyond shared memory
       conv_shape(0, 8, 4, 5, 8, 3, 3, 1, 1, 1, 8),
+      conv_shape(2, 6, 20, 30, 6, 1, 1, 1, 0, 1, 6),  // all rows are one
+      conv_shape(1, 35, 14, 13, 35, 3, 3, 2, 1, 1, 35),
+      conv_shape(1, 17, 40, 39, 17, 37, 37, 1, 0, 1, 17),  // fewer channels at a time on the CPU
+      conv_shape(1, 2, 70, 66, 2, 66, 63, 1, 1, 1, 2),     // by definition: many taps
+      conv_shape(1, 3, 5, 6, 3, 3, 3, 1, 700, 700, 3),     // and where a copy would be large
   };
   shapes[3].stride_x = 2;
   shapes[3].out_width = 8;

@@ -104,6 +104,8 @@ CASES = [
     case("depthwise vectors strided", (1, 24, 13, 14), (24, 1, 3, 3), stride=2, groups=24),
     case("depthwise vectors 5x5", (1, 8, 11, 9), (8, 1, 5, 5), padding=2, groups=8),
     case("depthwise vectors dilated", (1, 8, 12, 17), (8, 1, 3, 4), dilation=2, groups=8),
+    case("depthwise wide padding", (1, 2, 5, 6), (2, 1, 3, 3), dilation=700, padding=700, groups=2),
+    case("depthwise rows and columns", (1, 20, 14, 18), (20, 1, 7, 7), padding=3, groups=20),
     case("depthwise strips", (1, 2, 50, 100), (2, 1, 3, 3), padding=1, groups=2),
     case("no images", (0, 3, 4, 5), (2, 3, 3, 3)),
     case("no channels", (2, 0, 4, 5), (3, 0, 3, 3)),

@@ -5,7 +5,8 @@
 //            grad_weight[o, c, i, j] = sum over n, y, x of grad_output[n, o, y, x] * that element of input.
 //            act: none, relu, silu, gelu (erf) or gelu_tanh.
 // Edges      A tap outside the input counts as 0. It is multiplied all the same in some paths, so an infinite or NaN weight
-//            may, or may not, make the result NaN there (torch's backends differ in this as well).
+//            may, or may not, make the result NaN there (torch's backends differ in this as well), and an element of grad_output
+//            the weight's gradient.
 //            Input of no images or channels: output = act(bias), grad_weight = 0. All sums from zero, then bias, then act.
 //            act of NaN is NaN.
 // CPU        The matrix engine (gemm/README.md): maps are gathered block by block, the column matrix never exists. Channels-last
