@@ -98,9 +98,10 @@ CVK_HD void depthwise_rows(const TappedProduct<T>& p, int64_t first, int64_t las
     const int last_row = min_of(end, grid.y.grid);  // a later phase may have fewer rows
     for (int y = begin, next; y < last_row; y = next) {
       next = y + min_of(kDepthwiseStripRows, last_row - y);
-      for (int c = 0; c < channels; c += kDepthwiseChannels) {
-        depthwise_strip<isa>(p, grid, image, y, next, across, channel + c, min_of(kDepthwiseChannels, channels - c),
-                             weights + c, pitch);
+      for (int c = 0, some; c < channels; c += some) {
+        const int rest = channels - c;  // no strip of less than a vector
+        some = rest < kDepthwiseChannels + Simd<isa, A>::kLanes ? rest : kDepthwiseChannels;
+        depthwise_strip<isa>(p, grid, image, y, next, across, channel + c, some, weights + c, pitch);
       }
     }
   }
