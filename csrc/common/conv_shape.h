@@ -55,6 +55,8 @@ struct TapAxis {
   int kernel_first, kernel_step;  // tap t is kernel element kernel_first + t * kernel_step
 
   CVK_HD int kernel(int tap) const { return kernel_first + tap * kernel_step; }
+  // The source pixel that tap `tap` of pixel `i` reads; may be outside.
+  CVK_HD int64_t source(int64_t i, int64_t tap) const { return i * source_step + first_offset + tap * offset_step; }
 };
 
 struct TapGrid {

@@ -52,9 +52,7 @@ CVK_HD void depthwise_strip(const TappedProduct<T>& p, const TapGrid& grid, int6
   T* target = p.target + image * p.target_plane() * p.channels() + channel;
   for (int y = begin; y < end; ++y) {
     const Span taps = taps_inside(grid.y, y);
-    const int64_t source_y =
-        int64_t{y} * grid.y.source_step + grid.y.first_offset + int64_t{taps.begin} * grid.y.offset_step;
-    const T* from = source + (source_y * grid.x.extent + grid.x.first_offset) * p.channels();
+    const T* from = source + (grid.y.source(y, taps.begin) * grid.x.extent + grid.x.first_offset) * p.channels();
     T* to = target + target_pixel(grid, p.target_width(), y, 0) * p.channels();
     line.taps_across = taps.end - taps.begin;
     for (int v = 0; v < channels; v += S::kLanes) {
@@ -211,8 +209,7 @@ class DepthwiseTurned {
     line.to_pixel = int64_t{grid.x.target_step} * kBlock;
     for (int i = 0; i < rows; ++i) {
       const Span taps = taps_inside(grid.y, first + i);
-      const int64_t y = int64_t{first + i} * grid.y.source_step + grid.y.first_offset +
-                        int64_t{taps.begin} * grid.y.offset_step - top;
+      const int64_t y = grid.y.source(first + i, taps.begin) - top;
       A* to = sums_.template as<A>() + target_pixel(grid, p_.target_width(), i, 0) * kBlock;
       line.taps_across = taps.end - taps.begin;
       for (int c = 0; c < channels; c += S::kLanes) {
@@ -270,9 +267,8 @@ CVK_HD void depthwise_by_definition(const TappedProduct<T>& p, const TapGrid& gr
   constexpr int kSums = 512;
   const int64_t image = plane / p.channels(), channel = plane % p.channels();
   const int64_t pixel = p.shape.channels_last ? p.channels() : 1;
-  const int64_t before = p.shape.channels_last ? image * p.channels() : plane;  // planes, and then the channel
-  const T* source = p.source + before * p.source_plane() + (p.shape.channels_last ? channel : 0);
-  T* target = p.target + before * p.target_plane() + (p.shape.channels_last ? channel : 0);
+  const T* source = p.source + plane_begin(p.shape, image, channel, p.source_plane());
+  T* target = p.target + plane_begin(p.shape, image, channel, p.target_plane());
   const T* weights = p.weights + channel * p.shape.kernel_size();
   A sums[kSums];
   for (int y = 0; y < grid.y.grid; ++y) {
@@ -281,16 +277,13 @@ CVK_HD void depthwise_by_definition(const TappedProduct<T>& p, const TapGrid& gr
       const int64_t end = min_of<int64_t>(x + kSums, grid.x.grid);
       for (int64_t i = x; i < end; ++i) sums[i - x] = p.bias != nullptr ? to_acc(p.bias[channel]) : A(0);
       for (int ty = taps.begin; ty < taps.end; ++ty) {
-        const int64_t source_y =
-            int64_t{y} * grid.y.source_step + grid.y.first_offset + int64_t{ty} * grid.y.offset_step;
+        const T* row = source + grid.y.source(y, ty) * grid.x.extent * pixel;
         for (int tx = 0; tx < grid.x.taps; ++tx) {
           const Span inside = pixels_inside(grid.x, tx);
           const int64_t first = max_of<int64_t>(x, inside.begin), last = min_of<int64_t>(end, inside.end);
-          const int64_t at = grid.x.first_offset + int64_t{tx} * grid.x.offset_step;
-          const A weight = to_acc(weights[grid.y.kernel(ty) * p.shape.kernel_width + grid.x.kernel(tx)]);
+          const A weight = to_acc(weights[kernel_of(grid, p.shape.kernel_width, ty, tx)]);
           for (int64_t i = first; i < last; ++i) {
-            const T value = source[(source_y * grid.x.extent + i * grid.x.source_step + at) * pixel];
-            sums[i - x] = mul_add(weight, to_acc(value), sums[i - x]);
+            sums[i - x] = mul_add(weight, to_acc(row[grid.x.source(i, tx) * pixel]), sums[i - x]);
           }
         }
       }
@@ -319,15 +312,11 @@ CVK_HD void depthwise_planes(const TappedProduct<T>& p, int64_t first, int64_t l
     // As many planes as share a phase.
     const int64_t phase = item / all, end = min_of(last, (phase + 1) * all);
     const TapGrid grid = p.grid(phase);
-    if (p.shape.channels_last || !DepthwisePlanes<isa, A>::fits(grid)) {
+    DepthwisePlanes<isa, A> planes(grid);
+    if (p.shape.channels_last || !planes.fits()) {
       for (; item < end; ++item) depthwise_by_definition(p, grid, item % all);
       continue;
     }
-    if (grid.pixels() == 0) {
-      item = end;
-      continue;
-    }
-    DepthwisePlanes<isa, A> planes(grid);
     // The weights of a filter, each in all lanes: [taps along a row, taps along a column, lanes].
     Scratch weight_memory(int64_t{grid.taps()} * S::kLanes * static_cast<int64_t>(sizeof(A)));
     A* weights = weight_memory.template as<A>();
@@ -335,7 +324,7 @@ CVK_HD void depthwise_planes(const TappedProduct<T>& p, int64_t first, int64_t l
       const int64_t plane = item % all, channel = plane % p.channels();
       for (int ty = 0; ty < grid.y.taps; ++ty) {
         for (int tx = 0; tx < grid.x.taps; ++tx) {
-          const int kernel = grid.y.kernel(ty) * p.shape.kernel_width + grid.x.kernel(tx);
+          const int kernel = kernel_of(grid, p.shape.kernel_width, ty, tx);
           const A weight = to_acc(p.weights[channel * p.shape.kernel_size() + kernel]);
           S::store(weights + (int64_t{tx} * grid.y.taps + ty) * S::kLanes, S::broadcast(weight));
         }

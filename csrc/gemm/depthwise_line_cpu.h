@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "common/opaque.h"
 #include "common/simd.h"
@@ -18,26 +19,24 @@ struct Span {
   int begin, end;
 };
 
+// Those of `count` places, `step` apart from `at` on, that are inside `extent`.
+CVK_HD Span places_inside(int64_t at, int step, int extent, int count) {
+  const int64_t begin = at >= 0 ? 0 : ceil_div<int64_t>(-at, step);
+  const int64_t end = at >= extent ? 0 : ceil_div<int64_t>(extent - at, step);
+  Span span;
+  span.begin = static_cast<int>(min_of<int64_t>(begin, count));
+  span.end = static_cast<int>(max_of<int64_t>(min_of<int64_t>(end, count), span.begin));
+  return span;
+}
+
 // The taps that read inside the source for pixel `i` of the grid.
 CVK_HD Span taps_inside(const TapAxis& axis, int i) {
-  const int64_t at = int64_t{i} * axis.source_step + axis.first_offset;
-  const int64_t begin = at >= 0 ? 0 : ceil_div<int64_t>(-at, axis.offset_step);
-  const int64_t end = at >= axis.extent ? 0 : ceil_div<int64_t>(axis.extent - at, axis.offset_step);
-  Span span;
-  span.begin = static_cast<int>(min_of<int64_t>(begin, axis.taps));
-  span.end = static_cast<int>(max_of<int64_t>(min_of<int64_t>(end, axis.taps), span.begin));
-  return span;
+  return places_inside(axis.source(i, 0), axis.offset_step, axis.extent, axis.taps);
 }
 
 // The pixels of the grid for which a tap reads inside the source.
 CVK_HD Span pixels_inside(const TapAxis& axis, int tap) {
-  const int64_t at = axis.first_offset + int64_t{tap} * axis.offset_step;
-  const int64_t begin = at >= 0 ? 0 : ceil_div<int64_t>(-at, axis.source_step);
-  const int64_t end = at >= axis.extent ? 0 : ceil_div<int64_t>(axis.extent - at, axis.source_step);
-  Span span;
-  span.begin = static_cast<int>(min_of<int64_t>(begin, axis.grid));
-  span.end = static_cast<int>(max_of<int64_t>(min_of<int64_t>(end, axis.grid), span.begin));
-  return span;
+  return places_inside(axis.source(0, tap), axis.source_step, axis.extent, axis.grid);
 }
 
 // The pixels of the grid that have all their taps along the axis inside.
@@ -48,6 +47,41 @@ CVK_HD Span pixels_all_inside(const TapAxis& axis) {
     inner.end = max_of(inner.begin, pixels_inside(axis, axis.taps - 1).end);
   }
   return inner;
+}
+
+// ---- what loops over lines share
+
+// Calls f(taps, step), both constants, with the taps along the axis and the step from pixel to pixel where there is code for these and
+// the taps are neighbours, else with zeros.
+template <class F>
+CVK_HD void with_known_taps(const TapAxis& axis, F&& f) {
+  const auto with_step = [&](auto step) {
+    switch (axis.offset_step == 1 ? axis.taps : 0) {
+      case 3:
+        return f(std::integral_constant<int, 3>{}, step);
+      case 5:
+        return f(std::integral_constant<int, 5>{}, step);
+      case 7:
+        return f(std::integral_constant<int, 7>{}, step);
+      default:
+        return f(std::integral_constant<int, 0>{}, std::integral_constant<int, 0>{});
+    }
+  };
+  switch (axis.source_step) {
+    case 1:
+      return with_step(std::integral_constant<int, 1>{});
+    case 2:
+      return with_step(std::integral_constant<int, 2>{});
+    default:
+      return f(std::integral_constant<int, 0>{}, std::integral_constant<int, 0>{});
+  }
+}
+
+// All lanes, or those that exist and zeros.
+template <Isa isa, bool whole, class A, class T>
+CVK_HD typename Simd<isa, A>::Vec load_existing(const T* p, uint32_t lanes) {
+  using S = Simd<isa, A>;
+  return whole ? S::load(p) : S::load_lanes(typename S::Vec{}, p, lanes);
 }
 
 // ---- a line
@@ -109,7 +143,7 @@ CVK_HD void depthwise_taps(const DepthwiseLine<isa, A, T, To>& line, int x,
   const T* start = line.from + x * step;
   const A* weights = line.weights;
   for (int a = 0; a < line.taps_across; ++a) {
-    int64_t first = int64_t{x} * axis.source_step + axis.first_offset;
+    int64_t first = axis.source(x, 0);
     const T* at = start + line.across[a];
     for (int t = 0; t < axis.taps; ++t, first += axis.offset_step, at += tap, weights += pitch) {
       const typename S::Vec weight = S::load(weights);
@@ -118,7 +152,7 @@ CVK_HD void depthwise_taps(const DepthwiseLine<isa, A, T, To>& line, int x,
       for (int i = 0; i < kDepthwisePixels; ++i, from += step) {
         const int64_t place = first + int64_t{i} * axis.source_step;
         if (edge && static_cast<uint64_t>(place) >= static_cast<uint64_t>(extent)) continue;
-        sum[i] = S::mul_add(weight, whole ? S::load(from) : S::load_lanes(typename S::Vec{}, from, line.lanes), sum[i]);
+        sum[i] = S::mul_add(weight, load_existing<isa, whole, A>(from, line.lanes), sum[i]);
       }
     }
   }
@@ -185,19 +219,17 @@ __attribute__((noinline)) void depthwise_line_of(const DepthwiseLine<isa, A, T, 
 // `readable`: lanes that do not exist may be read.
 template <Isa isa, class A, class T, class To>
 CVK_HD void depthwise_line(const DepthwiseLine<isa, A, T, To>& line, bool readable) {
-  const TapAxis& axis = line.axis;
   if (!readable && line.lanes != Simd<isa, A>::kAllLanes) return depthwise_line_of<isa, 0, 0, false>(line);
-  if (axis.offset_step == 1 && axis.source_step == 1) {
-    if (axis.taps == 3) return depthwise_line_of<isa, 3, 1, true>(line);
-    if (axis.taps == 5) return depthwise_line_of<isa, 5, 1, true>(line);
-    if (axis.taps == 7) return depthwise_line_of<isa, 7, 1, true>(line);
-  }
-  if (axis.offset_step == 1 && axis.source_step == 2) {
-    if (axis.taps == 3) return depthwise_line_of<isa, 3, 2, true>(line);
-    if (axis.taps == 5) return depthwise_line_of<isa, 5, 2, true>(line);
-    if (axis.taps == 7) return depthwise_line_of<isa, 7, 2, true>(line);
-  }
-  depthwise_line_of<isa, 0, 0, true>(line);
+  with_known_taps(line.axis, [&](auto taps, auto step) {
+    depthwise_line_of<isa, decltype(taps)::value, decltype(step)::value, true>(line);
+  });
+}
+
+// ---- by definition
+
+// Where a channel of an image begins in a map with planes of so many pixels, in either layout; results have as many channels.
+CVK_HD int64_t plane_begin(const ConvShape& s, int64_t image, int64_t channel, int64_t pixels) {
+  return image * s.channels * pixels + channel * (s.channels_last ? 1 : pixels);
 }
 
 // ---- weights

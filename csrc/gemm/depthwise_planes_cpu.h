@@ -15,30 +15,21 @@ class DepthwisePlanes {
  public:
   using S = Simd<isa, A>;
 
-  // Whether the copy of what one row reads is small enough. Not where padding or dilation are large beside the map.
-  static CVK_HD bool fits(const TapGrid& grid) {
+  CVK_HD explicit DepthwisePlanes(const TapGrid& grid) : grid_(grid) {
     const TapAxis &x = grid.x, &y = grid.y;
-    if (grid.taps() == 0 || grid.taps() > kDepthwiseMostTaps) return false;
-    const int64_t reach = max_of(-x.first_offset, 0) + int64_t{x.taps - 1} * x.offset_step;
-    const int64_t columns = x.grid + reach / x.source_step + 3 * S::kLanes, slots = min_of(x.taps, x.source_step);
-    const int64_t span = int64_t{y.taps - 1} * y.offset_step + 1;
-    return slots * columns <= kDepthwiseMostCopy / span;
-  }
-
-  // Only for a grid that fits.
-  CVK_HD explicit DepthwisePlanes(const TapGrid& grid) : grid_(grid), tap_memory_(grid.taps() * sizeof(int64_t)) {
-    const TapAxis &x = grid.x, &y = grid.y;
+    if (grid.pixels() == 0 || grid.taps() == 0 || grid.taps() > kDepthwiseMostTaps) return;
     // Column j of a plane is source pixel j * step + its remainder. Column 0 begins a vector.
-    const int64_t reach = int64_t{x.taps - 1} * x.offset_step;
-    const int64_t before = max_of<int64_t>(-floor_div<int64_t>(x.first_offset, x.source_step), 0);
+    const int64_t before = max_of<int64_t>(-column_of(0), 0);
     slots_ = 1;
     while (slots_ < x.taps && int64_t{slots_} * x.offset_step % x.source_step != 0) ++slots_;
-    columns_ = x.grid + floor_div(x.first_offset + reach, int64_t{x.source_step});
-    filled_ = column_count(0);
-    odd_ = remainder(0);
+    columns_ = x.grid + column_of(x.taps - 1);
     lead_ = round_up<int64_t>(before, S::kLanes);
     pitch_ = round_up<int64_t>(lead_ + columns_, S::kLanes);
     const int64_t span = int64_t{y.taps - 1} * y.offset_step + 1;
+    fits_ = slots_ * pitch_ <= kDepthwiseMostCopy / span;
+    if (!fits_) return;
+    filled_ = column_count(0);
+    odd_ = remainder(0);
     const auto rows_in = [&](int64_t size) { return (size / (slots_ * pitch_) - span) / y.source_step + 1; };
     int64_t rows = rows_in(kDepthwiseStrip);
     rows = rows >= kDepthwisePixels
@@ -49,18 +40,20 @@ class DepthwisePlanes {
     // Lanes that are dropped read past the last row.
     const int64_t size = slots_ * source_rows_ * pitch_ + S::kLanes;
     memory_.reset(size * static_cast<int64_t>(sizeof(A)));
+    clear_row<isa>(static_cast<int>(size), memory_.template as<A>());
     if (x.target_step != 1) sums_memory_.reset(rows_ * pitch_ * static_cast<int64_t>(sizeof(A)));
-    for (int64_t i = 0; i < size; ++i) memory_.template as<A>()[i] = A(0);
+    tap_memory_.reset(grid.taps() * static_cast<int64_t>(sizeof(int64_t)));
     int64_t* offset = tap_memory_.template as<int64_t>();
     for (int ty = 0; ty < y.taps; ++ty) {
       for (int tx = 0; tx < x.taps; ++tx) {
-        const int64_t at = x.first_offset + int64_t{tx} * x.offset_step;
-        *offset++ = ((tx % slots_) * source_rows_ + int64_t{ty} * y.offset_step) * pitch_ + lead_ +
-                    floor_div(at, int64_t{x.source_step});
+        *offset++ = ((tx % slots_) * source_rows_ + int64_t{ty} * y.offset_step) * pitch_ + lead_ + column_of(tx);
       }
     }
   }
 
+  // Whether there is anything to copy, and what one row reads is small enough: not where padding or dilation are large beside the map.
+  // The other functions are for what fits.
+  CVK_HD bool fits() const { return fits_; }
   CVK_HD int rows() const { return rows_; }  // of the grid, in a strip
   CVK_HD int64_t pitch() const { return pitch_; }
   // Along a column of the copy, for the first `rows` rows of the grid.
@@ -77,7 +70,7 @@ class DepthwisePlanes {
   // Copies what the grid rows [first, first + rows) read.
   template <class T>
   CVK_HD void fill(const T* source, int first, int rows) {
-    const int64_t y0 = int64_t{first} * grid_.y.source_step + grid_.y.first_offset;
+    const int64_t y0 = grid_.y.source(first, 0);
     const int64_t end = source_rows_ - int64_t{rows_ - rows} * grid_.y.source_step, plane = source_rows_ * pitch_;
     A* to = memory_.template as<A>() + lead_;
     for (int64_t i = 0; i < end; ++i, to += pitch_) {
@@ -122,10 +115,9 @@ class DepthwisePlanes {
     const int64_t pixels = ceil_div<int64_t>(grid_.x.extent - remainder, grid_.x.source_step);
     return static_cast<int>(max_of<int64_t>(min_of(pixels, columns_), 0));
   }
-  CVK_HD int64_t remainder(int slot) const {
-    const int64_t at = grid_.x.first_offset + int64_t{slot} * grid_.x.offset_step;
-    return at - floor_div(at, int64_t{grid_.x.source_step}) * grid_.x.source_step;
-  }
+  // The column and the remainder of what a tap of pixel 0 of a row reads; the taps' planes are in the order of the first taps.
+  CVK_HD int64_t column_of(int tap) const { return floor_div<int64_t>(grid_.x.source(0, tap), grid_.x.source_step); }
+  CVK_HD int64_t remainder(int tap) const { return grid_.x.source(0, tap) - column_of(tap) * grid_.x.source_step; }
 
   // A row of every plane. Zeros up to a vector's end may be written: padding is there.
   template <class T>
@@ -156,6 +148,7 @@ class DepthwisePlanes {
   }
 
   TapGrid grid_;
+  bool fits_ = false;
   int rows_, slots_;
   int filled_;   // columns that hold pixels, of the even ones where the step is two: the others are as many or one less
   int64_t odd_;  // the remainder of the first tap's plane

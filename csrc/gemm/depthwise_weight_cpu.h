@@ -36,9 +36,6 @@ CVK_HD void depthwise_grad_window(const DepthwiseGradLines<T, G>& lines, const T
                                   typename Simd<isa, A>::Vec (&sum)[kDepthwiseGradSums<taps>][taps]) {
   using S = Simd<isa, A>;
   constexpr int kWindow = (kDepthwisePixels - 1) * step + taps;
-  const auto load = [&](const auto* p) {
-    return whole ? S::load(p) : S::load_lanes(typename S::Vec{}, p, lines.lanes);
-  };
   const int64_t first = int64_t{x} * step + lines.axis.first_offset, extent = lines.axis.extent;
   const int64_t pixel = lines.pixel, grad_pixel = lines.grad_pixel;
   from += int64_t{x} * step * pixel;
@@ -47,13 +44,13 @@ CVK_HD void depthwise_grad_window(const DepthwiseGradLines<T, G>& lines, const T
 #pragma GCC unroll 32
   for (int i = 0; i < kWindow; ++i, from += pixel) {
     const bool outside = edge && static_cast<uint64_t>(first + i) >= static_cast<uint64_t>(extent);
-    value[i] = outside ? typename S::Vec{} : load(from);
+    value[i] = outside ? typename S::Vec{} : load_existing<isa, whole, A>(from, lines.lanes);
     if (isa == Isa::kV4 && kWindow + taps * kDepthwiseGradSums<taps> < 32) opaque_vector(value[i]);
   }
 #pragma GCC unroll 8
   for (int i = 0; i < kDepthwisePixels; ++i, grads += grad_pixel) {
     if (edge && x + i >= lines.axis.grid) break;  // not even times zero: what is read there may be infinite
-    const typename S::Vec grad = load(grads);
+    const typename S::Vec grad = load_existing<isa, whole, A>(grads, lines.lanes);
 #pragma GCC unroll 8
     for (int t = 0; t < taps; ++t) {
       typename S::Vec& to = sum[i % kDepthwiseGradSums<taps>][t];
@@ -100,9 +97,6 @@ template <Isa isa, bool whole, class A, class T, class G>
 __attribute__((noinline)) void depthwise_grad_taps(const DepthwiseGradLines<T, G>& lines, A* to, int64_t pitch) {
   using S = Simd<isa, A>;
   constexpr int kSums = 4;
-  const auto load = [&](const auto* p) {
-    return whole ? S::load(p) : S::load_lanes(typename S::Vec{}, p, lines.lanes);
-  };
   const TapAxis axis = lines.axis;
   const int64_t step = axis.source_step * lines.pixel, grad_step = lines.grad_pixel;
   for (int t = 0; t < axis.taps; ++t) {
@@ -111,16 +105,18 @@ __attribute__((noinline)) void depthwise_grad_taps(const DepthwiseGradLines<T, G
     for (int i = 0; i < lines.lines; ++i) {
       const T* from = lines.from + i * lines.line + t * (axis.offset_step * lines.pixel) + inside.begin * step;
       const G* grads = lines.grads + i * lines.grad_line + inside.begin * grad_step;
+      const auto add = [&](typename S::Vec& to) {
+        const typename S::Vec grad = load_existing<isa, whole, A>(grads, lines.lanes);
+        to = S::mul_add(grad, load_existing<isa, whole, A>(from, lines.lanes), to);
+        from += step;
+        grads += grad_step;
+      };
       int x = inside.begin;
       for (; x + kSums <= inside.end; x += kSums) {
 #pragma GCC unroll 4
-        for (int k = 0; k < kSums; ++k, from += step, grads += grad_step) {
-          sum[k] = S::mul_add(load(grads), load(from), sum[k]);
-        }
+        for (int k = 0; k < kSums; ++k) add(sum[k]);
       }
-      for (; x < inside.end; ++x, from += step, grads += grad_step) {
-        sum[0] = S::mul_add(load(grads), load(from), sum[0]);
-      }
+      for (; x < inside.end; ++x) add(sum[0]);
     }
     S::store(to + t * pitch, S::load(to + t * pitch) + ((sum[0] + sum[1]) + (sum[2] + sum[3])));
   }
@@ -128,18 +124,13 @@ __attribute__((noinline)) void depthwise_grad_taps(const DepthwiseGradLines<T, G
 
 template <Isa isa, bool whole, class A, class T, class G>
 CVK_HD void depthwise_grad_lines(const DepthwiseGradLines<T, G>& lines, A* to, int64_t pitch) {
-  const TapAxis& axis = lines.axis;
-  if (axis.offset_step == 1 && axis.source_step == 1) {
-    if (axis.taps == 3) return depthwise_grad_lines_of<isa, 3, 1, whole>(lines, to, pitch);
-    if (axis.taps == 5) return depthwise_grad_lines_of<isa, 5, 1, whole>(lines, to, pitch);
-    if (axis.taps == 7) return depthwise_grad_lines_of<isa, 7, 1, whole>(lines, to, pitch);
-  }
-  if (axis.offset_step == 1 && axis.source_step == 2) {
-    if (axis.taps == 3) return depthwise_grad_lines_of<isa, 3, 2, whole>(lines, to, pitch);
-    if (axis.taps == 5) return depthwise_grad_lines_of<isa, 5, 2, whole>(lines, to, pitch);
-    if (axis.taps == 7) return depthwise_grad_lines_of<isa, 7, 2, whole>(lines, to, pitch);
-  }
-  depthwise_grad_taps<isa, whole>(lines, to, pitch);
+  with_known_taps(lines.axis, [&](auto taps, auto step) {
+    if constexpr (decltype(taps)::value > 0) {
+      depthwise_grad_lines_of<isa, decltype(taps)::value, decltype(step)::value, whole>(lines, to, pitch);
+    } else {
+      depthwise_grad_taps<isa, whole>(lines, to, pitch);
+    }
+  });
 }
 
 // ---- work items
@@ -199,7 +190,7 @@ CVK_HD void depthwise_weight_rows(const TappedWeightGradient<T>& p, int64_t part
   for (int64_t item = first; item < last; ++item) {
     const int64_t part = item / blocks, channel = item % blocks * kDepthwiseChannels;
     const int channels = static_cast<int>(min_of<int64_t>(kDepthwiseChannels, s.channels - channel));
-    for (int64_t i = 0; i < grid.taps() * kPitch; ++i) sums[i] = A(0);
+    clear_row<isa>(static_cast<int>(grid.taps() * kPitch), sums);
     depthwise_part_strips(s, grid, part, parts, kDepthwiseStripRows, [&](int64_t image, int y, int rows) {
       for (int c = 0; c < channels; c += S::kLanes) {
         const T* source = p.input + image * s.pixels() * s.channels + channel + c;
@@ -210,9 +201,7 @@ CVK_HD void depthwise_weight_rows(const TappedWeightGradient<T>& p, int64_t part
           const int begin = max_of(y, inside.begin);
           lines.lines = min_of(y + rows, inside.end) - begin;
           if (lines.lines <= 0) continue;
-          const int64_t source_y =
-              int64_t{begin} * grid.y.source_step + grid.y.first_offset + int64_t{t} * grid.y.offset_step;
-          lines.from = source + (source_y * grid.x.extent + grid.x.first_offset) * s.channels;
+          lines.from = source + (grid.y.source(begin, t) * grid.x.extent + grid.x.first_offset) * s.channels;
           lines.grads = grads + begin * lines.grad_line;
           A* to = sums + int64_t{t} * grid.x.taps * kPitch + c;
           if (lines.lanes == S::kAllLanes) {
@@ -231,13 +220,12 @@ CVK_HD void depthwise_weight_rows(const TappedWeightGradient<T>& p, int64_t part
 
 // The same for planes.
 template <Isa isa, class T>
-CVK_HD void depthwise_weight_planes(const TappedWeightGradient<T>& p, int64_t parts, int64_t first, int64_t last) {
+CVK_HD void depthwise_weight_planes(const TappedWeightGradient<T>& p, DepthwisePlanes<isa, Acc<T>>& planes,
+                                    int64_t parts, int64_t first, int64_t last) {
   using A = Acc<T>;
   using S = Simd<isa, A>;
   const ConvShape& s = p.shape;
   const TapGrid grid = correlation_grid(s);
-  if (first >= last) return;
-  DepthwisePlanes<isa, A> planes(grid);
   // A vector of sums for each tap: [taps along a row, along a column, lanes].
   Scratch sums_memory(int64_t{grid.taps()} * S::kLanes * static_cast<int64_t>(sizeof(A)));
   A* sums = sums_memory.template as<A>();
@@ -248,7 +236,7 @@ CVK_HD void depthwise_weight_planes(const TappedWeightGradient<T>& p, int64_t pa
   const int whole = grid.x.grid / S::kLanes, rest = grid.x.grid % S::kLanes;
   for (int64_t item = first; item < last; ++item) {
     const int64_t part = item / s.channels, channel = item % s.channels;
-    for (int i = 0; i < grid.taps() * S::kLanes; ++i) sums[i] = A(0);
+    clear_row<isa>(grid.taps() * S::kLanes, sums);
     depthwise_part_strips(s, grid, part, parts, planes.rows(), [&](int64_t image, int y, int rows) {
       const int64_t plane = image * s.channels + channel;
       planes.fill(p.input + plane * s.pixels(), y, rows);
@@ -279,11 +267,11 @@ CVK_HD void depthwise_weight_planes(const TappedWeightGradient<T>& p, int64_t pa
 }
 
 // The same by definition, in either layout, without scratch.
-template <class T>
+template <Isa isa, class T>
 CVK_HD void depthwise_weight_by_definition(const TappedWeightGradient<T>& p, int64_t parts, int64_t first,
                                            int64_t last) {
   using A = Acc<T>;
-  constexpr int kSums = 8;
+  using S = Simd<isa, A>;
   const ConvShape& s = p.shape;
   const TapGrid grid = correlation_grid(s);
   const int64_t pixel = s.channels_last ? s.channels : 1;
@@ -293,25 +281,19 @@ CVK_HD void depthwise_weight_by_definition(const TappedWeightGradient<T>& p, int
       const Span rows_inside = pixels_inside(grid.y, ty);
       for (int tx = 0; tx < grid.x.taps; ++tx) {
         const Span inside = pixels_inside(grid.x, tx);
-        const int64_t at = grid.x.first_offset + int64_t{tx} * grid.x.offset_step;
         A total = A(0);
         depthwise_part_strips(s, grid, part, parts, grid.y.grid, [&](int64_t image, int y, int rows) {
-          const int64_t before = s.channels_last ? image * s.channels : image * s.channels + channel;
-          const T* source = p.input + before * s.pixels() + (s.channels_last ? channel : 0);
-          const T* grads = p.grad_output + before * s.out_pixels() + (s.channels_last ? channel : 0);
+          const T* source = p.input + plane_begin(s, image, channel, s.pixels());
+          const T* grads = p.grad_output + plane_begin(s, image, channel, s.out_pixels());
           for (int i = max_of(y, rows_inside.begin); i < min_of(y + rows, rows_inside.end); ++i) {
-            const int64_t source_y =
-                int64_t{i} * grid.y.source_step + grid.y.first_offset + int64_t{ty} * grid.y.offset_step;
-            A sums[kSums] = {};
+            A sums[S::kLanes] = {};  // by turns, so that a long row is no long sum
             for (int64_t x = inside.begin; x < inside.end; ++x) {
               const T grad = grads[(int64_t{i} * grid.x.grid + x) * pixel];
-              const T value = source[(source_y * grid.x.extent + x * grid.x.source_step + at) * pixel];
-              sums[x % kSums] = mul_add(to_acc(grad), to_acc(value), sums[x % kSums]);
+              const T value = source[(grid.y.source(i, ty) * grid.x.extent + grid.x.source(x, tx)) * pixel];
+              A& sum = sums[x % S::kLanes];
+              sum = mul_add(to_acc(grad), to_acc(value), sum);
             }
-            for (int width = kSums / 2; width > 0; width /= 2) {
-              for (int k = 0; k < width; ++k) sums[k] += sums[k + width];
-            }
-            total += sums[0];
+            total += S::reduce_add(S::load(sums));
           }
         });
         p.put(part, p.weight_at(channel, 0, ty * grid.x.taps + tx), total);
@@ -322,13 +304,12 @@ CVK_HD void depthwise_weight_by_definition(const TappedWeightGradient<T>& p, int
 
 template <Isa isa, class T>
 CVK_HD void depthwise_weight_slice(const TappedWeightGradient<T>& p, int64_t parts, int64_t first, int64_t last) {
-  if (depthwise_weight_in_blocks(p.shape)) {
-    depthwise_weight_rows<isa>(p, parts, first, last);
-  } else if (!p.shape.channels_last && DepthwisePlanes<isa, Acc<T>>::fits(correlation_grid(p.shape))) {
-    depthwise_weight_planes<isa>(p, parts, first, last);
-  } else {
-    depthwise_weight_by_definition(p, parts, first, last);
+  if (depthwise_weight_in_blocks(p.shape)) return depthwise_weight_rows<isa>(p, parts, first, last);
+  if (!p.shape.channels_last) {
+    DepthwisePlanes<isa, Acc<T>> planes(correlation_grid(p.shape));
+    if (planes.fits()) return depthwise_weight_planes(p, planes, parts, first, last);
   }
+  depthwise_weight_by_definition<isa>(p, parts, first, last);
 }
 
 }  // namespace cvk

@@ -76,8 +76,8 @@ class RowGatherer {
       const int run = min_of(rows - i, walk.left_in_row());
       Place place;
       place.image = at.image * grid.y.extent;
-      place.y = int64_t{at.y} * grid.y.source_step + grid.y.first_offset;
-      place.x = int64_t{at.x} * grid.x.source_step + grid.x.first_offset;
+      place.y = grid.y.source(at.y, 0);
+      place.x = grid.x.source(at.x, 0);
       const bool inside = place.y >= 0 && place.y + last_y < grid.y.extent;
       for (const int end = i + run; i < end; ++i, place.x += grid.x.source_step) {
         place.inside = inside && place.x >= 0 && place.x + last_x < grid.x.extent;
@@ -250,8 +250,8 @@ class PlaneGatherer {
         const int run = min_of(end - i, walk.left_in_row());
         Segment& segment = segments[count++];
         segment.image = map_ + at.image * channels_ * plane_;
-        segment.y = int64_t{at.y} * grid.y.source_step + grid.y.first_offset;
-        segment.x = int64_t{at.x} * grid.x.source_step + grid.x.first_offset;
+        segment.y = grid.y.source(at.y, 0);
+        segment.x = grid.x.source(at.x, 0);
         segment.lane = i - vec * kLanes;
         segment.lanes = run;
         walk.advance(run);

@@ -66,8 +66,11 @@ CVK_HD int tap_of(const TapGrid& grid, int kernel_width, int kernel) {
   const int y = tap_of(grid.y, kernel / kernel_width), x = tap_of(grid.x, kernel % kernel_width);
   return y < 0 || x < 0 ? -1 : y * grid.x.taps + x;
 }
+CVK_HD int kernel_of(const TapGrid& grid, int kernel_width, int tap_y, int tap_x) {
+  return grid.y.kernel(tap_y) * kernel_width + grid.x.kernel(tap_x);
+}
 CVK_HD int kernel_of(const TapGrid& grid, int kernel_width, int tap) {
-  return grid.y.kernel(tap / grid.x.taps) * kernel_width + grid.x.kernel(tap % grid.x.taps);
+  return kernel_of(grid, kernel_width, tap / grid.x.taps, tap % grid.x.taps);
 }
 
 // Offset of a pixel of the phase in a target plane or row of pixels.

@@ -332,12 +332,13 @@ CVK_HD bool finishes_in_registers(const TappedProduct<T>& p, const TapGrid& grid
          (p.activation == Activation::kNone || p.activation == Activation::kRelu);
 }
 
-// Whether rows of the product are pixels of a channels-last map as they lie: one tap, which reads the pixel itself, and operands that
-// are neither converted nor so far apart that they would fall into few sets of L1.
-template <class P, class T>
-CVK_HD bool rows_in_map(const TappedProduct<T>& p) {
-  return std::is_same_v<P, T> && p.shape.channels_last && p.shape.groups == 1 && reads_itself(p.grid(0)) &&
-         p.channels() * static_cast<int64_t>(sizeof(P)) <= kGemmMapRowBytes;
+// Whether rows of the product are pixels of a channels-last map as they lie: one tap, which reads the pixel itself, operands that are
+// neither converted nor so far apart that they would fall into few sets of L1, and all rows that are computed inside the map.
+template <Isa isa, class P, class T>
+CVK_HD bool rows_in_map(const TappedProduct<T>& p, const TapItem& item) {
+  return std::is_same_v<P, T> && p.shape.groups == 1 && reads_itself(item.grid) &&
+         p.channels() * static_cast<int64_t>(sizeof(P)) <= kGemmMapRowBytes &&
+         item.first_pixel + round_up(item.pixels, GemmTile<isa, P>::kRowUnit) <= p.shape.batch * p.source_plane();
 }
 
 // Channels-last maps: pixels are rows, which `gatherer` makes.
@@ -355,9 +356,8 @@ CVK_HD void multiply_rows(const TappedProduct<T>& p, const TapItem& item, TapScr
   // Panels, and behind them the rows of dot products.
   const int64_t panel_size = int64_t{scratch.panels} * Tile::kColumns * Tile::kDepth;
   scratch.packed.begin(item.key, blocks.count(), panel_size + Tile::kLanes * Tile::kPitch, kGemmResidentBytes);
-  const bool in_map = rows_in_map<P>(p);
-  const int64_t map_pixels = p.shape.batch * p.source_plane();
-  gatherer.place(item.grid, item.first_pixel, item.pixels);
+  const bool in_map = rows_in_map<isa, P>(p, item);
+  if (!in_map) gatherer.place(item.grid, item.first_pixel, item.pixels);
   const bool finishes = finishes_in_registers(p, item.grid);
   for (int64_t b = 0; b < blocks.count(); ++b) {
     const DepthBlock block = blocks[b];
@@ -372,7 +372,7 @@ CVK_HD void multiply_rows(const TappedProduct<T>& p, const TapItem& item, TapScr
       const int rows = min_of(Tile::kBlockRows, item.pixels - i);
       A* sums = scratch.sums(i / Tile::kRows * scratch.panels);
       GemmRows<P> left{scratch.pixels(), Tile::kPitch};
-      if (in_map && item.first_pixel + i + round_up(rows, Tile::kRowUnit) <= map_pixels) {
+      if (in_map) {
         if constexpr (std::is_same_v<P, T>) left = {p.source + (item.first_pixel + i) * channels + block.c, channels};
       } else {
         gatherer.gather(in_operands<P>(block), i, rows, scratch.pixels());
