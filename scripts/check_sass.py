@@ -8,7 +8,7 @@ What must hold on every architecture built:
 * A forward kernel of the RoI family that takes several channels at once from a channels-last map
   (``<op>_forward_kernel<T, group, false, ...>`` with a group above 1) loads 16 bytes at a time.
 * A kernel of tensor cores multiplies with them, and its operands come by asynchronous copies of 16
-  bytes.
+  bytes. One that multiplies by warpgroups does so on sm_90a, and is a trap elsewhere.
 
 Needs cuobjdump (CUDA toolkit, or PyPI's nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm) and
 c++filt. Exits with 77 where one is missing.
@@ -29,6 +29,7 @@ from pathlib import Path
 _TYPES = r"(?:float|double|cvk::half_t|cvk::bfloat16_t)"
 _WIDE = re.compile(rf"\w+_forward\w*_kernel<(?:[^()]*?, )?{_TYPES}, (\d+), false")
 _TENSOR = re.compile(r"\w*_mma\w*_kernel<")
+_WARPGROUP = "GemmWarpgroupShape<"
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,12 @@ class Kernel:
         if self.is_wide and not self.has("LDG.E.128"):
             return "has no 16-byte load"
         if _TENSOR.search(self.name):
-            if not (self.has("HMMA") or self.has("DMMA")):
+            if _WARPGROUP in self.name:
+                if self.arch != "sm_90a":
+                    return None if self.has("BPT") else "is no trap"
+                if not self.has("HGMMA"):
+                    return "has no warpgroup instruction"
+            elif not (self.has("HMMA") or self.has("DMMA")):
                 return "has no tensor-core instruction"
             if not any(code.startswith("LDGSTS") and "128" in code for code in self.opcodes):
                 return "has no 16-byte copy"

@@ -2,6 +2,8 @@
 // arithmetic type or a vector of them (simd.h).
 #pragma once
 
+#include <type_traits>
+
 #include "common/elementary.h"
 
 namespace cvk {
@@ -43,6 +45,24 @@ CVK_HD V activate(Activation activation, V x) {
                               x * x * elementary_constant<V>(0.071354816272600254)));
     default:
       return x;
+  }
+}
+
+// Calls f(activation) with a constant. Perf: a GPU's loop over results is short then; with the switch in it, one misses the
+// instruction cache.
+template <class F>
+CVK_HD void with_activation(Activation activation, F&& f) {
+  switch (activation) {
+    case Activation::kRelu:
+      return f(std::integral_constant<Activation, Activation::kRelu>{});
+    case Activation::kSilu:
+      return f(std::integral_constant<Activation, Activation::kSilu>{});
+    case Activation::kGelu:
+      return f(std::integral_constant<Activation, Activation::kGelu>{});
+    case Activation::kGeluTanh:
+      return f(std::integral_constant<Activation, Activation::kGeluTanh>{});
+    default:
+      return f(std::integral_constant<Activation, Activation::kNone>{});
   }
 }
 

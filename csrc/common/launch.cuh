@@ -14,7 +14,7 @@
 //       int count;
 //     };
 //     auto& shared = cvk::static_shared<Shared>();
-//     float* row = cvk::dynamic_shared<float>();  // LaunchConfig::shared_bytes, 16-byte aligned
+//     float* row = cvk::dynamic_shared<float>();  // LaunchConfig::shared_bytes, aligned as T, 16 bytes at least
 //     ...
 //     __syncthreads();
 //   }
@@ -73,8 +73,14 @@ __device__ __forceinline__ S& static_shared() {
 
 template <class T>
 __device__ __forceinline__ T* dynamic_shared() {
-  extern __shared__ __align__(16) unsigned char cvk_dynamic_shared_memory[];
-  return reinterpret_cast<T*>(cvk_dynamic_shared_memory);
+  if constexpr (alignof(T) > 16) {
+    static_assert(alignof(T) <= 1024, "what shared memory is aligned to");
+    extern __shared__ __align__(1024) unsigned char cvk_aligned_dynamic_shared_memory[];
+    return reinterpret_cast<T*>(cvk_aligned_dynamic_shared_memory);
+  } else {
+    extern __shared__ __align__(16) unsigned char cvk_dynamic_shared_memory[];
+    return reinterpret_cast<T*>(cvk_dynamic_shared_memory);
+  }
 }
 
 // Barrier `id` (1..15; __syncthreads is 0) among `threads` threads of the block, a multiple of 32.
@@ -142,6 +148,20 @@ cudaError_t most_resident_blocks(void (*kernel)(P...), const LaunchConfig& confi
   return error;
 }
 
+// Whether this library has code for sm_90a, and the current device runs it.
+inline bool has_warpgroups() {
+#if defined(CVK_CUDA_SM90A)
+  int device = 0, major = 0, minor = 0;
+  const bool known = cudaGetDevice(&device) == cudaSuccess &&
+                     cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+                     cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess;
+  if (!known) cudaGetLastError();
+  return known && major == 9 && minor == 0;
+#else
+  return false;
+#endif
+}
+
 #else
 
 template <class S>
@@ -203,6 +223,8 @@ cudaError_t most_resident_blocks(void (*)(P...), const LaunchConfig&, int* block
   *blocks = static_cast<int>(emulation::kMaxResidentBlocks);
   return cudaSuccess;
 }
+
+inline bool has_warpgroups() { return emulation::has_warpgroups(); }
 
 #endif
 

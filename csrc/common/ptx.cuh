@@ -1,8 +1,10 @@
 // Instructions that CUDA C++ has no name for: asynchronous copies to shared memory, matrix fragments and their products. The only
 // inline PTX of the project; under emulation the same functions follow the fragment layouts of the PTX manual, element by
-// element (sections "Matrix multiply-accumulate operation using mma instruction" and "ldmatrix").
+// element (sections "Matrix multiply-accumulate operation using mma instruction", "ldmatrix" and "Asynchronous warpgroup level
+// matrix instructions").
 //
-// Lane l of a warp has group g = l / 4 and place t = l % 4. All 32 lanes call a function together.
+// Lane l of a warp has group g = l / 4 and place t = l % 4. All 32 lanes call a function together; those whose names begin with
+// warpgroup, all four warps of a group whose first is a multiple of four, and only on sm_90a.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +13,13 @@
 #include "common/launch.cuh"
 
 namespace cvk {
+
+// Whether code that is compiled right here can have products of a warpgroup.
+#if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
+constexpr bool kWarpgroupsHere = false;
+#else
+constexpr bool kWarpgroupsHere = true;
+#endif
 
 #if defined(__CUDACC__)
 
@@ -35,6 +44,14 @@ CVK_DEVICE void copy_async(void* to, const void* from, bool valid) {
                  "n"(bytes), "r"(source_bytes)
                  : "memory");
   }
+}
+// 16 bytes, which L1 keeps where `cached`.
+CVK_DEVICE void copy_async_cached(void* to, const void* from, bool valid, bool cached) {
+  asm volatile(
+      "{\n.reg .pred cached;\nsetp.ne.b32 cached, %3, 0;\n@cached cp.async.ca.shared.global [%0], [%1], 16, %2;\n"
+      "@!cached cp.async.cg.shared.global [%0], [%1], 16, %2;\n}\n" ::"r"(detail::shared_address(to)),
+      "l"(from), "r"(valid ? 16 : 0), "r"(int{cached})
+      : "memory");
 }
 // Ends a group of this thread's copies.
 CVK_DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -98,12 +115,112 @@ CVK_DEVICE void matrix_multiply(double a, double b, double (&c)[2]) {
                : "d"(a), "d"(b));
 }
 
+// ---- products of a warpgroup, on sm_90a
+
+// An operand in shared memory, rows x depth of 2-byte elements, in lines of 128 bytes: with the depth inner, line r is row r with 64
+// depths; with the depth outer, line k is depth k with 64 rows, and further 64 rows are `leading_bytes` ahead. Chunk c of 16 bytes
+// of the line at address a is at c ^ (a / 128 % 8). Lines that follow each other lie so in memory, the first of eight at a multiple of
+// 1,024.
+struct WarpgroupOperand {
+  uint64_t descriptor;
+
+  CVK_DEVICE WarpgroupOperand(const void* first, int leading_bytes)
+      : descriptor((detail::shared_address(first) & 0x3ffffu) >> 4 | uint64_t(leading_bytes / 16) << 16 |
+                   uint64_t{1024 / 16} << 32 | uint64_t{1} << 62) {}
+  // Further on in memory.
+  CVK_DEVICE WarpgroupOperand plus(int bytes) const {
+    WarpgroupOperand further = *this;
+    further.descriptor += static_cast<unsigned>(bytes) / 16;
+    return further;
+  }
+};
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define CVK_WARPGROUP_ASM(...) asm volatile(__VA_ARGS__)
+#else
+#define CVK_WARPGROUP_ASM(...) __trap()
+#endif
+
+// Makes what this thread has written to shared memory visible to warpgroup products that start after a barrier.
+CVK_DEVICE void warpgroup_publish() { CVK_WARPGROUP_ASM("fence.proxy.async.shared::cta;" :: : "memory"); }
+// Before the first product on registers that other instructions have written.
+CVK_DEVICE void warpgroup_begin() { CVK_WARPGROUP_ASM("wgmma.fence.sync.aligned;" :: : "memory"); }
+// Ends a group of products.
+CVK_DEVICE void warpgroup_commit() { CVK_WARPGROUP_ASM("wgmma.commit_group.sync.aligned;" :: : "memory"); }
+// Until at most `groups` groups of products are under way; until then neither operands nor sums may be touched.
+template <int groups>
+CVK_DEVICE void warpgroup_wait() {
+  CVK_WARPGROUP_ASM("wgmma.wait_group.sync.aligned %0;" ::"n"(groups) : "memory");
+}
+// Keeps the compiler from reading sums ahead of the wait before.
+template <int count>
+CVK_DEVICE void warpgroup_finished(float (&sums)[count]) {
+#pragma unroll
+  for (int i = 0; i < count; ++i) asm volatile("" : "+f"(sums[i])::"memory");
+}
+
+// c[64, columns] += a[64, 16] * b[columns, 16], or, not `adds`, = it. Warp w of the group has rows 16 w to 16 w + 15 of c, in every eight columns as
+// m16n8 above: element (16 w + g + 8 (i / 2 % 2), 8 (i / 4) + 2t + i % 2) in c[i].
+#define CVK_SUMS8(i)                                                                                          \
+  "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), "+f"(c[i + 4]), "+f"(c[i + 5]), "+f"(c[i + 6]), \
+      "+f"(c[i + 7])
+#define CVK_SUMS32(i) CVK_SUMS8(i), CVK_SUMS8(i + 8), CVK_SUMS8(i + 16), CVK_SUMS8(i + 24)
+#define CVK_REGISTERS32                                                    \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define CVK_REGISTERS64                                                              \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "           \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define CVK_REGISTERS128                                                                         \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                       \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "             \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "             \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "             \
+  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "             \
+  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "             \
+  "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
+  "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define CVK_WARPGROUP_MULTIPLY(columns, type, registers, descriptors, flags, adds_, ...)                           \
+  template <bool kLeftOuter, bool kRightOuter>                                                                     \
+  CVK_DEVICE void warpgroup_multiply(const WarpgroupOperand& a, const WarpgroupOperand& b, bool adds,              \
+                                     float (&c)[columns / 2], CVK_WARPGROUP_TYPE_##type) {                         \
+    CVK_WARPGROUP_ASM("{\n.reg .pred adds;\nsetp.ne.b32 adds, " adds_                                              \
+                      ", 0;\nwgmma.mma_async.sync.aligned.m64n" #columns "k16.f32." #type "." #type " {" registers \
+                      "}, " descriptors ", adds, 1, 1, " flags ";\n}\n" : __VA_ARGS__ : "l"(a.descriptor),         \
+                      "l"(b.descriptor), "n"(kLeftOuter ? 1 : 0), "n"(kRightOuter ? 1 : 0), "r"(int{adds}));       \
+  }
+#define CVK_WARPGROUP_TYPE_f16 half_t
+#define CVK_WARPGROUP_TYPE_bf16 bfloat16_t
+CVK_WARPGROUP_MULTIPLY(64, f16, CVK_REGISTERS32, "%32, %33", "%34, %35", "%36", CVK_SUMS32(0))
+CVK_WARPGROUP_MULTIPLY(64, bf16, CVK_REGISTERS32, "%32, %33", "%34, %35", "%36", CVK_SUMS32(0))
+CVK_WARPGROUP_MULTIPLY(128, f16, CVK_REGISTERS64, "%64, %65", "%66, %67", "%68", CVK_SUMS32(0), CVK_SUMS32(32))
+CVK_WARPGROUP_MULTIPLY(128, bf16, CVK_REGISTERS64, "%64, %65", "%66, %67", "%68", CVK_SUMS32(0), CVK_SUMS32(32))
+CVK_WARPGROUP_MULTIPLY(256, f16, CVK_REGISTERS128, "%128, %129", "%130, %131", "%132", CVK_SUMS32(0), CVK_SUMS32(32),
+                       CVK_SUMS32(64), CVK_SUMS32(96))
+CVK_WARPGROUP_MULTIPLY(256, bf16, CVK_REGISTERS128, "%128, %129", "%130, %131", "%132", CVK_SUMS32(0), CVK_SUMS32(32),
+                       CVK_SUMS32(64), CVK_SUMS32(96))
+#undef CVK_SUMS8
+#undef CVK_SUMS32
+#undef CVK_REGISTERS32
+#undef CVK_REGISTERS64
+#undef CVK_REGISTERS128
+#undef CVK_WARPGROUP_MULTIPLY
+#undef CVK_WARPGROUP_TYPE_f16
+#undef CVK_WARPGROUP_TYPE_bf16
+#undef CVK_WARPGROUP_ASM
+
 #else
 
 template <int bytes>
 inline void copy_async(void* to, const void* from, bool valid, emulation::CallSite site = emulation::CallSite::here()) {
   static_assert(bytes == 4 || bytes == 8 || bytes == 16, "what cp.async copies");
   emulation::copy_async(to, from, bytes, valid ? bytes : 0, site);
+}
+inline void copy_async_cached(void* to, const void* from, bool valid, bool,
+                              emulation::CallSite site = emulation::CallSite::here()) {
+  copy_async<16>(to, from, valid, site);
 }
 inline void copy_async_commit() { emulation::copy_async_commit(); }
 template <int groups>
@@ -235,6 +352,57 @@ inline void matrix_multiply(double a, double b, double (&c)[2],
         }
       },
       &mine, site);
+}
+
+// ---- products of a warpgroup
+
+struct WarpgroupOperand {
+  const char* first;
+  int leading_bytes;
+
+  WarpgroupOperand(const void* data, int leading) : first(static_cast<const char*>(data)), leading_bytes(leading) {}
+  WarpgroupOperand plus(int bytes) const { return {first + bytes, leading_bytes}; }
+
+  template <bool kOuter, class T>
+  float element(int row, int k) const {
+    const char* plain = first + (kOuter ? row / 64 * leading_bytes + k * 128 + row % 64 * 2 : row * 128 + k * 2);
+    const auto address = reinterpret_cast<uintptr_t>(plain);
+    T value;
+    memcpy(&value, reinterpret_cast<const char*>(address ^ (address / 128 % 8 * 16)), sizeof(value));
+    return to_acc(value);
+  }
+};
+
+inline void warpgroup_publish() {}
+inline void warpgroup_begin() {}
+inline void warpgroup_commit() { emulation::product_commit(); }
+template <int groups>
+inline void warpgroup_wait() {
+  emulation::product_wait(groups);
+}
+template <int count>
+inline void warpgroup_finished(float (&)[count]) {}
+
+template <bool kLeftOuter, bool kRightOuter, int count, class T>
+inline void warpgroup_multiply(const WarpgroupOperand& a, const WarpgroupOperand& b, bool adds, float (&c)[count], T,
+                               emulation::CallSite site = emulation::CallSite::here()) {
+  emulation::warp_execute([](void* const*) {}, nullptr, site);  // all lanes are here
+  const int thread = static_cast<int>(emulation::linear_thread()), lane = thread % 32;
+  const int first_row = thread / 32 % 4 * 16 + lane / 4, first_column = 2 * (lane % 4);
+  emulation::product([=, sums = &c[0]] {
+    float left[2][16];
+    for (int i = 0; i < 2; ++i) {
+      for (int k = 0; k < 16; ++k) left[i][k] = a.element<kLeftOuter, T>(first_row + 8 * i, k);
+    }
+    for (int i = 0; i < count; ++i) {
+      double sum = adds ? sums[i] : 0.0f;
+      for (int k = 0; k < 16; ++k) {
+        sum +=
+            static_cast<double>(left[i / 2 % 2][k]) * b.element<kRightOuter, T>(8 * (i / 4) + first_column + i % 2, k);
+      }
+      sums[i] = static_cast<float>(sum);
+    }
+  });
 }
 
 #endif

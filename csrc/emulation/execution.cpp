@@ -205,6 +205,8 @@ void prepare_block(Block& block, Thread** order) {
     thread.fiber = nullptr;
     thread.group = 0;
     thread.copies.clear();
+    thread.product_group = 0;
+    thread.products.clear();
     order[i] = &thread;
     if (++index.x == blockDim.x) {
       index.x = 0;
@@ -316,6 +318,26 @@ void copy_async_wait(unsigned groups) {
   size_t done = 0;
   while (done < self.copies.size() && self.copies[done].group + groups < self.group) perform(self.copies[done++]);
   self.copies.erase(self.copies.begin(), self.copies.begin() + static_cast<std::ptrdiff_t>(done));
+}
+
+void product(std::function<void()> work) {
+  Thread& self = *machine.current;
+  // In order: a sum takes one product after the other.
+  if (self.products.empty() && (machine.random.next() & 1) != 0)
+    work();
+  else
+    self.products.emplace_back(self.product_group, std::move(work));
+}
+
+void product_commit() { ++machine.current->product_group; }
+
+void product_wait(unsigned groups) {
+  Thread& self = *machine.current;
+  size_t done = 0;
+  while (done < self.products.size() && self.products[done].first + groups < self.product_group) {
+    self.products[done++].second();
+  }
+  self.products.erase(self.products.begin(), self.products.begin() + static_cast<std::ptrdiff_t>(done));
 }
 
 int block_barrier(Operation operation, bool predicate, const CallSite& site) {

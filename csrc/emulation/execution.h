@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 
 #include "emulation/vector_types.h"
 
@@ -80,6 +81,10 @@ void copy_async(void* to, const void* from, size_t bytes, size_t valid, const Ca
 void copy_async_commit();
 // Until at most `groups` of the committed groups are under way.
 void copy_async_wait(unsigned groups);
+// The same for work that a matrix instruction does on this thread's behalf.
+void product(std::function<void()> work);
+void product_commit();
+void product_wait(unsigned groups);
 // Lets every other thread that can run go first.
 void yield(const CallSite& site);
 // Ends the launch with an error.

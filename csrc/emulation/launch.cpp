@@ -14,9 +14,9 @@ unsigned resident_block = 0;
 
 namespace {
 
-// Of the smallest GPU that the package is compiled for by default (sm_80).
-constexpr size_t kMaxSharedBytes = 163 * 1024;
-constexpr unsigned kSharedAlignment = 16;
+// Of the smallest GPUs that the package is compiled for by default: sm_80, and sm_90 where it has warpgroups.
+size_t most_shared_bytes() { return (has_warpgroups() ? 227 : 163) * size_t{1024}; }
+constexpr unsigned kSharedAlignment = 1024;
 constexpr const char* kSeedVariable = "CVKERNELS_EMULATION_SEED";
 
 uint64_t seed = 0;
@@ -62,9 +62,9 @@ std::string configuration_problem(dim3 grid, dim3 block, size_t shared_bytes) {
   if (grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) {
     return "grid " + describe(grid) + " is larger than CUDA allows";
   }
-  if (shared_bytes > kMaxSharedBytes) {
+  if (shared_bytes > most_shared_bytes()) {
     return std::to_string(shared_bytes) + " bytes of dynamic shared memory, at most " +
-           std::to_string(kMaxSharedBytes) + " are available";
+           std::to_string(most_shared_bytes()) + " are available";
   }
   return "";
 }
@@ -143,6 +143,11 @@ void begin_shared(SharedSlot& slot, size_t bytes, size_t alignment) {
   if (slot.data == nullptr) slot.data = allocate(bytes, std::max<size_t>(alignment, kSharedAlignment));
   poison(slot.data, bytes);
   slot.serial = block_serial;
+}
+
+bool has_warpgroups() {
+  const char* text = std::getenv("CVKERNELS_EMULATION_SM");
+  return text == nullptr || std::strcmp(text, "80") != 0;
 }
 
 void* dynamic_shared_memory() { return machine.current->block->dynamic_memory; }

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <mutex>
 #include <string>
 #include <utility>
@@ -66,6 +67,8 @@ struct Thread {
   const CallSite* site;  // of the rendezvous; it lives in the waiting thread's own frame
   uint64_t group;        // of copies that is being put together
   std::vector<AsyncCopy> copies;
+  uint64_t product_group;                                            // likewise of products
+  std::vector<std::pair<uint64_t, std::function<void()>>> products;  // their groups; not done yet
 };
 
 struct Barrier {

@@ -54,6 +54,9 @@ void set_seed(uint64_t seed);
 // that a real device would hand out uninitialised; shared memory is poisoned by the launch itself.
 void poison(void* pointer, size_t bytes);
 
+// Whether the emulated GPU has products of warpgroups: yes, unless the environment variable CVKERNELS_EMULATION_SM is 80.
+bool has_warpgroups();
+
 // Message of this host thread's last failed launch; empty where none has failed.
 const std::string& last_error_message();
 

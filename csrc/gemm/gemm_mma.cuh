@@ -8,9 +8,13 @@
 // copies fill ahead, 16 bytes at a time, in a swizzled order in which neither the copies nor ldmatrix meet bank conflicts; warps
 // own parts of the tile in registers. An epilogue takes rows of the finished tile. `splits` blocks may share the depth of a
 // tile; each hands its own part to the epilogue.
+//
+// On sm_90a half formats are multiplied by warpgroups (wgmma): operands are read from shared memory as they lie, and products
+// go on while their warps work out addresses. Everything else is the same.
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "common/launch.cuh"
 #include "common/numeric.h"
@@ -26,7 +30,14 @@ enum class GemmMath {
   kTf32,    // float rounded to 10 bits of mantissa
   k3xTf32,  // float as the sum of two TF32 numbers; what is lost is below float's own rounding
   kDouble,
+  kWarpgroup,  // half_t or bfloat16_t, by the four warps of a group together, sums in float; sm_90a
 };
+
+// False in code for a GPU that lacks the instructions: kernels are compiled there, but not launched.
+template <GemmMath math>
+constexpr bool gemm_runs_here() {
+  return math != GemmMath::kWarpgroup || kWarpgroupsHere;
+}
 
 template <class T, GemmMath math>
 struct GemmTraits {
@@ -50,8 +61,9 @@ CVK_HD bool gemm_addressable(int64_t elements) {
 
 // ---- operands in shared memory
 
-// A tile of one operand: `lines` outer indices of `elements` contiguous elements, in chunks of 16 bytes. Chunk c of line l lies
-// at c ^ swizzle(l), so that the same chunk of eight lines after one another lies in eight different groups of banks.
+// A tile of one operand: `lines` outer indices of `elements` contiguous elements, in chunks of 16 bytes. Lines of more than 128 bytes
+// are cut into pieces of 128: first the first of all lines, then the second. Chunk c of line l lies at c ^ swizzle(l), so that the
+// same chunk of eight lines after one another lies in eight different groups of banks.
 template <class T, int lines, int elements>
 struct GemmOperand {
   static constexpr int kChunkElements = kWide<T>;
@@ -59,11 +71,13 @@ struct GemmOperand {
   static_assert((kChunks & (kChunks - 1)) == 0, "the swizzle is a bit pattern");
   // Lines that fill 128 bytes, all banks, together.
   static constexpr int kLinesPerRow = kChunks >= 8 ? 1 : 8 / kChunks;
-  static constexpr int kPattern = kChunks >= 8 ? 7 : kChunks - 1;
+  static constexpr int kPieceChunks = kChunks >= 8 ? 8 : kChunks;
   alignas(16) T values[lines * elements];
 
   static CVK_DEVICE int offset(int line, int chunk) {
-    return line * elements + ((chunk ^ (line / kLinesPerRow & kPattern)) * kChunkElements);
+    const int place = chunk & (kPieceChunks - 1), piece = chunk - place;
+    return (piece * lines + line * kPieceChunks + (place ^ (line / kLinesPerRow & (kPieceChunks - 1)))) *
+           kChunkElements;
   }
   CVK_DEVICE T* chunk(int line, int chunk) { return values + offset(line, chunk); }
   CVK_DEVICE const T* chunk(int line, int chunk) const { return values + offset(line, chunk); }
@@ -95,17 +109,19 @@ class GemmStream {
   using Operand = GemmOperand<T, lines, elements>;
   using Copy = GemmCopy<Operand, lines, threads>;
 
-  // From depth `depth` on; `first` is the first row (or column) of the tile.
-  CVK_DEVICE GemmStream(const Gatherer& gatherer, int64_t first, int64_t depth)
-      : gatherer_(gatherer),
-        inner_(gatherer.inner((kDepthInner ? depth : first) / Operand::kChunkElements + Copy::chunk())) {
+  // From depth `first_depth` on; `first_index` is the first row (or column) of the tile.
+  CVK_DEVICE GemmStream(const Gatherer& gatherer, int64_t first_index, int64_t first_depth) : gatherer_(gatherer) {
+    // Perf: all that is gathered has 32-bit numbers, and a GPU divides those in a fifth of the instructions.
+    const auto first = static_cast<unsigned>(first_index), depth = static_cast<unsigned>(first_depth);
+    inner_ = gatherer.inner((kDepthInner ? depth : first) / Operand::kChunkElements + Copy::chunk());
+    outer_[0] = gatherer.outer((kDepthInner ? first : depth) + Copy::line(0));
+    outer_step_ = gatherer.outer_step(Copy::kLines > 1 ? Copy::kStride : lines);
 #pragma unroll
-    for (int i = 0; i < kOuters; ++i) outer_[i] = gatherer.outer((kDepthInner ? first : depth) + Copy::line(i));
-    if (kDepthInner) {
-      inner_step_ = gatherer.inner_step(Copy::kChunks);
-    } else {
-      outer_step_ = gatherer.outer_step(Copy::kLines > 1 ? Copy::kStride : lines);
+    for (int i = 1; i < kOuters; ++i) {
+      outer_[i] = outer_[i - 1];
+      gatherer.advance_outer(outer_[i], outer_step_);
     }
+    if (kDepthInner) inner_step_ = gatherer.inner_step(Copy::kChunks);
   }
 
   // Starts the copies of the next tile; where it is not `wanted`, copies zeros.
@@ -116,11 +132,15 @@ class GemmStream {
       const int line = Copy::line(i);
       const bool there = gatherer_.there(outer, inner_) && wanted;
       if (Copy::kStride <= lines || line < lines) {
-        copy_async<16>(to.chunk(line, Copy::chunk()), gatherer_.at(outer, inner_), there);
+        if constexpr (Gatherer::kMayCache) {
+          copy_async_cached(to.chunk(line, Copy::chunk()), gatherer_.at(outer, inner_), there, gatherer_.cached);
+        } else {
+          copy_async<16>(to.chunk(line, Copy::chunk()), gatherer_.at(outer, inner_), there);
+        }
       }
-      if (!kDepthInner) gatherer_.advance_outer(outer, outer_step_);
+      if constexpr (!kDepthInner) gatherer_.advance_outer(outer, outer_step_);
     }
-    if (kDepthInner) gatherer_.advance_inner(inner_, inner_step_);
+    if constexpr (kDepthInner) gatherer_.advance_inner(inner_, inner_step_);
   }
 
  private:
@@ -182,14 +202,17 @@ CVK_DEVICE uint32_t finite_or_zero(uint32_t bits) { return is_finite_bits(bits) 
 
 }  // namespace detail
 
-// The registers of one warp: kRows x kColumns steps of sums, and the products of one depth step.
-template <class T, GemmMath math, int kRows, int kColumns>
-struct GemmWarp {
-  using Traits = GemmTraits<T, math>;
-  using Sum = typename Traits::Sum;
-  Sum sums[kRows][kColumns][Traits::kSums];
+// What the warps of a block hold of its tile, and how they add the products of a stage to it. publish() makes what this thread has copied
+// visible to products behind the next barrier; begin() starts with them, end() does what is left; between the two is the time to
+// start copies. A stage may be written again kOverlap steps after its end().
+template <class T, GemmMath math, class Shape, bool kLeftDepthInner, bool kRightDepthInner>
+class GemmRegisters {
+ public:
+  static constexpr int kOverlap = 0;
 
-  CVK_DEVICE void clear() {
+  CVK_DEVICE GemmRegisters()
+      : row_(static_cast<int>(threadIdx.x) / 32 / kWarpsAcross * Shape::kWarpRows),
+        column_(static_cast<int>(threadIdx.x) / 32 % kWarpsAcross * Shape::kWarpColumns) {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
 #pragma unroll
@@ -200,10 +223,48 @@ struct GemmWarp {
     }
   }
 
-  // Adds the depths [k, k + kStepDepth) of the tiles; `row` and `column` are the warp's first.
-  template <bool kLeftDepthInner, bool kRightDepthInner, class Left, class Right>
-  CVK_DEVICE void multiply(const Left& left, const Right& right, int row, int column, int k) {
+  static CVK_DEVICE void publish() {}
+  template <class Stage>
+  CVK_DEVICE void begin(const Stage& stage, bool) {
+    multiply(stage.left, stage.right, 0);
+  }
+  template <class Stage>
+  CVK_DEVICE void end(const Stage& stage) {
+#pragma unroll
+    for (int k = Traits::kStepDepth; k < Shape::kDepth; k += Traits::kStepDepth) multiply(stage.left, stage.right, k);
+  }
+  CVK_DEVICE void finish() {}
+
+  // Calls visit(row, column, value, value of column + 1) for the lane's sums.
+  template <class Visit>
+  CVK_DEVICE void for_each(Visit&& visit) const {
     const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) {
+#pragma unroll
+        for (int s = 0; s < Traits::kSums; s += 2) {
+          visit(row_ + i * Traits::kStepRows + g + s / 2 * 8, column_ + j * 8 + 2 * t, sums[i][j][s],
+                sums[i][j][s + 1]);
+        }
+      }
+    }
+  }
+
+ private:
+  using Traits = GemmTraits<T, math>;
+  using Sum = typename Traits::Sum;
+  static_assert(Shape::kDepth % Traits::kStepDepth == 0 && Shape::kWarpRows % Traits::kStepRows == 0, "whole steps");
+  static constexpr int kRows = Shape::kWarpRows / Traits::kStepRows, kColumns = Shape::kWarpColumns / 8;
+  static constexpr int kWarpsAcross = Shape::kColumns / Shape::kWarpColumns;
+  int row_, column_;  // the warp's first
+  Sum sums[kRows][kColumns][Traits::kSums];
+
+  // Adds the depths [k, k + kStepDepth) of the tiles.
+  template <class Left, class Right>
+  CVK_DEVICE void multiply(const Left& left, const Right& right, int k) {
+    const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4, row = row_, column = column_;
     if constexpr (math == GemmMath::kDouble) {
       double a[kRows], b[kColumns];
 #pragma unroll
@@ -296,22 +357,62 @@ struct GemmWarp {
       }
     }
   }
+};
 
-  // Calls visit(row, column, value, value of column + 1) for the lane's sums, counted from the warp's first row and column.
+// The same by warpgroups, one below the other, each with all columns of its rows.
+template <class T, class Shape, bool kLeftDepthInner, bool kRightDepthInner>
+class GemmRegisters<T, GemmMath::kWarpgroup, Shape, kLeftDepthInner, kRightDepthInner> {
+ public:
+  static constexpr int kOverlap = Shape::kOverlap;
+
+  static CVK_DEVICE void publish() { warpgroup_publish(); }
+  // The first products of all do not add to sums, but are them.
+  template <class Stage>
+  CVK_DEVICE void begin(const Stage& stage, bool adds) {
+    // 64 lines of 128 bytes each.
+    const WarpgroupOperand left(stage.left.values + row() * 64, 64 * 128), right(stage.right.values, 64 * 128);
+    warpgroup_begin();
+#pragma unroll
+    for (int k = 0; k < Shape::kDepth; k += 16) {
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        warpgroup_multiply<!kLeftDepthInner, !kRightDepthInner>(
+            left.plus(i * 64 * 128 + k * (kLeftDepthInner ? 2 : 128)), right.plus(k * (kRightDepthInner ? 2 : 128)),
+            adds || k > 0, sums[i], T{});
+      }
+    }
+    warpgroup_commit();
+  }
+  template <class Stage>
+  CVK_DEVICE void end(const Stage&) {
+    warpgroup_wait<kOverlap>();
+  }
+  CVK_DEVICE void finish() {
+    warpgroup_wait<0>();
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) warpgroup_finished(sums[i]);
+  }
+
   template <class Visit>
   CVK_DEVICE void for_each(Visit&& visit) const {
-    const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+    const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32 % 4;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
 #pragma unroll
-      for (int j = 0; j < kColumns; ++j) {
-#pragma unroll
-        for (int s = 0; s < Traits::kSums; s += 2) {
-          visit(i * Traits::kStepRows + g + s / 2 * 8, j * 8 + 2 * t, sums[i][j][s], sums[i][j][s + 1]);
-        }
+      for (int s = 0; s < kSums; s += 2) {
+        visit(row() + 64 * i + 16 * warp + lane / 4 + s / 2 % 2 * 8, s / 4 * 8 + lane % 4 * 2, sums[i][s],
+              sums[i][s + 1]);
       }
     }
   }
+
+ private:
+  static_assert(Shape::kDepth == 64, "lines of 128 bytes");
+  static constexpr int kRows = Shape::kGroupRows / 64, kSums = Shape::kColumns / 2;
+  float sums[kRows][kSums];
+
+  // The group's first.
+  static CVK_DEVICE int row() { return static_cast<int>(threadIdx.x) / 128 * Shape::kGroupRows; }
 };
 
 // ---- the kernel
@@ -324,7 +425,17 @@ struct GemmShape {
   static constexpr int kWarpRows = warp_rows, kWarpColumns = warp_columns, kStages = stages;
   static constexpr int kThreads = 32 * (rows / warp_rows) * (columns / warp_columns);
   static constexpr int kBlocksPerSm = blocks;
-  static constexpr double kAlone = alone / 100.0, kBusy = busy / 100.0;
+  static constexpr double kAlone = alone / 100.0, kBusy = busy / 100.0, kWeightCost = kGemmMmaWeightCost;
+};
+
+// A tile for warpgroups of kGroupRows; the products of kOverlap steps may be under way when the next begins.
+template <int rows, int columns, int group_rows, int stages, int overlap, int blocks, int alone, int busy, int weight>
+struct GemmWarpgroupShape {
+  static constexpr int kRows = rows, kColumns = columns, kDepth = 64;
+  static constexpr int kGroupRows = group_rows, kStages = stages, kOverlap = overlap;
+  static constexpr int kThreads = 128 * (rows / group_rows);
+  static constexpr int kBlocksPerSm = blocks;
+  static constexpr double kAlone = alone / 100.0, kBusy = busy / 100.0, kWeightCost = weight / 100.0;
 };
 
 struct GemmExtent {
@@ -353,94 +464,99 @@ struct GemmBlock {
 
 // Blocks after one another share their rows (the operand that is gathered), then their columns.
 template <class Shape>
-CVK_DEVICE GemmBlock gemm_block(const GemmExtent& extent, int64_t index) {
+CVK_DEVICE GemmBlock gemm_block(const GemmExtent& extent, unsigned index) {
+  const auto across = static_cast<unsigned>(extent.column_tiles), down = static_cast<unsigned>(extent.row_tiles);
   GemmBlock block;
-  block.first_column = index % extent.column_tiles * Shape::kColumns;
-  block.first_row = index / extent.column_tiles % extent.row_tiles * Shape::kRows;
-  block.split = static_cast<int>(index / extent.column_tiles / extent.row_tiles);
+  block.first_column = int64_t{index % across} * Shape::kColumns;
+  block.first_row = int64_t{index / across % down} * Shape::kRows;
+  block.split = static_cast<int>(index / across / down);
   return block;
 }
 
 template <class T, class Shape, bool kLeftDepthInner, bool kRightDepthInner>
-struct GemmStage {
+struct alignas(1024) GemmStage {  // as the swizzle of warpgroup products counts
   GemmOperand<T, kLeftDepthInner ? Shape::kRows : Shape::kDepth, kLeftDepthInner ? Shape::kDepth : Shape::kRows> left;
   GemmOperand<T, kRightDepthInner ? Shape::kColumns : Shape::kDepth, kRightDepthInner ? Shape::kDepth : Shape::kColumns>
       right;
 };
 
-// The finished tile, in the arithmetic type; a row is padded against bank conflicts of the stores.
-template <class Sum, class Shape>
+// A finished tile; a row is padded against bank conflicts of the stores.
+template <class U, class Shape>
 struct GemmResult {
-  static constexpr int kPitch = Shape::kColumns + 16 / static_cast<int>(sizeof(Sum));
-  alignas(16) Sum values[Shape::kRows][kPitch];
+  static constexpr int kPitch = Shape::kColumns + 16 / static_cast<int>(sizeof(U));
+  alignas(16) U values[Shape::kRows][kPitch];
 };
 
+// The shared memory of a block.
 template <class T, class Shape, bool kLeftDepthInner, bool kRightDepthInner>
-constexpr size_t gemm_shared_bytes() {
-  const size_t operands = sizeof(GemmStage<T, Shape, kLeftDepthInner, kRightDepthInner>) * Shape::kStages;
-  const size_t result = sizeof(GemmResult<Acc<T>, Shape>);
-  return operands > result ? operands : result;
-}
+struct GemmShared {
+  union {
+    GemmStage<T, Shape, kLeftDepthInner, kRightDepthInner> stages[Shape::kStages];
+    GemmResult<Acc<T>, Shape> result;
+    GemmResult<T, Shape> rounded;
+  };
+  Acc<T> bias[Shape::kColumns];
+};
 
-// Computes the block's tile into shared memory, where it is once this returns, for all threads. The whole block calls it.
-template <GemmMath math, class Shape, bool kLeftDepthInner, bool kRightDepthInner, class Left, class Right>
-CVK_DEVICE GemmResult<Acc<typename Left::Element>, Shape>& gemm_tile(const Left& left, const Right& right,
-                                                                     const GemmExtent& extent, const GemmBlock& block) {
-  using T = typename Left::Element;
-  using Traits = GemmTraits<T, math>;
-  using Stage = GemmStage<T, Shape, kLeftDepthInner, kRightDepthInner>;
+// Adds the products of the block's tile to `sums`. The whole block calls it; the stages are free once it returns.
+template <class Shape, bool kLeftDepthInner, bool kRightDepthInner, class Shared, class Sums, class Left, class Right>
+CVK_DEVICE void gemm_multiply(Shared& shared, Sums& sums, const Left& left, const Right& right,
+                              const GemmExtent& extent, const GemmBlock& block) {
   constexpr int kThreads = Shape::kThreads, kStages = Shape::kStages;
-  constexpr int kWarpsAcross = Shape::kColumns / Shape::kWarpColumns;
-  static_assert(Shape::kDepth % Traits::kStepDepth == 0 && Shape::kWarpRows % Traits::kStepRows == 0, "whole steps");
-
-  Stage* const stages = dynamic_shared<Stage>();
+  constexpr int kAhead = kStages - 1 - Sums::kOverlap;  // steps that a tile is fetched before
+  auto& stages = shared.stages;
   const int64_t begin = block.split * extent.split_depth;
   const int64_t end = min_of(extent.depth, begin + extent.split_depth);
-  const int steps = static_cast<int>(ceil_div<int64_t>(max_of<int64_t>(end - begin, 0), Shape::kDepth));
+  const int steps = static_cast<int>(max_of<int64_t>(ceil_div<int64_t>(end - begin, Shape::kDepth), 1));  // or zeros
   GemmStream<Left, kLeftDepthInner, kLeftDepthInner ? Shape::kRows : Shape::kDepth,
              kLeftDepthInner ? Shape::kDepth : Shape::kRows, kThreads>
       left_stream(left, block.first_row, begin);
   GemmStream<Right, kRightDepthInner, kRightDepthInner ? Shape::kColumns : Shape::kDepth,
              kRightDepthInner ? Shape::kDepth : Shape::kColumns, kThreads>
       right_stream(right, block.first_column, begin);
-
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int row = warp / kWarpsAcross * Shape::kWarpRows, column = warp % kWarpsAcross * Shape::kWarpColumns;
-  GemmWarp<T, math, Shape::kWarpRows / Traits::kStepRows, Shape::kWarpColumns / 8> sums;
-  sums.clear();
-
 #pragma unroll
-  for (int s = 0; s < kStages - 1; ++s) {
+  for (int s = 0; s < kAhead; ++s) {
     left_stream.fetch(stages[s].left, s < steps);
     right_stream.fetch(stages[s].right, s < steps);
     copy_async_commit();
   }
   for (int step = 0; step < steps; ++step) {
-    copy_async_wait<kStages - 2>();
+    copy_async_wait<kAhead - 1>();
+    Sums::publish();
     __syncthreads();  // the copies of all threads are there, and nobody reads the buffer that is filled next
-    const Stage& stage = stages[step % kStages];
-    sums.template multiply<kLeftDepthInner, kRightDepthInner>(stage.left, stage.right, row, column, 0);
+    const auto& stage = stages[step % kStages];
+    sums.begin(stage, step > 0);
     // Perf: between the products, so that addresses are worked out while they are under way.
-    Stage& next = stages[(step + kStages - 1) % kStages];
-    const bool wanted = step + kStages - 1 < steps;
+    auto& next = stages[(step + kAhead) % kStages];
+    const bool wanted = step + kAhead < steps;
     left_stream.fetch(next.left, wanted);
     right_stream.fetch(next.right, wanted);
     copy_async_commit();
-#pragma unroll
-    for (int k = Traits::kStepDepth; k < Shape::kDepth; k += Traits::kStepDepth) {
-      sums.template multiply<kLeftDepthInner, kRightDepthInner>(stage.left, stage.right, row, column, k);
-    }
+    sums.end(stage);
   }
+  sums.finish();
   copy_async_wait<0>();
-  __syncthreads();  // the operands have been read; the result takes their place
+  __syncthreads();  // the operands have been read: results may take their place
+}
 
-  auto& result = *reinterpret_cast<GemmResult<Acc<T>, Shape>*>(stages);
-  sums.for_each([&](int i, int j, Acc<T> first, Acc<T> second) {
-    const Acc<T> both[2] = {first, second};
-    store_group(&result.values[row + i][column + j], both);
+template <class Sums, class Result>
+CVK_DEVICE void gemm_store(const Sums& sums, Result& result) {
+  sums.for_each([&](int row, int column, auto first, auto second) {
+    const decltype(first) both[2] = {first, second};
+    store_group(&result.values[row][column], both);
   });
+}
+
+// Computes the block's tile into shared memory, where it is once this returns, for all threads. The whole block calls it.
+template <GemmMath math, class Shape, bool kLeftDepthInner, bool kRightDepthInner, class Left, class Right>
+CVK_DEVICE auto& gemm_tile(const Left& left, const Right& right, const GemmExtent& extent, const GemmBlock& block) {
+  using T = typename Left::Element;
+  auto& shared = *dynamic_shared<GemmShared<T, Shape, kLeftDepthInner, kRightDepthInner>>();
+  GemmRegisters<T, math, Shape, kLeftDepthInner, kRightDepthInner> sums;
+  gemm_multiply<Shape, kLeftDepthInner, kRightDepthInner>(shared, sums, left, right, extent, block);
+  gemm_store(sums, shared.result);
   __syncthreads();
-  return result;
+  return shared.result;
 }
 
 // ---- a matrix in memory, as the simplest gatherer
@@ -454,14 +570,18 @@ struct DenseGatherer {
   using OuterStep = Outer;
   using Inner = int;
   using InnerStep = int;
+  static constexpr bool kMayCache = false;
   const T* data;  // [outers, chunks], aligned
   int outers;
   int chunks;  // of 16 bytes
   int stride;  // chunks from one outer index to the next
 
-  CVK_DEVICE Outer outer(int64_t index) const { return {static_cast<int>(index), static_cast<int>(index * stride)}; }
-  CVK_DEVICE Inner inner(int64_t chunk) const { return static_cast<int>(chunk); }
-  CVK_DEVICE OuterStep outer_step(int count) const { return outer(count); }
+  CVK_DEVICE int64_t elements() const { return int64_t{outers} * stride * kWide<T>; }
+  CVK_DEVICE Outer outer(unsigned index) const {
+    return {static_cast<int>(index), static_cast<int>(index * static_cast<unsigned>(stride))};
+  }
+  CVK_DEVICE Inner inner(unsigned chunk) const { return static_cast<int>(chunk); }
+  CVK_DEVICE OuterStep outer_step(unsigned count) const { return outer(count); }
   CVK_DEVICE InnerStep inner_step(int count) const { return count; }
   CVK_DEVICE void advance_outer(Outer& outer, const OuterStep& step) const {
     outer.index += step.index;

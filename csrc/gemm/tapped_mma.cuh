@@ -13,6 +13,7 @@
 #include "gemm/gemm_mma.cuh"
 #include "gemm/tapped.h"
 #include "gemm/tapped_cuda.cuh"
+#include "gemm/tapped_pairs.cuh"
 
 namespace cvk {
 
@@ -40,6 +41,10 @@ struct PixelGatherer {
   const T* map;  // the group's first channel
   TapGrid grid;
   int images, chunks, group_chunks;  // chunks of a pixel: of all groups, of this one
+  // Perf: taps of few channels find in L1 what their neighbours have read. (3 -> 64 7x7 on an H200: 0.8 of the time. With more
+  // channels it is none the better.)
+  static constexpr bool kMayCache = true;
+  bool cached;
 
   CVK_DEVICE void place(Outer& outer) const {
     outer.y = outer.grid_y * grid.y.source_step + grid.y.first_offset;
@@ -51,22 +56,23 @@ struct PixelGatherer {
     inner.x = inner.tap_x * grid.x.offset_step;
     inner.offset = (inner.y * grid.x.extent + inner.x) * chunks + inner.chunk;
   }
-  CVK_DEVICE OuterStep outer_step(int64_t count) const {
-    const int64_t rest = count % grid.pixels();
-    return {static_cast<int>(count / grid.pixels()), static_cast<int>(rest / grid.x.grid),
-            static_cast<int>(rest % grid.x.grid)};
+  CVK_DEVICE OuterStep outer_step(unsigned count) const {
+    const auto width = static_cast<unsigned>(grid.x.grid), pixels = static_cast<unsigned>(grid.y.grid) * width;
+    const unsigned image = count / pixels, rest = count - image * pixels, y = rest / width;
+    return {static_cast<int>(image), static_cast<int>(y), static_cast<int>(rest - y * width)};
   }
-  CVK_DEVICE InnerStep inner_step(int64_t count) const {
-    const int taps = max_of(grid.x.taps, 1);  // without taps nothing is read
-    const int64_t tap = count / group_chunks;
-    return {static_cast<int>(tap / taps), static_cast<int>(tap % taps), static_cast<int>(count % group_chunks)};
+  CVK_DEVICE InnerStep inner_step(unsigned count) const {
+    const auto taps = static_cast<unsigned>(max_of(grid.x.taps, 1));  // without taps nothing is read
+    const unsigned tap = count / static_cast<unsigned>(group_chunks), y = tap / taps;
+    return {static_cast<int>(y), static_cast<int>(tap - y * taps),
+            static_cast<int>(count - tap * static_cast<unsigned>(group_chunks))};
   }
-  CVK_DEVICE Outer outer(int64_t index) const {
+  CVK_DEVICE Outer outer(unsigned index) const {
     Outer outer{outer_step(index)};
     place(outer);
     return outer;
   }
-  CVK_DEVICE Inner inner(int64_t index) const {
+  CVK_DEVICE Inner inner(unsigned index) const {
     Inner inner{inner_step(index)};
     place(inner);
     return inner;
@@ -182,7 +188,7 @@ struct TappedTile {
 };
 template <class Shape>
 CVK_DEVICE TappedTile tapped_tile(const GemmExtent& extent) {
-  const int64_t per_group = extent.row_tiles * extent.column_tiles * extent.splits;
+  const auto per_group = static_cast<unsigned>(extent.row_tiles * extent.column_tiles * extent.splits);
   return {gemm_block<Shape>(extent, blockIdx.x % per_group), blockIdx.x / per_group};
 }
 
@@ -195,7 +201,7 @@ struct TappedRow {
 template <class T>
 CVK_DEVICE TappedRow<T> tapped_row(const TappedProduct<T>& p, const TapGrid& grid, int64_t row) {
   int64_t pixel = row;  // of all images
-  if (p.transposed || !p.shape.channels_last) {
+  if ((p.transposed && p.phases() > 1) || !p.shape.channels_last) {
     const int64_t image = quotient(row, grid.pixels()), rest = row - image * grid.pixels();
     const int y = static_cast<int>(quotient(rest, grid.x.grid)), x = static_cast<int>(rest - int64_t{y} * grid.x.grid);
     const int64_t place = target_pixel(grid, p.target_width(), y, x);
@@ -217,14 +223,54 @@ template <class T, GemmMath math, class Shape>
 static __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerSm)
     tapped_product_mma_kernel(TappedProduct<T> p, PixelGatherer<T> pixels, DenseGatherer<T> weights, GemmExtent extent,
                               Acc<T>* partials, bool wide) {
+  if constexpr (!gemm_runs_here<math>()) {
+    __trap();
+    return;
+  }
   const TappedTile tile = tapped_tile<Shape>(extent);
   pixels.map += tile.group * pixels.group_chunks * kWide<T>;
   weights.data += tile.group * weights.outers * weights.stride * kWide<T>;
-  const auto& result = gemm_tile<math, Shape, true, true>(pixels, weights, extent, tile.block);
   const int thread = static_cast<int>(threadIdx.x);
   const int64_t first_row = tile.block.first_row, first_column = tile.group * extent.columns + tile.block.first_column;
   const int rows = static_cast<int>(min_of<int64_t>(Shape::kRows, extent.rows - first_row));
   const int columns = static_cast<int>(min_of<int64_t>(Shape::kColumns, extent.columns - tile.block.first_column));
+
+  auto& shared = *dynamic_shared<GemmShared<T, Shape, true, true>>();
+  for (int j = thread; j < Shape::kColumns; j += Shape::kThreads) {
+    shared.bias[j] = p.bias != nullptr && j < columns ? to_acc(p.bias[first_column + j]) : Acc<T>(0);
+  }
+  GemmRegisters<T, math, Shape, true, true> sums;
+  gemm_multiply<Shape, true, true>(shared, sums, pixels, weights, extent, tile.block);
+
+  // Channels-last: a thread keeps its chunk of the columns.
+  constexpr int kChunk = kWide<T>, kChunks = Shape::kColumns / kChunk;
+  static_assert(Shape::kThreads % kChunks == 0, "a thread keeps its chunk");
+  const int chunk_column = thread % kChunks * kChunk;
+  const auto for_each_chunk_row = [&](auto&& store) {
+    if (chunk_column >= columns) return;
+    for (int row = thread / kChunks; row < rows; row += Shape::kThreads / kChunks) {
+      store(row, tapped_row(p, pixels.grid, first_row + row).first + first_column + chunk_column);
+    }
+  };
+  if (partials == nullptr && wide && (p.activation == Activation::kNone || p.activation == Activation::kRelu)) {
+    // Perf: rounded in registers, half formats move half the bytes through shared memory.
+    const Acc<T> least = p.activation == Activation::kRelu ? Acc<T>(0) : -static_cast<Acc<T>>(INFINITY);
+    sums.for_each([&](int row, int column, Acc<T> first, Acc<T> second) {
+      Acc<T> both[2] = {first + shared.bias[column], second + shared.bias[column + 1]};
+      for (auto& value : both) value = value < least ? least : value;
+      store_group(&shared.rounded.values[row][column], both);
+    });
+    __syncthreads();
+    for_each_chunk_row([&](int row, T* to) {
+      using Chunk = Group<T, kChunk>;
+      *reinterpret_cast<Chunk*>(to) = *reinterpret_cast<const Chunk*>(&shared.rounded.values[row][chunk_column]);
+    });
+    return;
+  }
+
+  gemm_store(sums, shared.result);
+  __syncthreads();
+  const auto& result = shared.result;
   if (partials != nullptr) {
     const int64_t part = tile.block.split * int64_t{p.shape.groups} + tile.group;
     Acc<T>* to = partials + (part * extent.rows + first_row) * extent.columns + tile.block.first_column;
@@ -232,29 +278,30 @@ static __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerSm)
       const int row = i / Shape::kColumns, column = i % Shape::kColumns;
       if (row < rows && column < columns) to[row * extent.columns + column] = result.values[row][column];
     }
-  } else if (wide) {  // channels-last: a thread keeps its chunk of the columns
-    constexpr int kChunk = kWide<T>, kChunks = Shape::kColumns / kChunk;
-    static_assert(Shape::kThreads % kChunks == 0, "a thread keeps its chunk");
-    const int column = thread % kChunks * kChunk;
-    if (column >= columns) return;
-    Acc<T> bias[kChunk];
+  } else if (wide) {
+    with_activation(p.activation, [&](auto activation) {
+      for_each_chunk_row([&](int row, T* to) {
+        Acc<T> values[kChunk];
 #pragma unroll
-    for (int j = 0; j < kChunk; ++j)
-      bias[j] = p.bias != nullptr ? to_acc(p.bias[first_column + column + j]) : Acc<T>(0);
-    for (int row = thread / kChunks; row < rows; row += Shape::kThreads / kChunks) {
-      Acc<T> values[kChunk];
-#pragma unroll
-      for (int j = 0; j < kChunk; ++j) values[j] = activate(p.activation, result.values[row][column + j] + bias[j]);
-      store_group(tapped_row(p, pixels.grid, first_row + row).first + first_column + column, values);
-    }
+        for (int j = 0; j < kChunk; ++j) {
+          const int column = chunk_column + j;
+          values[j] = activate(activation(), result.values[row][column] + shared.bias[column]);
+        }
+        store_group(to, values);
+      });
+    });
   } else {  // neighbouring threads store neighbouring pixels; where there is but one plane of them, that is no loss
-    static_assert(Shape::kThreads % Shape::kRows == 0, "a thread keeps its row");
-    const int row = thread % Shape::kRows;
-    if (row >= rows) return;
-    const TappedRow<T> to = tapped_row(p, pixels.grid, first_row + row);
-    for (int column = thread / Shape::kRows; column < columns; column += Shape::kThreads / Shape::kRows) {
-      to.first[(first_column + column) * to.step] = tapped_result(p, first_column + column, result.values[row][column]);
-    }
+    constexpr int kApart = 64;
+    static_assert(Shape::kThreads % kApart == 0 && Shape::kRows % kApart == 0, "a thread keeps its rows");
+    with_activation(p.activation, [&](auto activation) {
+      for (int row = thread % kApart; row < rows; row += kApart) {
+        const TappedRow<T> to = tapped_row(p, pixels.grid, first_row + row);
+        for (int column = thread / kApart; column < columns; column += Shape::kThreads / kApart) {
+          to.first[(first_column + column) * to.step] =
+              from_acc<T>(activate(activation(), result.values[row][column] + shared.bias[column]));
+        }
+      }
+    });
   }
 }
 
@@ -265,11 +312,11 @@ static __global__ void __launch_bounds__(kGemmMmaThreads)
   const int64_t each = p.shape.groups * extent.rows * extent.columns;
   const int64_t index = int64_t{blockIdx.x} * kGemmMmaThreads + threadIdx.x;
   if (index >= each) return;
-  Acc<T> sum = Acc<T>(0);
-  for (int split = 0; split < extent.splits; ++split) sum += partials[split * each + index];
   const int64_t line = quotient(index, extent.columns), group = quotient(line, extent.rows);
   const int64_t column = group * extent.columns + index - line * extent.columns;
   const TappedRow<T> to = tapped_row(p, grid, line - group * extent.rows);
+  Acc<T> sum = Acc<T>(0);
+  for (int split = 0; split < extent.splits; ++split) sum += partials[split * each + index];
   to.first[column * to.step] = tapped_result(p, column, sum);
 }
 
@@ -278,6 +325,10 @@ template <class T, GemmMath math, class Shape>
 static __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerSm)
     tapped_weight_mma_kernel(TappedWeightGradient<T> p, DenseGatherer<T> grads, PixelGatherer<T> pixels,
                              GemmExtent extent) {
+  if constexpr (!gemm_runs_here<math>()) {
+    __trap();
+    return;
+  }
   const TappedTile tile = tapped_tile<Shape>(extent);
   grads.data += tile.group * grads.chunks * kWide<T>;
   pixels.map += tile.group * pixels.group_chunks * kWide<T>;
@@ -295,10 +346,15 @@ static __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerSm)
 
 // ---- on the host
 
+// What products may be formed with: float32 rounded to TF32; warpgroups, where the GPU has them.
+struct GemmUnits {
+  bool tf32, warpgroups;
+};
+
 // Calls f(math, shape of tiles) for each shape that a type has. Registers: a weight gradient in TF32 reads both operands element by
 // element, and the largest shape would spill.
 template <class T, bool kWeight, class F>
-void for_each_gemm_shape(bool tf32, F&& f) {
+void for_each_gemm_shape(GemmUnits units, F&& f) {
   if constexpr (sizeof(T) == 8) {
     using Double = std::integral_constant<GemmMath, GemmMath::kDouble>;
     f(Double{}, GemmDoubleSmall{});
@@ -306,7 +362,7 @@ void for_each_gemm_shape(bool tf32, F&& f) {
   } else if constexpr (sizeof(T) == 4) {
     using Tf32 = std::integral_constant<GemmMath, GemmMath::kTf32>;
     using Exact = std::integral_constant<GemmMath, GemmMath::k3xTf32>;
-    if (tf32) {
+    if (units.tf32) {
       if constexpr (!kWeight) f(Tf32{}, GemmTf32Large{});
       f(Tf32{}, GemmTf32Medium{});
       f(Tf32{}, GemmFloatSmall{});
@@ -317,10 +373,19 @@ void for_each_gemm_shape(bool tf32, F&& f) {
     }
   } else {
     using Half = std::integral_constant<GemmMath, GemmMath::kHalf>;
-    f(Half{}, GemmHalfLarge{});
-    f(Half{}, GemmHalfMedium{});
-    f(Half{}, GemmHalfSmall{});
+    using Warpgroup = std::integral_constant<GemmMath, GemmMath::kWarpgroup>;
     f(Half{}, GemmHalfNarrow{});
+    if (kWeight || !units.warpgroups) f(Half{}, GemmHalfSmall{});
+    if (!units.warpgroups) {
+      f(Half{}, GemmHalfMedium{});
+      f(Half{}, GemmHalfLarge{});
+    } else {
+      f(Warpgroup{}, GemmGroupHuge{});
+      f(Warpgroup{}, GemmGroupTall{});
+      f(Warpgroup{}, GemmGroupLarge{});
+      f(Warpgroup{}, GemmGroupMedium{});
+      f(Warpgroup{}, GemmGroupWide{});
+    }
   }
 }
 
@@ -337,14 +402,15 @@ double gemm_step_cost(int64_t blocks) {
   return max_of(Shape::kAlone, static_cast<double>(blocks) * Shape::kBusy);
 }
 
-// The cheapest plan by a rough count of time. A function of the problem alone, so that sums are the same on every device.
+// The cheapest plan by a rough count of time. A function of the problem and the units alone, so that sums are the same on every
+// device of a kind.
 // `most_splits` bounds the parts.
 template <class T, bool kWeight>
-GemmPlan plan_gemm(bool tf32, int64_t rows, int64_t columns, int64_t depth, int64_t groups,
+GemmPlan plan_gemm(GemmUnits units, int64_t rows, int64_t columns, int64_t depth, int64_t groups,
                    int64_t most_splits = kGemmMmaMostSplits) {
   GemmPlan best;
   int index = 0;
-  for_each_gemm_shape<T, kWeight>(tf32, [&](auto, auto shape) {
+  for_each_gemm_shape<T, kWeight>(units, [&](auto, auto shape) {
     using Shape = decltype(shape);
     const int64_t tiles = groups * ceil_div<int64_t>(rows, Shape::kRows) * ceil_div<int64_t>(columns, Shape::kColumns);
     const int64_t steps = max_of<int64_t>(1, ceil_div<int64_t>(depth, Shape::kDepth));
@@ -352,10 +418,11 @@ GemmPlan plan_gemm(bool tf32, int64_t rows, int64_t columns, int64_t depth, int6
     for (int64_t splits = 1; splits <= most; splits += max_of<int64_t>(1, splits / 2)) {  // every call plans: a dozen
       const int64_t blocks = ceil_div<int64_t>(tiles * splits, kGemmMmaSms);              // on the busiest SM
       const int64_t rounds = blocks / Shape::kBlocksPerSm, rest = blocks % Shape::kBlocksPerSm;
-      const double step = static_cast<double>(rounds) * gemm_step_cost<Shape>(Shape::kBlocksPerSm) +
-                          (rest > 0 ? gemm_step_cost<Shape>(rest) : 0.0);
-      double cost =
-          step * (static_cast<double>(ceil_div<int64_t>(steps, splits)) + kGemmMmaEnds * (splits > 1 ? 2 : 1));
+      const double step = (static_cast<double>(rounds) * gemm_step_cost<Shape>(Shape::kBlocksPerSm) +
+                           (rest > 0 ? gemm_step_cost<Shape>(rest) : 0.0)) *
+                          (kWeight ? Shape::kWeightCost : 1.0);
+      const double ends = Shape::kBlocksPerSm == 1 ? kGemmMmaEndsAlone : kGemmMmaEnds;
+      double cost = step * (static_cast<double>(ceil_div<int64_t>(steps, splits)) + ends * (splits > 1 ? 2 : 1));
       if (splits > 1) {
         cost += kGemmMmaSumLaunch + static_cast<double>(groups * rows * columns * (splits + 1)) / kGemmMmaSumsPerStep;
       }
@@ -368,10 +435,10 @@ GemmPlan plan_gemm(bool tf32, int64_t rows, int64_t columns, int64_t depth, int6
 
 // Calls f(math, shape of tiles) for the shape of a plan.
 template <class T, bool kWeight, class F>
-cudaError_t with_gemm_shape(bool tf32, const GemmPlan& plan, F&& f) {
+cudaError_t with_gemm_shape(GemmUnits units, const GemmPlan& plan, F&& f) {
   int index = 0;
   cudaError_t status = cudaSuccess;
-  for_each_gemm_shape<T, kWeight>(tf32, [&](auto math, auto shape) {
+  for_each_gemm_shape<T, kWeight>(units, [&](auto math, auto shape) {
     if (index++ == plan.shape) status = f(math, shape);
   });
   return status;
@@ -380,7 +447,7 @@ cudaError_t with_gemm_shape(bool tf32, const GemmPlan& plan, F&& f) {
 // Scratch, piece by piece. Where it is only counted, memory is null and what is taken is nowhere.
 class TappedScratch {
  public:
-  explicit TappedScratch(void* memory) : memory_(static_cast<char*>(memory)) {}
+  TappedScratch(void* memory) : memory_(static_cast<char*>(memory)) {}
   template <class U>
   U* take(int64_t count) {
     U* piece = reinterpret_cast<U*>(memory_ + used_);
@@ -423,20 +490,27 @@ cudaError_t tapped_map(const T* from, bool channels_last, int64_t images, int gr
 template <class T>
 PixelGatherer<T> tapped_pixels(const TappedMap<T>& map, const TapGrid& grid, int64_t images, int groups) {
   const int chunks = static_cast<int>(map.group_channels / kWide<T>);
-  return {map.data, grid, static_cast<int>(images), groups * chunks, chunks};
+  return {map.data, grid, static_cast<int>(images), groups * chunks, chunks, chunks <= kGemmMmaMostCachedChunks};
 }
 
-// Runs the product, or with `used` only counts the bytes of scratch that it takes.
+// Runs the product, or with `used` only counts the bytes of scratch that it takes. The map may be `channels_last` whatever the target is.
 template <class T>
-cudaError_t tapped_product_mma(const TappedProduct<T>& p, bool tf32, void* memory, CudaStream stream, int64_t* used,
-                               int64_t most_splits = kGemmMmaMostSplits) {
+cudaError_t tapped_product_mma(const TappedProduct<T>& p, bool channels_last, GemmUnits units, TappedScratch scratch,
+                               CudaStream stream, int64_t* used, int64_t most_splits) {
   const bool runs = used == nullptr;
-  TappedScratch scratch(memory);
+  if (suits_pairs(p)) {
+    const ConvShape s = product_of_pairs(p, p.source, p.weights).shape;
+    T* const map = scratch.take<T>(s.batch * s.channels * s.pixels());
+    T* const weights = scratch.take<T>(s.weights());
+    const TappedProduct<T> pairs = product_of_pairs<T>(p, map, weights);
+    const cudaError_t status = runs ? make_pairs(p, pairs, map, weights, stream) : cudaSuccess;
+    return status != cudaSuccess ? status : tapped_product_mma(pairs, true, units, scratch, stream, used, most_splits);
+  }
   const int64_t columns = p.group_columns();
   const int groups = p.shape.groups;
   TappedMap<T> map;
-  cudaError_t status = tapped_map(p.source, p.shape.channels_last, p.shape.batch, groups, p.group_channels(),
-                                  p.source_plane(), map, scratch, runs, stream);
+  cudaError_t status = tapped_map(p.source, channels_last, p.shape.batch, groups, p.group_channels(), p.source_plane(),
+                                  map, scratch, runs, stream);
   const int64_t channels = map.group_channels;
   const bool ordered = !p.transposed && channels == p.group_channels() && is_wide_aligned(p.weights) &&
                        (p.shape.weight_channels_last || p.shape.kernel_size() == 1);
@@ -455,8 +529,8 @@ cudaError_t tapped_product_mma(const TappedProduct<T>& p, bool tf32, void* memor
       weights = packed;
     }
     if (status != cudaSuccess) break;
-    const GemmPlan plan = plan_gemm<T, false>(tf32, rows, columns, depth, groups, most_splits);
-    status = with_gemm_shape<T, false>(tf32, plan, [&](auto math, auto shape) {
+    const GemmPlan plan = plan_gemm<T, false>(units, rows, columns, depth, groups, most_splits);
+    status = with_gemm_shape<T, false>(units, plan, [&](auto math, auto shape) {
       using Shape = decltype(shape);
       const GemmExtent extent = gemm_extent<Shape>(rows, columns, depth, plan.splits);
       Acc<T>* partials = extent.splits > 1 ? scratch.take<Acc<T>>(extent.splits * groups * rows * columns) : nullptr;
@@ -467,10 +541,10 @@ cudaError_t tapped_product_mma(const TappedProduct<T>& p, bool tf32, void* memor
       const int64_t blocks = groups * extent.row_tiles * extent.column_tiles * extent.splits;
       cudaError_t launched = grid_fits(blocks);
       if (launched != cudaSuccess) return launched;
-      launched = launch(
-          tapped_product_mma_kernel<T, decltype(math)::value, Shape>,
-          {dim3(static_cast<unsigned>(blocks)), dim3(Shape::kThreads), gemm_shared_bytes<T, Shape, true, true>()},
-          stream, p, pixels, dense, extent, partials, wide_target);
+      launched =
+          launch(tapped_product_mma_kernel<T, decltype(math)::value, Shape>,
+                 {dim3(static_cast<unsigned>(blocks)), dim3(Shape::kThreads), sizeof(GemmShared<T, Shape, true, true>)},
+                 stream, p, pixels, dense, extent, partials, wide_target);
       if (launched != cudaSuccess || partials == nullptr) return launched;
       const int64_t sums = ceil_div<int64_t>(groups * rows * columns, kGemmMmaThreads);
       launched = grid_fits(sums);
@@ -484,13 +558,18 @@ cudaError_t tapped_product_mma(const TappedProduct<T>& p, bool tf32, void* memor
   return status;
 }
 
+template <class T>
+cudaError_t tapped_product_mma(const TappedProduct<T>& p, GemmUnits units, TappedScratch scratch, CudaStream stream,
+                               int64_t* used, int64_t most_splits = kGemmMmaMostSplits) {
+  return tapped_product_mma(p, p.shape.channels_last, units, scratch, stream, used, most_splits);
+}
+
 // The same for the gradient with respect to the weights.
 template <class T>
-cudaError_t tapped_weight_mma(TappedWeightGradient<T> p, bool tf32, void* memory, CudaStream stream, int64_t* used,
-                              int64_t most_splits = kGemmMmaMostSplits) {
+cudaError_t tapped_weight_mma(TappedWeightGradient<T> p, GemmUnits units, TappedScratch scratch, CudaStream stream,
+                              int64_t* used, int64_t most_splits = kGemmMmaMostSplits) {
   const bool runs = used == nullptr;
   const ConvShape& s = p.shape;
-  TappedScratch scratch(memory);
   TappedMap<T> input, grad;
   cudaError_t status = tapped_map(p.input, s.channels_last, s.batch, s.groups, s.group_channels(), s.pixels(), input,
                                   scratch, runs, stream);
@@ -502,8 +581,8 @@ cudaError_t tapped_weight_mma(TappedWeightGradient<T> p, bool tf32, void* memory
   const TapGrid grid = correlation_grid(s);
   const int64_t filters = s.group_filters(), channels = input.group_channels, depth = p.pixels();
   const int64_t columns = channels * grid.taps();
-  const GemmPlan plan = plan_gemm<T, true>(tf32, filters, columns, depth, s.groups, most_splits);
-  status = with_gemm_shape<T, true>(tf32, plan, [&](auto math, auto shape) {
+  const GemmPlan plan = plan_gemm<T, true>(units, filters, columns, depth, s.groups, most_splits);
+  status = with_gemm_shape<T, true>(units, plan, [&](auto math, auto shape) {
     using Shape = decltype(shape);
     const GemmExtent extent = gemm_extent<Shape>(filters, columns, depth, plan.splits);
     p.partials = extent.splits > 1 ? scratch.take<Acc<T>>(extent.splits * s.weights()) : nullptr;
@@ -514,10 +593,10 @@ cudaError_t tapped_weight_mma(TappedWeightGradient<T> p, bool tf32, void* memory
     const int64_t blocks = s.groups * extent.row_tiles * extent.column_tiles * extent.splits;
     cudaError_t launched = grid_fits(blocks);
     if (launched != cudaSuccess) return launched;
-    launched = launch(
-        tapped_weight_mma_kernel<T, decltype(math)::value, Shape>,
-        {dim3(static_cast<unsigned>(blocks)), dim3(Shape::kThreads), gemm_shared_bytes<T, Shape, false, false>()},
-        stream, p, grads, pixels, extent);
+    launched =
+        launch(tapped_weight_mma_kernel<T, decltype(math)::value, Shape>,
+               {dim3(static_cast<unsigned>(blocks)), dim3(Shape::kThreads), sizeof(GemmShared<T, Shape, false, false>)},
+               stream, p, grads, pixels, extent);
     if (launched != cudaSuccess || p.partials == nullptr) return launched;
     return launch_tapped_weight_sum(p, extent.splits, stream);
   });
@@ -547,24 +626,24 @@ bool suits_mma(const TappedWeightGradient<T>& p) {
 template <class T>
 int64_t tapped_product_scratch(const TappedProduct<T>& p, bool tf32) {
   int64_t used = 0;
-  if (suits_mma(p)) tapped_product_mma(p, tf32, nullptr, nullptr, &used);
+  if (suits_mma(p)) tapped_product_mma(p, {tf32, has_warpgroups()}, nullptr, nullptr, &used);
   return used;
 }
 template <class T>
 CudaStatus run_tapped_product(const TappedProduct<T>& p, bool tf32, void* scratch, CudaStream stream) {
-  if (suits_mma(p)) return tapped_product_mma(p, tf32, scratch, stream, nullptr);
+  if (suits_mma(p)) return tapped_product_mma(p, {tf32, has_warpgroups()}, scratch, stream, nullptr);
   return launch_tapped_product(p, stream);
 }
 
 template <class T>
 int64_t tapped_weight_scratch(const TappedWeightGradient<T>& p, bool tf32) {
   int64_t used = plain_weight_scratch(p);
-  if (suits_mma(p)) tapped_weight_mma(p, tf32, nullptr, nullptr, &used);
+  if (suits_mma(p)) tapped_weight_mma(p, {tf32, has_warpgroups()}, nullptr, nullptr, &used);
   return used;
 }
 template <class T>
 CudaStatus run_tapped_weight(const TappedWeightGradient<T>& p, bool tf32, void* scratch, CudaStream stream) {
-  if (suits_mma(p)) return tapped_weight_mma(p, tf32, scratch, stream, nullptr);
+  if (suits_mma(p)) return tapped_weight_mma(p, {tf32, has_warpgroups()}, scratch, stream, nullptr);
   return launch_tapped_weight(p, scratch, stream);
 }
 

@@ -282,4 +282,108 @@ TEST_F(Matrix, AnUnalignedCopyFails) {
   EXPECT_NE(emulation::last_error_message().find("asynchronous copy of 16 bytes"), std::string::npos);
 }
 
+// ---- products of a warpgroup
+
+// Element (line, index) of lines of 64, as the swizzle lays it.
+int swizzled(int line, int index) { return line * 64 + ((index / 8) ^ (line % 8)) * 8 + index % 8; }
+
+template <int columns, bool kLeftOuter, bool kRightOuter, class T>
+__global__ void warpgroup_product_kernel(const float* a, const float* b, float* c,
+                                         int shift) {  // [64, 32], [columns, 32]
+  struct alignas(1024) Shared {
+    T left[80 * 64], right[columns * 64];
+  };
+  auto& shared = *dynamic_shared<Shared>();
+  const int thread = static_cast<int>(threadIdx.x);
+  for (int i = thread; i < 64 * 32; i += 128) {
+    const int row = i / 32, k = i % 32;
+    shared.left[kLeftOuter ? swizzled(k, row) : swizzled(row + shift, k)] = from_acc<T>(a[i]);
+  }
+  for (int i = thread; i < columns * 32; i += 128) {
+    const int row = i / 32, k = i % 32;
+    // Lines of depths: 64 rows, then the next 64 behind 32 lines.
+    shared.right[kRightOuter ? row / 64 * 32 * 64 + swizzled(k, row % 64) : swizzled(row, k)] = from_acc<T>(b[i]);
+  }
+  warpgroup_publish();
+  __syncthreads();
+  const WarpgroupOperand left(shared.left + (kLeftOuter ? 0 : shift * 64), 0), right(shared.right, 32 * 128);
+  float sums[columns / 2];
+  warpgroup_begin();
+  for (int k = 0; k < 32; k += 16) {
+    warpgroup_multiply<kLeftOuter, kRightOuter>(left.plus(k * (kLeftOuter ? 128 : 2)),
+                                                right.plus(k * (kRightOuter ? 128 : 2)), k > 0, sums, T{});
+  }
+  warpgroup_commit();
+  warpgroup_wait<0>();
+  warpgroup_finished(sums);
+  const int warp = thread / 32, lane = thread % 32;
+  for (int i = 0; i < columns / 2; ++i) {  // the manual's formula of D
+    const int row = 16 * warp + lane / 4 + 8 * (i / 2 % 2), column = 8 * (i / 4) + 2 * (lane % 4) + i % 2;
+    c[row * columns + column] = sums[i];
+  }
+}
+
+template <int columns, bool kLeftOuter, bool kRightOuter, class T>
+void expect_warpgroup_product(int shift = 0) {
+  std::vector<float> a(64 * 32), b(columns * 32), c(64 * columns, NAN), expected(64 * columns);
+  for (int i = 0; i < 64 * 32; ++i) a[i] = value(i / 32, i % 32, 0);
+  for (int i = 0; i < columns * 32; ++i) b[i] = value(i % 32, i / 32, 1);
+  for (int i = 0; i < 64; ++i) {
+    for (int j = 0; j < columns; ++j) {
+      for (int k = 0; k < 32; ++k) expected[i * columns + j] += a[i * 32 + k] * b[j * 32 + k];
+    }
+  }
+  for (int seed = 0; seed < 3; ++seed) {
+    emulation::set_seed(seed);
+    const LaunchConfig config{dim3(1), dim3(128), (80 + columns) * 64 * sizeof(T)};
+    ASSERT_EQ(launch(warpgroup_product_kernel<columns, kLeftOuter, kRightOuter, T>, config, nullptr, a.data(), b.data(),
+                     c.data(), shift),
+              cudaSuccess)
+        << emulation::last_error_message();
+    EXPECT_EQ(c, expected);
+  }
+}
+
+TEST_F(Matrix, WarpgroupProducts) {
+  expect_warpgroup_product<64, false, false, half_t>();
+  expect_warpgroup_product<128, false, false, bfloat16_t>();
+  expect_warpgroup_product<256, false, false, half_t>();
+  expect_warpgroup_product<64, true, true, bfloat16_t>();
+  expect_warpgroup_product<128, true, true, half_t>();
+  expect_warpgroup_product<256, true, true, bfloat16_t>();
+  expect_warpgroup_product<128, true, false, half_t>();
+  expect_warpgroup_product<128, false, true, half_t>();
+}
+
+TEST_F(Matrix, WarpgroupRowsBeginAnywhere) {  // an H200 does the same, with base offset 0
+  for (int shift = 1; shift < 16; shift += 3) expect_warpgroup_product<64, false, false, half_t>(shift);
+}
+
+// Without the wait, sums are late for one seed or another.
+__global__ void impatient_kernel(float* c) {
+  struct alignas(1024) Shared {
+    half_t values[64 * 64];
+  };
+  auto& shared = *dynamic_shared<Shared>();
+  for (int i = static_cast<int>(threadIdx.x); i < 64 * 64; i += 128) shared.values[i] = from_acc<half_t>(1.0f);
+  __syncthreads();
+  const WarpgroupOperand operand(shared.values, 0);
+  float sums[32] = {};
+  warpgroup_multiply<false, false>(operand, operand, false, sums, half_t{});
+  warpgroup_commit();
+  c[threadIdx.x] = sums[0];
+  warpgroup_wait<0>();
+}
+
+TEST_F(Matrix, WarpgroupProductsAreUnderWayUntilTheWait) {
+  std::vector<float> c(128);
+  bool late = false, early = false;
+  for (int seed = 0; seed < 4; ++seed) {
+    emulation::set_seed(seed);
+    ASSERT_EQ(launch(impatient_kernel, {dim3(1), dim3(128), 64 * 64 * 2}, nullptr, c.data()), cudaSuccess);
+    for (float value : c) (value == 16.0f ? early : late) = true;
+  }
+  EXPECT_TRUE(early && late);
+}
+
 }  // namespace

@@ -74,7 +74,7 @@ void expect_product(int64_t m, int64_t n, int64_t k, int splits, double toleranc
   const DenseGatherer<T> left = a.gatherer(), right = b.gatherer();
   const int64_t blocks = extent.row_tiles * extent.column_tiles * extent.splits;
   const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(Shape::kThreads),
-                            gemm_shared_bytes<T, Shape, kLeftDepthInner, kRightDepthInner>()};
+                            sizeof(GemmShared<T, Shape, kLeftDepthInner, kRightDepthInner>)};
   ASSERT_EQ(launch(product_kernel<math, Shape, kLeftDepthInner, kRightDepthInner, T>, config, nullptr, left, right,
                    extent, out.data()),
             cudaSuccess)
@@ -131,16 +131,39 @@ TEST(GemmMma, LargerTiles) {
   expect_product<GemmMath::kTf32, GemmTf32Large, true, true, float>(132, 136, 40, 1, 2e-3);
 }
 
+// Every shape of warpgroups. Seeds differ in when copies and products happen: as soon or as late as they may.
+template <class Shape, class T>
+void expect_warpgroup() {
+  constexpr GemmMath kMath = GemmMath::kWarpgroup;
+  const int rows = Shape::kRows, columns = Shape::kColumns;
+  emulation::set_seed(5);
+  expect_product<kMath, Shape, true, true, T>(rows, columns, 128, 1, 1e-6);
+  expect_product<kMath, Shape, false, false, T>(rows + 24, columns - 8, 64 * 6 + 8, 2, 1e-6);
+  expect_product<kMath, Shape, true, true, T>(37, 21, 64 * 5 + 5, 1, 1e-6);
+  expect_product<kMath, Shape, true, false, T>(40, columns, 100, 1, 1e-6);
+  expect_product<kMath, Shape, false, true, T>(rows, 24, 72, 1, 1e-6);
+  expect_product<kMath, Shape, true, true, T>(3, 70, 1, 4, 1e-6);
+}
+TEST(GemmMma, WarpgroupHuge) { expect_warpgroup<GemmGroupHuge, half_t>(); }
+TEST(GemmMma, WarpgroupTall) { expect_warpgroup<GemmGroupTall, bfloat16_t>(); }
+TEST(GemmMma, WarpgroupLarge) { expect_warpgroup<GemmGroupLarge, half_t>(); }
+TEST(GemmMma, WarpgroupMedium) { expect_warpgroup<GemmGroupMedium, bfloat16_t>(); }
+TEST(GemmMma, WarpgroupWide) { expect_warpgroup<GemmGroupWide, half_t>(); }
+
 TEST(GemmMma, SeedsAgree) {  // a missing barrier or wait would show
   for (int seed = 0; seed < 6; ++seed) {
     emulation::set_seed(seed);
     expect_product<GemmMath::kHalf, GemmHalfSmall, true, true, half_t>(80, 72, 32 * 9, 1, 1e-6);
     expect_product<GemmMath::kHalf, GemmHalfSmall, false, false, half_t>(80, 72, 32 * 6, 1, 1e-6);
+    expect_product<GemmMath::kWarpgroup, GemmGroupMedium, true, true, half_t>(80, 72, 64 * 9, 1, 1e-6);
+    expect_product<GemmMath::kWarpgroup, GemmGroupWide, true, true, bfloat16_t>(70, 40, 64 * 9, 1, 1e-6);
+    expect_product<GemmMath::kWarpgroup, GemmGroupWide, false, false, half_t>(64, 72, 64 * 7, 1, 1e-6);
   }
 }
 
 TEST(GemmMma, NothingToAdd) {  // no depth: zeros
   expect_product<GemmMath::kHalf, GemmHalfSmall, true, true, half_t>(5, 7, 0, 1, 0);
+  expect_product<GemmMath::kWarpgroup, GemmGroupWide, true, true, half_t>(5, 7, 0, 1, 0);
 }
 
 TEST(GemmMma, InfinitiesAsInFloat) {
@@ -151,8 +174,8 @@ TEST(GemmMma, InfinitiesAsInFloat) {
   const GemmExtent extent = gemm_extent<Shape>(64, 64, 16, 1);
   const DenseGatherer<float> left{a.data(), 64, 4, 4}, right{b.data(), 64, 4, 4};
   ASSERT_EQ(launch(product_kernel<GemmMath::k3xTf32, Shape, true, true, float>,
-                   {dim3(1), dim3(Shape::kThreads), gemm_shared_bytes<float, Shape, true, true>()}, nullptr, left,
-                   right, extent, out.data()),
+                   {dim3(1), dim3(Shape::kThreads), sizeof(GemmShared<float, Shape, true, true>)}, nullptr, left, right,
+                   extent, out.data()),
             cudaSuccess);
   EXPECT_EQ(out[0], 16.0f);
   EXPECT_EQ(out[3 * 64 + 0], INFINITY);
