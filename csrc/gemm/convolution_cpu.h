@@ -6,6 +6,7 @@
 
 #include "gemm/depthwise_cpu.h"
 #include "gemm/depthwise_weight_cpu.h"
+#include "gemm/plane_map_cpu.h"
 #include "gemm/small_map_cpu.h"
 #include "gemm/tapped_cpu.h"
 #include "gemm/tapped_weight_cpu.h"
@@ -24,6 +25,10 @@ CVK_HD int64_t product_items(const TappedProduct<T>& p, int threads, ConvCut& cu
   if (is_dot_product(p)) {
     cut.form = ConvForm::kDot;
     return dot_product_items(p);
+  }
+  if (plane_map_fits<isa>(p)) {
+    cut = plane_map_cut<isa>(p, threads);
+    return tapped_items(p, cut);
   }
   const int64_t products = tapped_cycles<isa>(p);
   if (thin_map_pays<isa>(p, products)) {
@@ -57,6 +62,9 @@ CVK_HD void product_slice(const TappedProduct<T>& p, const ConvCut& cut, int64_t
       return dot_product<isa>(p, first, last);
     case ConvForm::kThinMap:
       return form_slice<ThinMap<isa, T>>(p, cut, first, last);
+    case ConvForm::kPlaneMap:
+      if constexpr (std::is_same_v<T, Acc<T>>) return form_slice<PlaneMap<isa, T>>(p, cut, first, last);
+      return;  // not in half formats: plane_map_fits
     case ConvForm::kSmallMap:
       if constexpr (std::is_same_v<T, Acc<T>>) return form_slice<SmallMap<isa, T>>(p, cut, first, last);
       return;  // not in half formats: small_map_fits

@@ -59,6 +59,10 @@ struct GemmFinish {
   bool relu;  // the only activation that is done in registers
 };
 
+// From row to row of a tile's sums.
+template <Isa isa, class P, int vecs>
+inline constexpr int kSumsStride = vecs > 2 ? vecs * GemmTile<isa, P>::kLanes : GemmTile<isa, P>::kColumns;
+
 // What a tile does with its sums.
 template <class A, class T>
 struct GemmTarget {
@@ -83,7 +87,7 @@ template <Isa isa, class A, int rows, int vecs>
 CVK_HD void clear_sums(typename Simd<isa, A>::Vec (&sum)[rows][vecs]) {
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {
-#pragma GCC unroll 2
+#pragma GCC unroll 3
     for (int j = 0; j < vecs; ++j) sum[i][j] = typename Simd<isa, A>::Vec{};
   }
 }
@@ -91,12 +95,12 @@ template <Isa isa, class P, int rows, int vecs, class Value>
 CVK_HD void add_products(typename Simd<isa, Acc<P>>::Vec (&sum)[rows][vecs], const P* right, const Value& value) {
   using S = Simd<isa, Acc<P>>;
   typename S::Vec column[vecs];
-#pragma GCC unroll 2
+#pragma GCC unroll 3
   for (int j = 0; j < vecs; ++j) column[j] = S::load(right + j * S::kLanes);
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {
     const typename S::Vec factor = S::broadcast(value(i));
-#pragma GCC unroll 2
+#pragma GCC unroll 3
     for (int j = 0; j < vecs; ++j) sum[i][j] = gemm_multiply_add<isa, P>(factor, column[j], sum[i][j]);
   }
 }
@@ -111,7 +115,7 @@ CVK_HD void finish_sums(typename Simd<isa, Acc<T>>::Vec (&sum)[rows][vecs], cons
   const uint32_t last = S::lane_range(0, columns - (vecs - 1) * S::kLanes);
   const bool of_rows = finish.bias != nullptr && finish.bias_of_rows;
   if (finish.bias != nullptr && !finish.bias_of_rows) {
-#pragma GCC unroll 2
+#pragma GCC unroll 3
     for (int j = 0; j < vecs; ++j) {
       const T* from = finish.bias + j * S::kLanes;
       const typename S::Vec bias = j < vecs - 1 || whole ? S::load(from) : S::load_lanes(typename S::Vec{}, from, last);
@@ -124,7 +128,7 @@ CVK_HD void finish_sums(typename Simd<isa, Acc<T>>::Vec (&sum)[rows][vecs], cons
     T* to = finish.to;
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i, to += finish.stride) {
-#pragma GCC unroll 2
+#pragma GCC unroll 3
       for (int j = 0; j < vecs; ++j) S::store(to + j * S::kLanes, sum[i][j]);
     }
     return;
@@ -133,7 +137,7 @@ CVK_HD void finish_sums(typename Simd<isa, Acc<T>>::Vec (&sum)[rows][vecs], cons
   for (int i = 0; i < rows; ++i) {
     if (i >= count) break;
     const typename S::Vec bias = S::broadcast(of_rows ? to_acc(finish.bias[i]) : A(0));
-#pragma GCC unroll 2
+#pragma GCC unroll 3
     for (int j = 0; j < vecs; ++j) {
       typename S::Vec value = of_rows ? sum[i][j] + bias : sum[i][j];  // adding 0 would change the sign of a zero
       if (finish.relu) value = value < typename S::Vec{} ? typename S::Vec{} : value;
@@ -152,15 +156,15 @@ template <Isa isa, class T, int rows, int vecs>
 CVK_HD void put_sums(typename Simd<isa, Acc<T>>::Vec (&sum)[rows][vecs], const GemmTarget<Acc<T>, T>& target, int count,
                      int columns) {
   using S = Simd<isa, Acc<T>>;
-  using Tile = GemmTile<isa, Acc<T>>;
   if (target.finish != nullptr) {
     finish_sums<isa>(sum, *target.finish, count, columns);
     return;
   }
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {
-#pragma GCC unroll 2
-    for (int j = 0; j < vecs; ++j) S::store(target.sums + i * Tile::kColumns + j * S::kLanes, sum[i][j]);
+#pragma GCC unroll 3
+    for (int j = 0; j < vecs; ++j)
+      S::store(target.sums + i * kSumsStride<isa, Acc<T>, vecs> + j * S::kLanes, sum[i][j]);
   }
 }
 
@@ -186,7 +190,6 @@ template <Isa isa, class P, class T, int rows, int vecs, class Right>
 __attribute__((noinline)) void gemm_tile(const GemmRows<P> left, const Right right, int depth,
                                          const GemmTarget<Acc<P>, T>& target, int count, int columns) {
   using S = Simd<isa, Acc<P>>;
-  using Tile = GemmTile<isa, P>;
   typename S::Vec sum[rows][vecs];
   clear_sums<isa, Acc<P>>(sum);
   // Three rows share a pointer: what is added to it fits into an address, and so many pointers into registers.
@@ -200,8 +203,8 @@ __attribute__((noinline)) void gemm_tile(const GemmRows<P> left, const Right rig
   if (target.add) {
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
-#pragma GCC unroll 2
-      for (int j = 0; j < vecs; ++j) sum[i][j] += S::load(target.sums + i * Tile::kColumns + j * S::kLanes);
+#pragma GCC unroll 3
+      for (int j = 0; j < vecs; ++j) sum[i][j] += S::load(target.sums + i * kSumsStride<isa, P, vecs> + j * S::kLanes);
     }
   }
   put_sums<isa>(sum, target, count, columns);

@@ -91,6 +91,14 @@ constexpr int kSmallMapPanelCost = 14;
 constexpr int kSmallMapCopyCost = 8;
 constexpr int kSmallMapGain = 9;
 
+// Planes multiplied where they lie. Channels at most: 2,048 times the four lines of a tile's pixels are half an L2 of 1 MiB. Planes
+// 256 bytes apart, modulo a page, reach nearly all sets; where a higher power of two divides their distance, as many times fewer:
+// 512 -> 512 over 32 x 32 pixels would take 1.6 times as long. Vectors of pixels of a work item at most.
+constexpr int64_t kPlaneMapDepth = 2048;
+constexpr int64_t kPlaneMapSpread = 256;
+constexpr int64_t kPlaneMapPage = 4096;
+constexpr int kPlaneMapItemVectors = 1 << 12;
+
 // Panels of pixels of a work item over planes.
 constexpr int kGemmItemPanels = 8;
 

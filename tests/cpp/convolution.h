@@ -128,6 +128,22 @@ inline std::vector<ConvShape> small_map_shapes() {
   };
 }
 
+// 1 x 1 over planes, which the CPU multiplies where they lie: any number of filters and vectors in a tile, several blocks of the depth
+// and of columns, pixels past the last vector in rows and padded.
+inline std::vector<ConvShape> plane_map_shapes() {
+  return {
+      conv_shape(2, 350, 7, 7, 21, 1, 1),
+      conv_shape(1, 33, 9, 11, 40, 1, 1),
+      conv_shape(1, 64, 12, 12, 18, 1, 1, 1, 0, 1, 2),
+      conv_shape(1, 30, 4, 15, 1, 1, 1),
+      conv_shape(3, 3, 3, 23, 6, 1, 1, 1, 0, 1, 3),
+      conv_shape(1, 16, 1, 16, 300, 1, 1),
+      conv_shape(2, 10, 5, 7, 15, 1, 1, 1, 0, 1, 5),
+      conv_shape(1, 700, 4, 8, 9, 1, 1),
+      conv_shape(1, 5, 2, 29, 30, 1, 1),
+  };
+}
+
 // Maps of few channels, which the CPU multiplies from a padded copy: wide and narrow ones, several blocks of columns, windows that
 // see nothing of the map, steps of every kind.
 inline std::vector<ConvShape> thin_map_shapes() {

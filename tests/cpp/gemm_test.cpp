@@ -135,8 +135,9 @@ TEST(Gemm, SmallMapPays) {
   for (const bool last : {false, true}) {
     int64_t taken = 0;
     for (const ConvShape& shape : small_map_shapes()) taken += cut_of(shape, last).form == ConvForm::kSmallMap;
-    EXPECT_GE(taken, last ? 7 : 5) << "of those that conv2d_test computes";
-    EXPECT_EQ(cut_of(conv_shape(1, 2048, 7, 7, 512, 1, 1), last).form, ConvForm::kSmallMap);
+    EXPECT_GE(taken, last ? 7 : 4) << "of those that conv2d_test computes";
+    EXPECT_EQ(cut_of(conv_shape(1, 2048, 7, 7, 512, 1, 1), last).form,
+              last ? ConvForm::kSmallMap : ConvForm::kPlaneMap);
     EXPECT_EQ(cut_of(conv_shape(1, 512, 7, 7, 512, 3, 3, 1, 1), last).form, ConvForm::kSmallMap);
     EXPECT_NE(cut_of(conv_shape(1, 64, 7, 7, 512, 1, 1), last).form, ConvForm::kSmallMap) << "little depth";
     EXPECT_NE(cut_of(conv_shape(1, 512, 28, 28, 128, 1, 1), last).form, ConvForm::kSmallMap) << "many pixels";
@@ -147,6 +148,28 @@ TEST(Gemm, SmallMapPays) {
   TappedProduct<float> p{};
   p.shape = mixed;
   EXPECT_FALSE(small_map_pays<kIsa>(p, tapped_cycles<kIsa>(p))) << "weights in another order than pixels";
+}
+
+// Which are multiplied without moving either operand.
+TEST(Gemm, PlaneMapFits) {
+  for (const ConvShape& shape : plane_map_shapes()) {
+    EXPECT_EQ(cut_of(shape, false).form, ConvForm::kPlaneMap) << shape;
+    EXPECT_NE(cut_of(shape, true).form, ConvForm::kPlaneMap) << shape;
+  }
+  const auto fits = [](const ConvShape& shape) { return cut_of(shape, false).form == ConvForm::kPlaneMap; };
+  EXPECT_TRUE(fits(conv_shape(1, 1024, 14, 14, 256, 1, 1)));
+  EXPECT_TRUE(fits(conv_shape(1, 64, 56, 56, 256, 1, 1)));
+  EXPECT_TRUE(fits(conv_shape(1, 2048, 7, 7, 512, 1, 1)));
+  EXPECT_FALSE(fits(conv_shape(1, 2049, 7, 7, 512, 1, 1))) << "deep";
+  EXPECT_TRUE(fits(conv_shape(1, 128, 32, 32, 64, 1, 1)));
+  EXPECT_FALSE(fits(conv_shape(1, 129, 32, 32, 64, 1, 1))) << "planes of a page";
+  EXPECT_FALSE(fits(conv_shape(1, 64, 3, 1, 64, 1, 1))) << "less than a vector";
+  EXPECT_FALSE(fits(conv_shape(1, 64, 14, 14, 64, 1, 1, 2))) << "a stride";
+  EXPECT_FALSE(fits(conv_shape(1, 64, 14, 14, 64, 1, 1, 1, 1))) << "padding";
+  EXPECT_FALSE(fits(conv_shape(1, 64, 14, 14, 64, 3, 3, 1, 1))) << "taps";
+  const ConvCut wide = cut_of(conv_shape(1, 1, 30000, 30000, 1, 1, 1), false);
+  EXPECT_EQ(wide.form, ConvForm::kPlaneMap);
+  EXPECT_LE(wide.block_pixels, kPlaneMapItemVectors + kPlaneMapVectors) << "work items of bounded size";
 }
 
 // Which convolutions are multiplied from a padded copy of the map.

@@ -1,0 +1,211 @@
+// 1 x 1 convolutions of planes on the CPU, both operands where they lie: filters are rows of contiguous depth, vectors are of
+// neighbouring pixels, a plane apart from one step of the depth to the next. Nothing is packed, gathered or turned.
+//
+// The register tile has few rows and three vectors, not 14 and two: filters are often a power of two apart, and more of them would
+// not stay in a set of L1. Pixels that fill no vector are copied, or are dot products with the filters of the tile.
+#pragma once
+
+#include <cstdint>
+
+#include "gemm/dot_cpu.h"
+#include "gemm/tapped_cpu.h"
+
+namespace cvk {
+
+// Filters of a register tile, by kPlaneMapVectors vectors of pixels.
+#if defined(__aarch64__)
+template <Isa isa>
+inline constexpr int kPlaneMapRows = 8;
+#else
+template <Isa isa>
+inline constexpr int kPlaneMapRows = isa == Isa::kV4 ? 8 : 4;
+#endif
+inline constexpr int kPlaneMapVectors = 3;
+
+// Whether the pixels of a tile stay in L2: lines a plane apart, which fall into the fewer sets the higher a power of two divides it.
+template <class T>
+CVK_HD bool plane_map_stays(int64_t pixels, int64_t depth) {
+  const int64_t bytes = (pixels * static_cast<int64_t>(sizeof(T))) | kPlaneMapPage;
+  const int64_t apart = max_of(bytes & -bytes, kPlaneMapSpread);
+  return depth <= kPlaneMapDepth * kPlaneMapSpread / apart;
+}
+
+// Whether so many pixels past the last vector are dot products, not a vector partly filled.
+template <Isa isa, class T>
+CVK_HD bool plane_map_turns(int rest) {
+  return rest <= Simd<isa, T>::kLanes / 2;
+}
+
+template <Isa isa, class T>
+CVK_HD bool plane_map_fits(const TappedProduct<T>& p) {
+  constexpr int kLanes = Simd<isa, Acc<T>>::kLanes;
+  const ConvShape& s = p.shape;
+  return std::is_same_v<T, Acc<T>> && !p.transposed && !s.channels_last && reads_itself(p.grid(0)) &&
+         s.pixels() >= (plane_map_turns<isa, Acc<T>>(s.pixels() % kLanes) ? 1 : 2) * kLanes && s.group_channels() > 0 &&
+         plane_map_stays<T>(s.pixels(), s.group_channels());
+}
+
+// Pixels are those of an image, counted in vectors.
+template <Isa isa, class T>
+CVK_HD ConvCut plane_map_cut(const TappedProduct<T>& p, int threads) {
+  constexpr int kLanes = Simd<isa, Acc<T>>::kLanes;
+  const int64_t vectors = p.shape.pixels() / kLanes, columns = p.group_columns(), images = p.shape.batch;
+  ConvCut cut{};
+  cut.form = ConvForm::kPlaneMap;
+  cut.pixel_blocks = ceil_div<int64_t>(vectors, kPlaneMapItemVectors);
+  cut.column_blocks = max_of<int64_t>(1, ceil_div<int64_t>(columns, kGemmItemColumns));
+  const auto time = [&](const ConvCut& next, int64_t items) {
+    return items * (next.block_pixels * kLanes * (next.block_columns + kSmallMapRowCost) +
+                    next.block_columns * kSmallMapWeightCost);
+  };
+  cut_evenly(p.shape.groups * images, vectors, kPlaneMapVectors, columns, kPlaneMapRows<isa>, threads, time, cut);
+  cut.pixel_blocks *= images;
+  return cut;
+}
+
+// A work item: some vectors of pixels of an image, by some filters of a group.
+template <Isa isa, class T>
+class PlaneMap {
+  using A = Acc<T>;
+  using S = Simd<isa, A>;
+  static constexpr int kLanes = S::kLanes;
+  static constexpr int kRows = kPlaneMapRows<isa>;
+  static constexpr int kDots = kDotRows<isa, A, 2>;
+  static constexpr int kLine = 64 / static_cast<int>(sizeof(A));
+
+ public:
+  CVK_HD PlaneMap(const TappedProduct<T>& p, const ConvCut& cut)
+      : p_(p),
+        cut_(cut),
+        plane_(p.shape.pixels()),
+        whole_(plane_ / kLanes * kLanes),
+        depth_(static_cast<int>(p.group_channels())),
+        rest_(static_cast<int>(plane_ - whole_)),
+        turns_(plane_map_turns<isa, A>(rest_)),
+        pitch_(round_up(depth_, 2 * kLine) + kLine),
+        blocks_(depth_, 1),
+        sums_(int64_t{kRows} * kPlaneMapVectors * kLanes * static_cast<int64_t>(sizeof(A))),
+        copy_(int64_t{turns_ ? rest_ * pitch_ : depth_ * kLanes} * static_cast<int64_t>(sizeof(A))) {}
+  CVK_HD ~PlaneMap() {}
+
+  CVK_HD void item(int64_t index) {
+    const int64_t blocks = cut_.pixel_blocks / p_.shape.batch, image = index % cut_.pixel_blocks / blocks;
+    const int64_t key = index / cut_.pixel_blocks, first_column = key % cut_.column_blocks * cut_.block_columns;
+    const int64_t group = key / cut_.column_blocks, column = group * p_.group_columns() + first_column;
+    Item item;
+    item.width = static_cast<int>(min_of<int64_t>(cut_.block_columns, p_.group_columns() - first_column));
+    item.filters = p_.weights + column * depth_;
+    item.bias = p_.bias != nullptr ? p_.bias + column : nullptr;
+    item.pixels = p_.source + (image * p_.channels() + group * depth_) * plane_;
+    item.target = p_.target + (image * p_.columns() + column) * plane_;
+    const int64_t block = int64_t{cut_.block_pixels} * kLanes, first = index % blocks * block;
+    const int64_t end = min_of(first + block, whole_);
+    for (int64_t i = first; i < end; i += kPlaneMapVectors * kLanes) multiply(item, i, end);
+    activate_rows(item, first, end == whole_ ? plane_ : end);
+  }
+
+ private:
+  struct Item {
+    const T *filters, *bias, *pixels;  // of the item's first filter, of the group's first channel
+    T* target;
+    int width;  // filters
+  };
+
+  CVK_HD A* copy() const { return copy_.template as<A>(); }
+
+  // Up to a tile of pixels from `first` on; the last ones go with those before them.
+  CVK_HD void multiply(const Item& item, int64_t first, int64_t end) {
+    const int pixels = static_cast<int>(min_of<int64_t>(kPlaneMapVectors * kLanes, end - first));
+    const bool ends = rest_ > 0 && first + pixels == whole_;
+    if (ends) copy_rest(item.pixels + whole_);
+    for (int j = 0, count; j < item.width; j += count) {
+      const int left = item.width - j;
+      count = left >= kRows ? kRows : left > 1 ? left / 2 * 2 : 1;
+      multiply_tile(item, j, count, {item.pixels + first, plane_}, first, pixels);
+      if (!ends) continue;
+      if (turns_) {
+        multiply_dots(item, j, count);
+      } else {
+        multiply_tile(item, j, count, {copy(), kLanes}, whole_, rest_);
+      }
+    }
+  }
+
+  // Pixels past the last vector: each a row, or padded to one.
+  CVK_HD void copy_rest(const T* from) {
+    if (turns_) {
+      transpose_matrix<isa>(from, plane_, copy(), pitch_, depth_, rest_);
+      return;
+    }
+    for (int64_t c = 0; c < depth_; ++c) S::store(copy() + c * kLanes, S::load_partial(from + c * plane_, rest_));
+  }
+
+  // Filters [j, j + count) by vectors of a panel; results for `pixels` pixels from `first` on. An odd count is 1: the tile computes two,
+  // of the same filter.
+  CVK_HD void multiply_tile(const Item& item, int j, int count, const GemmPanel<A>& panel, int64_t first, int pixels) {
+    const GemmRows<A> filters{item.filters + int64_t{j} * depth_, count > 1 ? depth_ : 0};
+    const GemmFinish<T> finish{item.target + j * plane_ + first, plane_, item.bias != nullptr ? item.bias + j : nullptr,
+                               true, p_.activation == Activation::kRelu};
+    for (int64_t b = 0; b < blocks_.count(); ++b) {
+      const DepthBlock block = blocks_[b];
+      const GemmTarget<A, T> target{sums_.template as<A>(), b > 0, b + 1 < blocks_.count() ? nullptr : &finish};
+      const GemmRows<A> left{filters.at + block.c, filters.pitch};
+      const GemmPanel<A> right{panel.at + block.c * panel.stride, panel.stride};
+      switch (ceil_div(pixels, kLanes)) {
+        case 1:
+          gemm_rows_of<isa, A, T, 1, kRows>(left, right, block.channels, target, count, pixels);
+          break;
+        case 2:
+          gemm_rows_of<isa, A, T, 2, kRows>(left, right, block.channels, target, count, pixels);
+          break;
+        default:
+          gemm_rows_of<isa, A, T, kPlaneMapVectors, kRows>(left, right, block.channels, target, count, pixels);
+      }
+    }
+  }
+
+  // The last pixels, in rows.
+  CVK_HD void multiply_dots(const Item& item, int first, int count) const {
+    for (int j = 0; j < count; j += kDots) {
+      const T* filters = item.filters + int64_t{first + j} * depth_;
+      const T* bias = item.bias != nullptr ? item.bias + first + j : nullptr;
+      T* to = item.target + (first + j) * plane_ + whole_;
+      const int rows = min_of(kDots, count - j);
+      for (int i = 0; i < rest_; i += 2) {
+        const int both = min_of(2, rest_ - i);
+        A lanes[kLanes];
+        S::store(lanes, dot_tile<isa, A, 2>(filters, depth_, rows, copy() + i * pitch_, both > 1 ? pitch_ : 0, depth_));
+        for (int r = 0; r < rows; ++r) {
+          for (int k = 0; k < both; ++k) {
+            const A sum = lanes[k * kDots + r];
+            to[r * plane_ + i + k] = bias != nullptr ? sum + bias[r] : sum;
+          }
+        }
+      }
+    }
+  }
+
+  // What tiles leave of the activation: ReLU of the last pixels, any other of all.
+  CVK_HD void activate_rows(const Item& item, int64_t first, int64_t end) const {
+    if (p_.activation == Activation::kNone) return;
+    if (p_.activation == Activation::kRelu) first = max_of(first, whole_);
+    for (int j = 0; j < item.width; ++j) {
+      T* row = item.target + j * plane_;
+      for (int64_t i = first; i < end; i += kLanes) {
+        const int count = static_cast<int>(min_of<int64_t>(kLanes, end - i));
+        S::store_partial(row + i, activate(p_.activation, S::load_partial(row + i, count)), count);
+      }
+    }
+  }
+
+  const TappedProduct<T>& p_;
+  const ConvCut& cut_;
+  int64_t plane_, whole_;  // pixels of a plane, and of its whole vectors
+  int depth_, rest_;
+  bool turns_;  // the rest, into rows `pitch_` apart: an odd number of cache lines
+  int pitch_;
+  DepthBlocks<isa, A> blocks_;
+  Scratch sums_, copy_;
+};
+
+}  // namespace cvk
