@@ -332,6 +332,10 @@ def conv_cases(*, large: bool) -> Iterator[Case]:
     x, w, depthwise = normal(2, c, height, width), normal(o, c, 3, 3), normal(c, 1, 3, 3)
     calls: dict[str, tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]] = {
         "conv2d": (w, lambda x, w: ops.conv2d(x, w, None, 2, 1, activation="relu")),
+        "conv2d of few channels": (
+            normal(o, 3, 7, 7),
+            lambda x, w: ops.conv2d(x[:, :3], w, None, 2, 3),
+        ),
         "conv2d depthwise": (depthwise, lambda x, w: ops.conv2d(x, w, None, 1, 1, groups=c)),
         "conv2d_im2col": (w, lambda x, w: ops.conv2d_im2col(x, w, None, 2, 1)),
         "conv_transpose2d": (
@@ -409,6 +413,7 @@ def main() -> int:
     )
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="every Nth case from the Ith")
+    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name has it")
     arguments = parser.parse_args()
     # float32 means float32 in the convolutions too.
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
@@ -427,6 +432,7 @@ def main() -> int:
     if missing:
         print(f"small cases: none for {', '.join(sorted(missing))}")
         return 1
+    cases = [case for case in cases if arguments.only in case[0]]
     if arguments.list:
         print("\n".join(name for name, _, _ in cases))
         return 0

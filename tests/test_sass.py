@@ -58,7 +58,9 @@ def test_rules_know_their_kernels() -> None:
     assert kernel(product, "HMMA.1688.F32.TF32", "LDGSTS.E").problem == "has no 16-byte copy"
     assert kernel(product, "HMMA.1688.F32.TF32", "LDGSTS.E.BYPASS.128").problem is None
     assert kernel(product, "DMMA.884", "LDGSTS.E.BYPASS.128").problem is None
-    group = "void cvk::x_mma_kernel<T, (cvk::GemmMath)4, cvk::GemmWarpgroupShape<64, 4> >(cvk::P<T>)"
+    group = (
+        "void cvk::x_mma_kernel<T, (cvk::GemmMath)4, cvk::GemmWarpgroupShape<64, 4> >(cvk::P<T>)"
+    )
     assert kernel(group, "HMMA.16816.F32", "LDGSTS.E.128").problem == "has no warpgroup instruction"
     assert kernel(group, "HGMMA.64x64x16.F32", "LDGSTS.E.128").problem is None
     elsewhere = check_sass.Kernel(group, "sm_80", frozenset({"BPT.TRAP", "EXIT"}))

@@ -1,8 +1,9 @@
 // The matrix engine on CUDA, by tensor cores: out[m, n] = sum over k of left[m, k] * right[n, k].
 //
 // Neither operand need exist as a matrix. A gatherer says where chunk (outer, inner) lies, 16 bytes of elements that are
-// neighbours along the inner index; what is not there counts as zeros, and its address is not read. The depth k is the inner index of an operand (kDepthInner: pixels by channels in a forward
-// pass, weights) or its outer one (both operands of a weight gradient, whose depth is pixels).
+// neighbours along the inner index; what is not there counts as zeros, and its address is not read. The depth k is the inner index
+// of an operand (kDepthInner: pixels by channels in a forward pass, weights) or its outer one (both operands of a weight gradient,
+// whose depth is pixels).
 //
 // A block owns a tile of rows and columns. Its operands pass through shared memory in kStages buffers that asynchronous
 // copies fill ahead, 16 bytes at a time, in a swizzled order in which neither the copies nor ldmatrix meet bank conflicts; warps
@@ -14,7 +15,6 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include "common/launch.cuh"
 #include "common/numeric.h"

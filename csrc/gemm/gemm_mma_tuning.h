@@ -34,7 +34,7 @@ constexpr double kGemmMmaWeightCost = 1.6;  // the same for the shapes above
 // The count of time that plans are chosen by; its unit took 0.8 us on an H100.
 constexpr int kGemmMmaSms = 132;
 constexpr double kGemmMmaEnds = 6;             // steps: filling the stages and storing the result
-constexpr double kGemmMmaEndsAlone = 8;        // the same of shapes whose blocks have an SM for themselves
+constexpr double kGemmMmaEndsAlone = 9;        // the same of shapes whose blocks have an SM for themselves
 constexpr double kGemmMmaSumLaunch = 6;        // the launch that adds the parts
 constexpr double kGemmMmaSumsPerStep = 350e3;  // elements of parts that pass through memory in a unit
 

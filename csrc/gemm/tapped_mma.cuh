@@ -6,6 +6,7 @@
 // second kernel adds their sums in order.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <type_traits>
 
