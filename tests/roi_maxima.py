@@ -184,9 +184,8 @@ class MaximaTests(PoolingTests):
             out, expected = pool(x, boxes), self.pool(x * 2, boxes, 3, 0.5) + 1
             assert_same(out, expected)
             assert_same(*(torch.autograd.grad(o.sum(), x)[0] for o in (out, expected)))
-        assert (
-            counter.frame_count < 4
-        )  # sizes share programs; how many, differs from torch to torch
+        # Sizes share programs; how many there are, differs from torch to torch.
+        assert counter.frame_count < 4
 
     @pytest.mark.skipif(EMULATED, reason="the same graph")
     def test_compiled_sizes_that_are_not_known(self, device: str) -> None:
