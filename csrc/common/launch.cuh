@@ -30,7 +30,7 @@
 //    struct of its own, declared inside the function where possible. Calling it again in the same
 //    block returns the same memory.
 //  * Call it from device code only; a reference to it may be passed on.
-// dynamic_shared<T>() is the same memory for every T.
+// dynamic_shared<T>() is the same memory for every T of one kernel, alignments above 16 apart from the others.
 //
 // launch_cooperative() starts all blocks of the grid at once, so that they may wait for each other
 // (common/group_barrier.cuh); a grid of more blocks than can be resident together is refused.
@@ -148,7 +148,7 @@ cudaError_t most_resident_blocks(void (*kernel)(P...), const LaunchConfig& confi
   return error;
 }
 
-// Whether this library has code for sm_90a, and the current device runs it.
+// Whether this library has code for sm_90a, and the current device runs it. (Under CUDA_FORCE_PTX_JIT it does not, unseen here.)
 inline bool has_warpgroups() {
 #if defined(CVK_CUDA_SM90A)
   int device = 0, major = 0, minor = 0;

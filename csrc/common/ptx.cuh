@@ -45,12 +45,12 @@ CVK_DEVICE void copy_async(void* to, const void* from, bool valid) {
                  : "memory");
   }
 }
-// 16 bytes, which L1 keeps where `cached`.
-CVK_DEVICE void copy_async_cached(void* to, const void* from, bool valid, bool cached) {
+// 16 bytes, of which only the first `valid` are read and the rest are zeros; L1 keeps them where `cached`.
+CVK_DEVICE void copy_async_part(void* to, const void* from, int valid, bool cached) {
   asm volatile(
       "{\n.reg .pred cached;\nsetp.ne.b32 cached, %3, 0;\n@cached cp.async.ca.shared.global [%0], [%1], 16, %2;\n"
       "@!cached cp.async.cg.shared.global [%0], [%1], 16, %2;\n}\n" ::"r"(detail::shared_address(to)),
-      "l"(from), "r"(valid ? 16 : 0), "r"(int{cached})
+      "l"(from), "r"(valid), "r"(int{cached})
       : "memory");
 }
 // Ends a group of this thread's copies.
@@ -218,9 +218,9 @@ inline void copy_async(void* to, const void* from, bool valid, emulation::CallSi
   static_assert(bytes == 4 || bytes == 8 || bytes == 16, "what cp.async copies");
   emulation::copy_async(to, from, bytes, valid ? bytes : 0, site);
 }
-inline void copy_async_cached(void* to, const void* from, bool valid, bool,
-                              emulation::CallSite site = emulation::CallSite::here()) {
-  copy_async<16>(to, from, valid, site);
+inline void copy_async_part(void* to, const void* from, int valid, bool,
+                            emulation::CallSite site = emulation::CallSite::here()) {
+  emulation::copy_async(to, from, 16, static_cast<size_t>(valid), site);
 }
 inline void copy_async_commit() { emulation::copy_async_commit(); }
 template <int groups>

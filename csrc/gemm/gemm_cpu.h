@@ -66,7 +66,7 @@ inline constexpr int kSumsStride = vecs > 2 ? vecs * GemmTile<isa, P>::kLanes : 
 // What a tile does with its sums.
 template <class A, class T>
 struct GemmTarget {
-  A* sums;                      // tile (i, j) of sums; kSize elements, rows of kColumns
+  A* sums;                      // tile (i, j) of sums; rows of kColumns, or kSumsStride if wider
   bool add;                     // to the sums there are, else from zero
   const GemmFinish<T>* finish;  // null: they stay sums
 };

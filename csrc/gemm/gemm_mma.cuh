@@ -132,8 +132,9 @@ class GemmStream {
       const int line = Copy::line(i);
       const bool there = gatherer_.there(outer, inner_) && wanted;
       if (Copy::kStride <= lines || line < lines) {
-        if constexpr (Gatherer::kMayCache) {
-          copy_async_cached(to.chunk(line, Copy::chunk()), gatherer_.at(outer, inner_), there, gatherer_.cached);
+        if constexpr (Gatherer::kInParts) {
+          copy_async_part(to.chunk(line, Copy::chunk()), gatherer_.at(outer, inner_), there ? inner_.bytes : 0,
+                          gatherer_.cached);
         } else {
           copy_async<16>(to.chunk(line, Copy::chunk()), gatherer_.at(outer, inner_), there);
         }
@@ -570,7 +571,7 @@ struct DenseGatherer {
   using OuterStep = Outer;
   using Inner = int;
   using InnerStep = int;
-  static constexpr bool kMayCache = false;
+  static constexpr bool kInParts = false;
   const T* data;  // [outers, chunks], aligned
   int outers;
   int chunks;  // of 16 bytes

@@ -41,8 +41,8 @@ CVK_HD bool plane_map_fits(const TappedProduct<T>& p) {
   constexpr int kLanes = Simd<isa, Acc<T>>::kLanes;
   const ConvShape& s = p.shape;
   return std::is_same_v<T, Acc<T>> && !p.transposed && !s.channels_last && reads_itself(p.grid(0)) &&
-         s.pixels() >= (plane_map_turns<isa, Acc<T>>(s.pixels() % kLanes) ? 1 : 2) * kLanes && s.group_channels() > 0 &&
-         plane_map_stays<T>(s.pixels(), s.group_channels());
+         s.pixels() >= (plane_map_turns<isa, Acc<T>>(s.pixels() % kLanes) ? 1 : 2) * kLanes && s.batch > 0 &&
+         s.filters > 0 && s.group_channels() > 0 && plane_map_stays<T>(s.pixels(), s.group_channels());
 }
 
 // Pixels are those of an image, counted in vectors.

@@ -38,14 +38,16 @@ struct PixelGatherer {
   struct Inner : InnerStep {
     int y, x;    // of the tap, from the first
     int offset;  // with the chunk
+    int bytes;   // of the chunk
   };
   const T* map;  // the group's first channel
   TapGrid grid;
   int images, chunks, group_chunks;  // chunks of a pixel: of all groups, of this one
   // Perf: taps of few channels find in L1 what their neighbours have read. (3 -> 64 7x7 on an H200: 0.8 of the time. With more
   // channels it is none the better.)
-  static constexpr bool kMayCache = true;
+  static constexpr bool kInParts = true;
   bool cached;
+  int last_bytes;  // of a chunk of a row's last tap, from its beginning; the rest of it counts as zeros
 
   CVK_DEVICE void place(Outer& outer) const {
     outer.y = outer.grid_y * grid.y.source_step + grid.y.first_offset;
@@ -56,6 +58,7 @@ struct PixelGatherer {
     inner.y = inner.tap_y * grid.y.offset_step;
     inner.x = inner.tap_x * grid.x.offset_step;
     inner.offset = (inner.y * grid.x.extent + inner.x) * chunks + inner.chunk;
+    inner.bytes = inner.tap_x + 1 == grid.x.taps ? last_bytes : 16;
   }
   CVK_DEVICE OuterStep outer_step(unsigned count) const {
     const auto width = static_cast<unsigned>(grid.x.grid), pixels = static_cast<unsigned>(grid.y.grid) * width;
@@ -489,14 +492,17 @@ cudaError_t tapped_map(const T* from, bool channels_last, int64_t images, int gr
 }
 
 template <class T>
-PixelGatherer<T> tapped_pixels(const TappedMap<T>& map, const TapGrid& grid, int64_t images, int groups) {
+PixelGatherer<T> tapped_pixels(const TappedMap<T>& map, const TapGrid& grid, int64_t images, int groups,
+                               int last_bytes = 16) {
   const int chunks = static_cast<int>(map.group_channels / kWide<T>);
-  return {map.data, grid, static_cast<int>(images), groups * chunks, chunks, chunks <= kGemmMmaMostCachedChunks};
+  return {map.data,  grid, static_cast<int>(images), groups * chunks, chunks, chunks <= kGemmMmaMostCachedChunks,
+          last_bytes};
 }
 
-// Runs the product, or with `used` only counts the bytes of scratch that it takes. The map may be `channels_last` whatever the target is.
+// Runs the product, or with `used` only counts the bytes of scratch that it takes. Unless `pair_bytes` is 0, the map is one
+// of pairs of pixels, thus channels-last whatever the target is, and of the last of a window only so many bytes count.
 template <class T>
-cudaError_t tapped_product_mma(const TappedProduct<T>& p, bool channels_last, GemmUnits units, TappedScratch scratch,
+cudaError_t tapped_product_mma(const TappedProduct<T>& p, int pair_bytes, GemmUnits units, TappedScratch scratch,
                                CudaStream stream, int64_t* used, int64_t most_splits) {
   const bool runs = used == nullptr;
   if (suits_pairs(p)) {
@@ -505,13 +511,16 @@ cudaError_t tapped_product_mma(const TappedProduct<T>& p, bool channels_last, Ge
     T* const weights = scratch.take<T>(s.weights());
     const TappedProduct<T> pairs = product_of_pairs<T>(p, map, weights);
     const cudaError_t status = runs ? make_pairs(p, pairs, map, weights, stream) : cudaSuccess;
-    return status != cudaSuccess ? status : tapped_product_mma(pairs, true, units, scratch, stream, used, most_splits);
+    if (status != cudaSuccess) return status;
+    // Edge: under a kernel of odd width the last pair has a pixel of no tap, which may be infinite.
+    const int bytes = p.shape.kernel_width % 2 == 0 ? 16 : 8;
+    return tapped_product_mma(pairs, bytes, units, scratch, stream, used, most_splits);
   }
   const int64_t columns = p.group_columns();
   const int groups = p.shape.groups;
   TappedMap<T> map;
-  cudaError_t status = tapped_map(p.source, channels_last, p.shape.batch, groups, p.group_channels(), p.source_plane(),
-                                  map, scratch, runs, stream);
+  cudaError_t status = tapped_map(p.source, pair_bytes != 0 || p.shape.channels_last, p.shape.batch, groups,
+                                  p.group_channels(), p.source_plane(), map, scratch, runs, stream);
   const int64_t channels = map.group_channels;
   const bool ordered = !p.transposed && channels == p.group_channels() && is_wide_aligned(p.weights) &&
                        (p.shape.weight_channels_last || p.shape.kernel_size() == 1);
@@ -520,7 +529,9 @@ cudaError_t tapped_product_mma(const TappedProduct<T>& p, bool channels_last, Ge
   const TappedScratch before = scratch;
   for (int64_t phase = 0; phase < p.phases() && status == cudaSuccess; ++phase) {
     scratch = before;
-    const TapGrid grid = p.grid(phase);
+    TapGrid grid = p.grid(phase);
+    if (grid.taps() == 0)
+      grid.y.taps = 0;  // Edge: the one step that there is then reads no pixel, which may be infinite
     const int64_t rows = p.shape.batch * grid.pixels(), depth = grid.taps() * channels;
     if (rows == 0) continue;
     const T* weights = p.weights;
@@ -536,7 +547,8 @@ cudaError_t tapped_product_mma(const TappedProduct<T>& p, bool channels_last, Ge
       const GemmExtent extent = gemm_extent<Shape>(rows, columns, depth, plan.splits);
       Acc<T>* partials = extent.splits > 1 ? scratch.take<Acc<T>>(extent.splits * groups * rows * columns) : nullptr;
       if (!runs) return cudaSuccess;
-      const PixelGatherer<T> pixels = tapped_pixels(map, grid, p.shape.batch, groups);
+      const PixelGatherer<T> pixels =
+          tapped_pixels(map, grid, p.shape.batch, groups, pair_bytes != 0 ? pair_bytes : 16);
       const int chunks = static_cast<int>(depth / kWide<T>);
       const DenseGatherer<T> dense{weights, static_cast<int>(columns), chunks, chunks};
       const int64_t blocks = groups * extent.row_tiles * extent.column_tiles * extent.splits;
@@ -562,7 +574,7 @@ cudaError_t tapped_product_mma(const TappedProduct<T>& p, bool channels_last, Ge
 template <class T>
 cudaError_t tapped_product_mma(const TappedProduct<T>& p, GemmUnits units, TappedScratch scratch, CudaStream stream,
                                int64_t* used, int64_t most_splits = kGemmMmaMostSplits) {
-  return tapped_product_mma(p, p.shape.channels_last, units, scratch, stream, used, most_splits);
+  return tapped_product_mma(p, 0, units, scratch, stream, used, most_splits);
 }
 
 // The same for the gradient with respect to the weights.

@@ -67,6 +67,7 @@ inline ConvShape conv_shape(int64_t batch, int64_t channels, int height, int wid
 inline std::vector<ConvShape> conv_shapes() {
   std::vector<ConvShape> shapes = {
       conv_shape(1, 1, 1, 1, 1, 1, 1),
+      conv_shape(0, 8, 8, 8, 8, 1, 1),
       conv_shape(2, 3, 5, 6, 4, 3, 3, 1, 1),
       conv_shape(1, 17, 9, 10, 33, 3, 3, 1, 1),
       conv_shape(1, 5, 14, 15, 16, 1, 1),

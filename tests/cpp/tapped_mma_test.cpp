@@ -79,6 +79,41 @@ TYPED_TEST(TappedMmaTest, EqualsTheDefinition) {
   }
 }
 
+// What no tap reads, an infinite pixel must not reach: target pixels of phases without taps, and the pixel beside the last tap of an odd
+// width, which shares a chunk with it.
+TYPED_TEST(TappedMmaTest, InfinitePixelsReachTheirTapsOnly) {
+  using T = TypeParam;
+  const auto run = [](const TappedProduct<T>& p, GemmUnits units) {
+    int64_t bytes = 0;
+    tapped_product_mma(p, units, nullptr, nullptr, &bytes);
+    std::vector<char> scratch(bytes);
+    ASSERT_EQ(tapped_product_mma(p, units, scratch.data(), nullptr, nullptr), cudaSuccess)
+        << emulation::last_error_message();
+  };
+  const T one = from_acc<T>(1), infinite = from_acc<T>(static_cast<Acc<T>>(INFINITY));
+  for (const bool warpgroups : {false, true}) {
+    const GemmUnits units{false, warpgroups};
+    const ConvShape strided = conv_shape(1, 64, 6, 6, 64, 1, 1, 2);
+    std::vector<T> grad(64 * 9, one), weight(64 * 64, one), back(64 * 36);
+    grad[0] = infinite;
+    run({strided, true, grad.data(), weight.data(), nullptr, Activation::kNone, back.data()}, units);
+    for (int y = 0; y < 6; ++y) {
+      for (int x = 0; x < 6; ++x) {
+        const Acc<T> value = to_acc(back[5 * 36 + y * 6 + x]);
+        EXPECT_EQ(value, y % 2 + x % 2 > 0 ? Acc<T>(0) : x + y == 0 ? static_cast<Acc<T>>(INFINITY) : Acc<T>(64));
+      }
+    }
+    for (const int width : {3, 4, 7}) {
+      const ConvShape few = conv_shape(1, kWide<T> / 2, 8, 16, 8, 8, width, 2);
+      std::vector<T> map(few.channels * 8 * 16, one), weights(few.weights(), one), out(8 * few.out_pixels());
+      map[width] = infinite;
+      run({few, false, map.data(), weights.data(), nullptr, Activation::kNone, out.data()}, units);
+      EXPECT_EQ(to_acc(out[0]), static_cast<Acc<T>>(few.channels * 8 * width));
+      EXPECT_EQ(to_acc(out[1]), static_cast<Acc<T>>(INFINITY));
+    }
+  }
+}
+
 // Plans: large tiles for large problems, narrow ones for few columns, and parts of the depth where tiles are few.
 TEST(TappedMma, Plans) {
   for (const bool warpgroups : {false, true}) {

@@ -35,18 +35,18 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& b
     params.output = mutable_data<T>(output);
     params.tf32 = tf32;
     Work work{};
-    OptionalTensor scratch;
     if constexpr (kOnCpu) {
       const int threads = torch_parallel().threads;
       work = work_of(once([&](auto isa) { return conv2d_forward_items_cpu<isa.value>(params, threads); }),
                      shape.products());
-    } else {
-      scratch = allocate({conv2d_forward_scratch_cuda(params)}, ScalarType::Byte, input);
     }
     run(
         op, input, work,
         [&](auto isa, int64_t first, int64_t last) { conv2d_forward_cpu<isa.value>(params, first, last); },
-        [&](CudaStream stream) { return conv2d_forward_cuda(params, mutable_data<void>(*scratch), stream); });
+        [&](CudaStream stream) {  // on the tensors' device, whose kind decides how much scratch it takes
+          const Tensor scratch = allocate({conv2d_forward_scratch_cuda(params)}, ScalarType::Byte, input);
+          return conv2d_forward_cuda(params, mutable_data<void>(scratch), stream);
+        });
   });
   return output;
 }
@@ -112,10 +112,12 @@ Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, int64_t k
           [&](auto isa, int64_t first, int64_t last) { conv2d_weight_sum_cpu<isa.value>(params, first, last); },
           [](CudaStream) { return CudaStatus{0}; });
     } else {
-      const Tensor scratch = allocate({conv2d_weight_scratch_cuda(params)}, ScalarType::Byte, grad);
       run(
           op, grad, {}, [](auto, int64_t, int64_t) {},
-          [&](CudaStream stream) { return conv2d_weight_cuda(params, mutable_data<void>(scratch), stream); });
+          [&](CudaStream stream) {
+            const Tensor scratch = allocate({conv2d_weight_scratch_cuda(params)}, ScalarType::Byte, grad);
+            return conv2d_weight_cuda(params, mutable_data<void>(scratch), stream);
+          });
     }
   });
   return result;

@@ -166,18 +166,18 @@ inline Tensor transposed_product(const char* op, const Tensor& map, const Tensor
     params.output = mutable_data<T>(result);
     params.tf32 = tf32;
     Work work{};
-    OptionalTensor scratch;
     if constexpr (kOnCpu) {
       const int threads = torch_parallel().threads;
       work = work_of(once([&](auto isa) { return conv_transpose2d_items_cpu<isa.value>(params, threads); }),
                      shape.products());
-    } else {
-      scratch = allocate({conv_transpose2d_scratch_cuda(params)}, ScalarType::Byte, map);
     }
     run(
         op, map, work,
         [&](auto isa, int64_t first, int64_t last) { conv_transpose2d_cpu<isa.value>(params, first, last); },
-        [&](CudaStream stream) { return conv_transpose2d_cuda(params, mutable_data<void>(*scratch), stream); });
+        [&](CudaStream stream) {  // on the tensors' device, whose kind decides how much scratch it takes
+          const Tensor scratch = allocate({conv_transpose2d_scratch_cuda(params)}, ScalarType::Byte, map);
+          return conv_transpose2d_cuda(params, mutable_data<void>(scratch), stream);
+        });
   });
   return result;
 }

@@ -20,7 +20,8 @@
 //            gemm/gemm_cuda.cuh, plain multiply-adds. A filter for each channel: a thread for each result.
 // Traffic    input, weight and output once; per thread less than 4 MiB of scratch on the CPU, 6 if results are not finite.
 // Bound      max(bytes / memory bandwidth, 2 N O OH OW C/groups KH KW / FMA rate); in Winograd's form 4/9 of the products.
-// Determinism bitwise but for the sign of NaN, for any number of threads: the order of a sum depends on the shape alone; no atomics.
+// Determinism bitwise but for the sign of NaN, for any number of threads: the order of a sum depends on the shape alone (CUDA: and
+//            on whether the GPU has warpgroup products); no atomics.
 //            On that of one image, but for a 1 x 1 kernel over eight pixels in all or fewer (CPU).
 // Limits     H, W, OH, OW, KH, KW < 2^31, padded sizes too; N * C * H * W and N * O * OH * OW up to 2^63 elements.
 // Source     Chellapilla et al. 2006 (convolution as a product), Goto and van de Geijn 2008 (blocking); semantics of
