@@ -60,6 +60,7 @@ struct LaunchConfig {
   dim3 grid;
   dim3 block;
   size_t shared_bytes = 0;  // dynamic shared memory
+  int sm = 80;              // the oldest GPU that it is for: under emulation, how much of that there is
 };
 
 #if defined(__CUDACC__)
@@ -197,7 +198,7 @@ cudaError_t launch(void (*kernel)(P...), const LaunchConfig& config, bool cooper
     Arguments arguments;
   } call{kernel, Arguments(std::forward<A>(arguments)...)};
   return emulation::launch(
-      reinterpret_cast<const void*>(kernel), config.grid, config.block, config.shared_bytes, cooperative,
+      reinterpret_cast<const void*>(kernel), config.grid, config.block, config.shared_bytes, config.sm, cooperative,
       [](void* opaque) {
         const Call& it = *static_cast<const Call*>(opaque);
         std::apply(it.kernel, it.arguments);

@@ -117,10 +117,10 @@ CVK_DEVICE void matrix_multiply(double a, double b, double (&c)[2]) {
 
 // ---- products of a warpgroup, on sm_90a
 
-// An operand in shared memory, rows x depth of 2-byte elements, in lines of 128 bytes: with the depth inner, line r is row r with 64
-// depths; with the depth outer, line k is depth k with 64 rows, and further 64 rows are `leading_bytes` ahead. Chunk c of 16 bytes
-// of the line at address a is at c ^ (a / 128 % 8). Lines that follow each other lie so in memory, the first of eight at a multiple of
-// 1,024.
+// An operand in shared memory, rows x depth of 2-byte elements, in lines of 128 bytes: with the depth inner, line r is row r with
+// 64 depths; with the depth outer, line k is depth k with 64 rows, and further 64 rows are `leading_bytes` ahead. Chunk c of 16
+// bytes of the line at address a is at c ^ (a / 128 % 8). Lines follow one another in memory, the first of the tile at a multiple
+// of 1,024.
 struct WarpgroupOperand {
   uint64_t descriptor;
 
@@ -159,8 +159,8 @@ CVK_DEVICE void warpgroup_finished(float (&sums)[count]) {
   for (int i = 0; i < count; ++i) asm volatile("" : "+f"(sums[i])::"memory");
 }
 
-// c[64, columns] += a[64, 16] * b[columns, 16], or, not `adds`, = it. Warp w of the group has rows 16 w to 16 w + 15 of c, in every eight columns as
-// m16n8 above: element (16 w + g + 8 (i / 2 % 2), 8 (i / 4) + 2t + i % 2) in c[i].
+// c[64, columns] += a[64, 16] * b[columns, 16], or, not `adds`, = it. Warp w of the group has rows 16 w to 16 w + 15 of c, in
+// every eight columns as m16n8 above: element (16 w + g + 8 (i / 2 % 2), 8 (i / 4) + 2t + i % 2) in c[i].
 #define CVK_SUMS8(i)                                                                                          \
   "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), "+f"(c[i + 4]), "+f"(c[i + 5]), "+f"(c[i + 6]), \
       "+f"(c[i + 7])

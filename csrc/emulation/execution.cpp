@@ -203,9 +203,7 @@ void prepare_block(Block& block, Thread** order) {
     thread.number = i;
     thread.state = Thread::State::kReady;
     thread.fiber = nullptr;
-    thread.group = 0;
     thread.copies.clear();
-    thread.product_group = 0;
     thread.products.clear();
     order[i] = &thread;
     if (++index.x == blockDim.x) {
@@ -303,22 +301,17 @@ void copy_async(void* to, const void* from, size_t bytes, size_t valid, const Ca
     fail_current("an asynchronous copy of " + std::to_string(bytes) + " bytes " + describe(site) +
                  " from or to an address that is no multiple of that, thread " + describe(self.index));
   }
-  const AsyncCopy copy{to, from, bytes, valid, self.group};
+  const AsyncCopy copy{to, from, bytes, valid};
   // At once or as late as may be: a missing wait shows, and so does a buffer that is filled while others still read it.
   if ((machine.random.next() & 1) != 0)
     perform(copy);
   else
-    self.copies.push_back(copy);
+    self.copies.add(copy);
 }
 
-void copy_async_commit() { ++machine.current->group; }
+void copy_async_commit() { machine.current->copies.commit(); }
 
-void copy_async_wait(unsigned groups) {
-  Thread& self = *machine.current;
-  size_t done = 0;
-  while (done < self.copies.size() && self.copies[done].group + groups < self.group) perform(self.copies[done++]);
-  self.copies.erase(self.copies.begin(), self.copies.begin() + static_cast<std::ptrdiff_t>(done));
-}
+void copy_async_wait(unsigned groups) { machine.current->copies.wait(groups, perform); }
 
 void product(std::function<void()> work) {
   Thread& self = *machine.current;
@@ -326,18 +319,13 @@ void product(std::function<void()> work) {
   if (self.products.empty() && (machine.random.next() & 1) != 0)
     work();
   else
-    self.products.emplace_back(self.product_group, std::move(work));
+    self.products.add(std::move(work));
 }
 
-void product_commit() { ++machine.current->product_group; }
+void product_commit() { machine.current->products.commit(); }
 
 void product_wait(unsigned groups) {
-  Thread& self = *machine.current;
-  size_t done = 0;
-  while (done < self.products.size() && self.products[done].first + groups < self.product_group) {
-    self.products[done++].second();
-  }
-  self.products.erase(self.products.begin(), self.products.begin() + static_cast<std::ptrdiff_t>(done));
+  machine.current->products.wait(groups, [](const auto& work) { work(); });
 }
 
 int block_barrier(Operation operation, bool predicate, const CallSite& site) {

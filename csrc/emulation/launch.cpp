@@ -14,8 +14,7 @@ unsigned resident_block = 0;
 
 namespace {
 
-// Of the smallest GPUs that the package is compiled for by default: sm_80, and sm_90 where it has warpgroups.
-size_t most_shared_bytes() { return (has_warpgroups() ? 227 : 163) * size_t{1024}; }
+size_t most_shared_bytes(int sm) { return (sm >= 90 ? 227 : 163) * size_t{1024}; }
 constexpr unsigned kSharedAlignment = 1024;
 constexpr const char* kSeedVariable = "CVKERNELS_EMULATION_SEED";
 
@@ -54,7 +53,7 @@ bool read_seed_environment() {
   return true;
 }
 
-std::string configuration_problem(dim3 grid, dim3 block, size_t shared_bytes) {
+std::string configuration_problem(dim3 grid, dim3 block, size_t shared_bytes, int sm) {
   const uint64_t threads = uint64_t{block.x} * block.y * block.z;
   if (threads == 0 || threads > kMaxThreads || block.x > kMaxThreads || block.y > kMaxThreads || block.z > 64) {
     return "block " + describe(block) + " is empty or larger than CUDA allows";
@@ -62,9 +61,9 @@ std::string configuration_problem(dim3 grid, dim3 block, size_t shared_bytes) {
   if (grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) {
     return "grid " + describe(grid) + " is larger than CUDA allows";
   }
-  if (shared_bytes > most_shared_bytes()) {
+  if (shared_bytes > most_shared_bytes(sm)) {
     return std::to_string(shared_bytes) + " bytes of dynamic shared memory, at most " +
-           std::to_string(most_shared_bytes()) + " are available";
+           std::to_string(most_shared_bytes(sm)) + " are available";
   }
   return "";
 }
@@ -98,13 +97,13 @@ void run_grid(dim3 grid, unsigned resident, size_t dynamic_bytes) {
 
 }  // namespace
 
-cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, bool cooperative,
+cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, int sm, bool cooperative,
                    void (*body)(void*), void* argument) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
   if (in_kernel) {
     fail_current("a kernel launched a kernel, which the emulation does not support");
   }
-  const std::string problem = configuration_problem(grid, block, shared_bytes);
+  const std::string problem = configuration_problem(grid, block, shared_bytes, sm);
   if (!problem.empty()) {
     return set_error(cudaErrorInvalidConfiguration, symbol_name(kernel) + ": " + problem);
   }

@@ -43,12 +43,35 @@ class Random {
 
 struct Block;
 
-// A copy by copy_async that has not happened yet.
+// What instructions of a thread have started and not done yet, by groups: it is done as late as the wait for it, in order.
+template <class Work>
+class Deferred {
+ public:
+  bool empty() const { return pending_.empty(); }
+  void clear() {
+    pending_.clear();
+    group_ = 0;
+  }
+  void add(Work work) { pending_.emplace_back(group_, std::move(work)); }
+  void commit() { ++group_; }
+  // Does what is of all committed groups but the last `groups`.
+  template <class Do>
+  void wait(unsigned groups, Do&& perform) {
+    size_t done = 0;
+    while (done < pending_.size() && pending_[done].first + groups < group_) perform(pending_[done++].second);
+    pending_.erase(pending_.begin(), pending_.begin() + static_cast<std::ptrdiff_t>(done));
+  }
+
+ private:
+  uint64_t group_ = 0;  // that is being put together
+  std::vector<std::pair<uint64_t, Work>> pending_;
+};
+
+// A copy by copy_async.
 struct AsyncCopy {
   void* to;
   const void* from;
   size_t bytes, valid;
-  uint64_t group;
 };
 
 struct Thread {
@@ -65,10 +88,8 @@ struct Thread {
   uint64_t result;       // written by the thread that completes the rendezvous
   Fiber* fiber;          // null before the thread has started
   const CallSite* site;  // of the rendezvous; it lives in the waiting thread's own frame
-  uint64_t group;        // of copies that is being put together
-  std::vector<AsyncCopy> copies;
-  uint64_t product_group;                                            // likewise of products
-  std::vector<std::pair<uint64_t, std::function<void()>>> products;  // their groups; not done yet
+  Deferred<AsyncCopy> copies;
+  Deferred<std::function<void()>> products;
 };
 
 struct Barrier {

@@ -60,9 +60,10 @@ bool has_warpgroups();
 // Message of this host thread's last failed launch; empty where none has failed.
 const std::string& last_error_message();
 
-// Runs body(argument) once per thread of the grid; all its blocks at once in a cooperative launch.
+// Runs body(argument) once per thread of the grid; all its blocks at once in a cooperative launch. `sm` says how much shared memory
+// there is: that of compute capability 8.0 (80) or 9.0 (90).
 // cvk::launch and cvk::launch_cooperative (common/launch.cuh) are the ways to call it.
-cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, bool cooperative,
+cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, int sm, bool cooperative,
                    void (*body)(void*), void* argument);
 
 }  // namespace cvk::emulation

@@ -61,9 +61,9 @@ CVK_HD bool gemm_addressable(int64_t elements) {
 
 // ---- operands in shared memory
 
-// A tile of one operand: `lines` outer indices of `elements` contiguous elements, in chunks of 16 bytes. Lines of more than 128 bytes
-// are cut into pieces of 128: first the first of all lines, then the second. Chunk c of line l lies at c ^ swizzle(l), so that the
-// same chunk of eight lines after one another lies in eight different groups of banks.
+// A tile of one operand: `lines` outer indices of `elements` contiguous elements, in chunks of 16 bytes. Lines of more than 128
+// bytes are cut into pieces of 128: first the first of all lines, then the second. Chunk c of line l lies at c ^ swizzle(l), so
+// that the same chunk of eight lines after one another lies in eight different groups of banks.
 template <class T, int lines, int elements>
 struct GemmOperand {
   static constexpr int kChunkElements = kWide<T>;
@@ -203,9 +203,9 @@ CVK_DEVICE uint32_t finite_or_zero(uint32_t bits) { return is_finite_bits(bits) 
 
 }  // namespace detail
 
-// What the warps of a block hold of its tile, and how they add the products of a stage to it. publish() makes what this thread has copied
-// visible to products behind the next barrier; begin() starts with them, end() does what is left; between the two is the time to
-// start copies. A stage may be written again kOverlap steps after its end().
+// What the warps of a block hold of its tile, and how they add the products of a stage to it. publish() makes what this thread has
+// copied visible to products behind the next barrier; begin() starts with them, end() does what is left; between the two is the
+// time to start copies. A stage may be written again kOverlap steps after its end().
 template <class T, GemmMath math, class Shape, bool kLeftDepthInner, bool kRightDepthInner>
 class GemmRegisters {
  public:
@@ -490,14 +490,18 @@ struct GemmResult {
 
 // The shared memory of a block.
 template <class T, class Shape, bool kLeftDepthInner, bool kRightDepthInner>
-struct GemmShared {
-  union {
-    GemmStage<T, Shape, kLeftDepthInner, kRightDepthInner> stages[Shape::kStages];
-    GemmResult<Acc<T>, Shape> result;
-    GemmResult<T, Shape> rounded;
-  };
-  Acc<T> bias[Shape::kColumns];
+union GemmShared {
+  GemmStage<T, Shape, kLeftDepthInner, kRightDepthInner> stages[Shape::kStages];
+  GemmResult<Acc<T>, Shape> result;
+  GemmResult<T, Shape> rounded;
 };
+
+// How `blocks` blocks are launched whose shared memory is a Shared.
+template <GemmMath math, class Shape, class Shared>
+LaunchConfig gemm_config(int64_t blocks) {
+  return {dim3(static_cast<unsigned>(blocks)), dim3(Shape::kThreads), sizeof(Shared),
+          math == GemmMath::kWarpgroup ? 90 : 80};
+}
 
 // Adds the products of the block's tile to `sums`. The whole block calls it; the stages are free once it returns.
 template <class Shape, bool kLeftDepthInner, bool kRightDepthInner, class Shared, class Sums, class Left, class Right>
@@ -577,7 +581,6 @@ struct DenseGatherer {
   int chunks;  // of 16 bytes
   int stride;  // chunks from one outer index to the next
 
-  CVK_DEVICE int64_t elements() const { return int64_t{outers} * stride * kWide<T>; }
   CVK_DEVICE Outer outer(unsigned index) const {
     return {static_cast<int>(index), static_cast<int>(index * static_cast<unsigned>(stride))};
   }

@@ -8,10 +8,9 @@
 
 #include <cmath>
 #include <cstdint>
-#include <type_traits>
 
 #include "common/transpose.cuh"
-#include "gemm/gemm_mma.cuh"
+#include "gemm/gemm_plan.cuh"
 #include "gemm/tapped.h"
 #include "gemm/tapped_cuda.cuh"
 #include "gemm/tapped_pairs.cuh"
@@ -221,6 +220,12 @@ CVK_DEVICE T tapped_result(const TappedProduct<T>& p, int64_t column, Acc<T> sum
   return from_acc<T>(activate(p.activation, sum + bias));
 }
 
+template <class T, class Shape>
+struct TappedShared {
+  GemmShared<T, Shape, true, true> gemm;
+  Acc<T> bias[Shape::kColumns];
+};
+
 // A block: a tile of pixels by columns of one group. With several splits it leaves its sums in partials [splits, groups, rows,
 // columns]. `wide` says that 16 bytes of the target may be stored at once.
 template <class T, GemmMath math, class Shape>
@@ -239,12 +244,12 @@ static __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerSm)
   const int rows = static_cast<int>(min_of<int64_t>(Shape::kRows, extent.rows - first_row));
   const int columns = static_cast<int>(min_of<int64_t>(Shape::kColumns, extent.columns - tile.block.first_column));
 
-  auto& shared = *dynamic_shared<GemmShared<T, Shape, true, true>>();
+  auto& shared = *dynamic_shared<TappedShared<T, Shape>>();
   for (int j = thread; j < Shape::kColumns; j += Shape::kThreads) {
     shared.bias[j] = p.bias != nullptr && j < columns ? to_acc(p.bias[first_column + j]) : Acc<T>(0);
   }
   GemmRegisters<T, math, Shape, true, true> sums;
-  gemm_multiply<Shape, true, true>(shared, sums, pixels, weights, extent, tile.block);
+  gemm_multiply<Shape, true, true>(shared.gemm, sums, pixels, weights, extent, tile.block);
 
   // Channels-last: a thread keeps its chunk of the columns.
   constexpr int kChunk = kWide<T>, kChunks = Shape::kColumns / kChunk;
@@ -262,19 +267,19 @@ static __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerSm)
     sums.for_each([&](int row, int column, Acc<T> first, Acc<T> second) {
       Acc<T> both[2] = {first + shared.bias[column], second + shared.bias[column + 1]};
       for (auto& value : both) value = value < least ? least : value;
-      store_group(&shared.rounded.values[row][column], both);
+      store_group(&shared.gemm.rounded.values[row][column], both);
     });
     __syncthreads();
     for_each_chunk_row([&](int row, T* to) {
       using Chunk = Group<T, kChunk>;
-      *reinterpret_cast<Chunk*>(to) = *reinterpret_cast<const Chunk*>(&shared.rounded.values[row][chunk_column]);
+      *reinterpret_cast<Chunk*>(to) = *reinterpret_cast<const Chunk*>(&shared.gemm.rounded.values[row][chunk_column]);
     });
     return;
   }
 
-  gemm_store(sums, shared.result);
+  gemm_store(sums, shared.gemm.result);
   __syncthreads();
-  const auto& result = shared.result;
+  const auto& result = shared.gemm.result;
   if (partials != nullptr) {
     const int64_t part = tile.block.split * int64_t{p.shape.groups} + tile.group;
     Acc<T>* to = partials + (part * extent.rows + first_row) * extent.columns + tile.block.first_column;
@@ -350,104 +355,6 @@ static __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerSm)
 
 // ---- on the host
 
-// What products may be formed with: float32 rounded to TF32; warpgroups, where the GPU has them.
-struct GemmUnits {
-  bool tf32, warpgroups;
-};
-
-// Calls f(math, shape of tiles) for each shape that a type has. Registers: a weight gradient in TF32 reads both operands element by
-// element, and the largest shape would spill.
-template <class T, bool kWeight, class F>
-void for_each_gemm_shape(GemmUnits units, F&& f) {
-  if constexpr (sizeof(T) == 8) {
-    using Double = std::integral_constant<GemmMath, GemmMath::kDouble>;
-    f(Double{}, GemmDoubleSmall{});
-    f(Double{}, GemmDoubleNarrow{});
-  } else if constexpr (sizeof(T) == 4) {
-    using Tf32 = std::integral_constant<GemmMath, GemmMath::kTf32>;
-    using Exact = std::integral_constant<GemmMath, GemmMath::k3xTf32>;
-    if (units.tf32) {
-      if constexpr (!kWeight) f(Tf32{}, GemmTf32Large{});
-      f(Tf32{}, GemmTf32Medium{});
-      f(Tf32{}, GemmFloatSmall{});
-      f(Tf32{}, GemmFloatNarrow{});
-    } else {
-      f(Exact{}, GemmFloatSmall{});
-      f(Exact{}, GemmFloatNarrow{});
-    }
-  } else {
-    using Half = std::integral_constant<GemmMath, GemmMath::kHalf>;
-    using Warpgroup = std::integral_constant<GemmMath, GemmMath::kWarpgroup>;
-    f(Half{}, GemmHalfNarrow{});
-    if (kWeight || !units.warpgroups) f(Half{}, GemmHalfSmall{});
-    if (!units.warpgroups) {
-      f(Half{}, GemmHalfMedium{});
-      f(Half{}, GemmHalfLarge{});
-    } else {
-      f(Warpgroup{}, GemmGroupHuge{});
-      f(Warpgroup{}, GemmGroupTall{});
-      f(Warpgroup{}, GemmGroupLarge{});
-      f(Warpgroup{}, GemmGroupMedium{});
-      f(Warpgroup{}, GemmGroupWide{});
-    }
-  }
-}
-
-// How a problem is cut: which shape of tiles, and into how many parts the depth.
-struct GemmPlan {
-  int shape = 0;
-  int splits = 1;
-  double cost = 0;
-};
-
-// The time of a step of `blocks` blocks of an SM: they hide each other's latency until its units are busy.
-template <class Shape>
-double gemm_step_cost(int64_t blocks) {
-  return max_of(Shape::kAlone, static_cast<double>(blocks) * Shape::kBusy);
-}
-
-// The cheapest plan by a rough count of time. A function of the problem and the units alone, so that sums are the same on every
-// device of a kind.
-// `most_splits` bounds the parts.
-template <class T, bool kWeight>
-GemmPlan plan_gemm(GemmUnits units, int64_t rows, int64_t columns, int64_t depth, int64_t groups,
-                   int64_t most_splits = kGemmMmaMostSplits) {
-  GemmPlan best;
-  int index = 0;
-  for_each_gemm_shape<T, kWeight>(units, [&](auto, auto shape) {
-    using Shape = decltype(shape);
-    const int64_t tiles = groups * ceil_div<int64_t>(rows, Shape::kRows) * ceil_div<int64_t>(columns, Shape::kColumns);
-    const int64_t steps = max_of<int64_t>(1, ceil_div<int64_t>(depth, Shape::kDepth));
-    const int64_t most = max_of<int64_t>(1, min_of(most_splits, steps / kGemmMmaLeastSteps));
-    for (int64_t splits = 1; splits <= most; splits += max_of<int64_t>(1, splits / 2)) {  // every call plans: a dozen
-      const int64_t blocks = ceil_div<int64_t>(tiles * splits, kGemmMmaSms);              // on the busiest SM
-      const int64_t rounds = blocks / Shape::kBlocksPerSm, rest = blocks % Shape::kBlocksPerSm;
-      const double step = (static_cast<double>(rounds) * gemm_step_cost<Shape>(Shape::kBlocksPerSm) +
-                           (rest > 0 ? gemm_step_cost<Shape>(rest) : 0.0)) *
-                          (kWeight ? Shape::kWeightCost : 1.0);
-      const double ends = Shape::kBlocksPerSm == 1 ? kGemmMmaEndsAlone : kGemmMmaEnds;
-      double cost = step * (static_cast<double>(ceil_div<int64_t>(steps, splits)) + ends * (splits > 1 ? 2 : 1));
-      if (splits > 1) {
-        cost += kGemmMmaSumLaunch + static_cast<double>(groups * rows * columns * (splits + 1)) / kGemmMmaSumsPerStep;
-      }
-      if (best.cost == 0 || cost < best.cost) best = {index, static_cast<int>(splits), cost};
-    }
-    ++index;
-  });
-  return best;
-}
-
-// Calls f(math, shape of tiles) for the shape of a plan.
-template <class T, bool kWeight, class F>
-cudaError_t with_gemm_shape(GemmUnits units, const GemmPlan& plan, F&& f) {
-  int index = 0;
-  cudaError_t status = cudaSuccess;
-  for_each_gemm_shape<T, kWeight>(units, [&](auto math, auto shape) {
-    if (index++ == plan.shape) status = f(math, shape);
-  });
-  return status;
-}
-
 // Scratch, piece by piece. Where it is only counted, memory is null and what is taken is nowhere.
 class TappedScratch {
  public:
@@ -470,6 +377,7 @@ template <class T>
 struct TappedMap {
   const T* data;
   int64_t group_channels;  // as padded
+  int last_bytes = 16;     // as PixelGatherer has it
 };
 template <class T>
 cudaError_t tapped_map(const T* from, bool channels_last, int64_t images, int groups, int64_t group_channels,
@@ -492,35 +400,20 @@ cudaError_t tapped_map(const T* from, bool channels_last, int64_t images, int gr
 }
 
 template <class T>
-PixelGatherer<T> tapped_pixels(const TappedMap<T>& map, const TapGrid& grid, int64_t images, int groups,
-                               int last_bytes = 16) {
+PixelGatherer<T> tapped_pixels(const TappedMap<T>& map, const TapGrid& grid, int64_t images, int groups) {
   const int chunks = static_cast<int>(map.group_channels / kWide<T>);
-  return {map.data,  grid, static_cast<int>(images), groups * chunks, chunks, chunks <= kGemmMmaMostCachedChunks,
-          last_bytes};
+  return {map.data,      grid, static_cast<int>(images), groups * chunks, chunks, chunks <= kGemmMmaMostCachedChunks,
+          map.last_bytes};
 }
 
-// Runs the product, or with `used` only counts the bytes of scratch that it takes. Unless `pair_bytes` is 0, the map is one
-// of pairs of pixels, thus channels-last whatever the target is, and of the last of a window only so many bytes count.
+// Runs the product over a map, or with `used` only counts the bytes of scratch that it takes.
 template <class T>
-cudaError_t tapped_product_mma(const TappedProduct<T>& p, int pair_bytes, GemmUnits units, TappedScratch scratch,
-                               CudaStream stream, int64_t* used, int64_t most_splits) {
+cudaError_t tapped_product_of_map(const TappedProduct<T>& p, const TappedMap<T>& map, GemmUnits units,
+                                  TappedScratch scratch, CudaStream stream, int64_t* used, int64_t most_splits) {
   const bool runs = used == nullptr;
-  if (suits_pairs(p)) {
-    const ConvShape s = product_of_pairs(p, p.source, p.weights).shape;
-    T* const map = scratch.take<T>(s.batch * s.channels * s.pixels());
-    T* const weights = scratch.take<T>(s.weights());
-    const TappedProduct<T> pairs = product_of_pairs<T>(p, map, weights);
-    const cudaError_t status = runs ? make_pairs(p, pairs, map, weights, stream) : cudaSuccess;
-    if (status != cudaSuccess) return status;
-    // Edge: under a kernel of odd width the last pair has a pixel of no tap, which may be infinite.
-    const int bytes = p.shape.kernel_width % 2 == 0 ? 16 : 8;
-    return tapped_product_mma(pairs, bytes, units, scratch, stream, used, most_splits);
-  }
   const int64_t columns = p.group_columns();
   const int groups = p.shape.groups;
-  TappedMap<T> map;
-  cudaError_t status = tapped_map(p.source, pair_bytes != 0 || p.shape.channels_last, p.shape.batch, groups,
-                                  p.group_channels(), p.source_plane(), map, scratch, runs, stream);
+  cudaError_t status = cudaSuccess;
   const int64_t channels = map.group_channels;
   const bool ordered = !p.transposed && channels == p.group_channels() && is_wide_aligned(p.weights) &&
                        (p.shape.weight_channels_last || p.shape.kernel_size() == 1);
@@ -530,8 +423,8 @@ cudaError_t tapped_product_mma(const TappedProduct<T>& p, int pair_bytes, GemmUn
   for (int64_t phase = 0; phase < p.phases() && status == cudaSuccess; ++phase) {
     scratch = before;
     TapGrid grid = p.grid(phase);
-    if (grid.taps() == 0)
-      grid.y.taps = 0;  // Edge: the one step that there is then reads no pixel, which may be infinite
+    // Edge: the one step that there is then reads no pixel, which may be infinite.
+    if (grid.taps() == 0) grid.y.taps = 0;
     const int64_t rows = p.shape.batch * grid.pixels(), depth = grid.taps() * channels;
     if (rows == 0) continue;
     const T* weights = p.weights;
@@ -547,17 +440,15 @@ cudaError_t tapped_product_mma(const TappedProduct<T>& p, int pair_bytes, GemmUn
       const GemmExtent extent = gemm_extent<Shape>(rows, columns, depth, plan.splits);
       Acc<T>* partials = extent.splits > 1 ? scratch.take<Acc<T>>(extent.splits * groups * rows * columns) : nullptr;
       if (!runs) return cudaSuccess;
-      const PixelGatherer<T> pixels =
-          tapped_pixels(map, grid, p.shape.batch, groups, pair_bytes != 0 ? pair_bytes : 16);
+      const PixelGatherer<T> pixels = tapped_pixels(map, grid, p.shape.batch, groups);
       const int chunks = static_cast<int>(depth / kWide<T>);
       const DenseGatherer<T> dense{weights, static_cast<int>(columns), chunks, chunks};
       const int64_t blocks = groups * extent.row_tiles * extent.column_tiles * extent.splits;
       cudaError_t launched = grid_fits(blocks);
       if (launched != cudaSuccess) return launched;
-      launched =
-          launch(tapped_product_mma_kernel<T, decltype(math)::value, Shape>,
-                 {dim3(static_cast<unsigned>(blocks)), dim3(Shape::kThreads), sizeof(GemmShared<T, Shape, true, true>)},
-                 stream, p, pixels, dense, extent, partials, wide_target);
+      launched = launch(tapped_product_mma_kernel<T, decltype(math)::value, Shape>,
+                        gemm_config<decltype(math)::value, Shape, TappedShared<T, Shape>>(blocks), stream, p, pixels,
+                        dense, extent, partials, wide_target);
       if (launched != cudaSuccess || partials == nullptr) return launched;
       const int64_t sums = ceil_div<int64_t>(groups * rows * columns, kGemmMmaThreads);
       launched = grid_fits(sums);
@@ -574,7 +465,24 @@ cudaError_t tapped_product_mma(const TappedProduct<T>& p, int pair_bytes, GemmUn
 template <class T>
 cudaError_t tapped_product_mma(const TappedProduct<T>& p, GemmUnits units, TappedScratch scratch, CudaStream stream,
                                int64_t* used, int64_t most_splits = kGemmMmaMostSplits) {
-  return tapped_product_mma(p, 0, units, scratch, stream, used, most_splits);
+  const bool runs = used == nullptr;
+  if (suits_pairs(p)) {
+    const ConvShape s = shape_of_pairs(p.shape, kWide<T>);
+    T* const map = scratch.take<T>(s.batch * s.channels * s.pixels());
+    T* const weights = scratch.take<T>(s.weights());
+    const cudaError_t status = runs ? make_pairs(p, s, map, weights, stream) : cudaSuccess;
+    if (status != cudaSuccess) return status;
+    TappedProduct<T> pairs = p;
+    pairs.shape = s;
+    pairs.weights = weights;
+    return tapped_product_of_map(pairs, {map, s.channels, last_pair_bytes(p)}, units, scratch, stream, used,
+                                 most_splits);
+  }
+  TappedMap<T> map;
+  const cudaError_t status = tapped_map(p.source, p.shape.channels_last, p.shape.batch, p.shape.groups,
+                                        p.group_channels(), p.source_plane(), map, scratch, runs, stream);
+  if (status != cudaSuccess) return status;
+  return tapped_product_of_map(p, map, units, scratch, stream, used, most_splits);
 }
 
 // The same for the gradient with respect to the weights.
@@ -606,10 +514,9 @@ cudaError_t tapped_weight_mma(TappedWeightGradient<T> p, GemmUnits units, Tapped
     const int64_t blocks = s.groups * extent.row_tiles * extent.column_tiles * extent.splits;
     cudaError_t launched = grid_fits(blocks);
     if (launched != cudaSuccess) return launched;
-    launched =
-        launch(tapped_weight_mma_kernel<T, decltype(math)::value, Shape>,
-               {dim3(static_cast<unsigned>(blocks)), dim3(Shape::kThreads), sizeof(GemmShared<T, Shape, false, false>)},
-               stream, p, grads, pixels, extent);
+    launched = launch(tapped_weight_mma_kernel<T, decltype(math)::value, Shape>,
+                      gemm_config<decltype(math)::value, Shape, GemmShared<T, Shape, false, false>>(blocks), stream, p,
+                      grads, pixels, extent);
     if (launched != cudaSuccess || p.partials == nullptr) return launched;
     return launch_tapped_weight_sum(p, extent.splits, stream);
   });
@@ -639,24 +546,24 @@ bool suits_mma(const TappedWeightGradient<T>& p) {
 template <class T>
 int64_t tapped_product_scratch(const TappedProduct<T>& p, bool tf32) {
   int64_t used = 0;
-  if (suits_mma(p)) tapped_product_mma(p, {tf32, has_warpgroups()}, nullptr, nullptr, &used);
+  if (suits_mma(p)) tapped_product_mma(p, gemm_units<T>(tf32), nullptr, nullptr, &used);
   return used;
 }
 template <class T>
 CudaStatus run_tapped_product(const TappedProduct<T>& p, bool tf32, void* scratch, CudaStream stream) {
-  if (suits_mma(p)) return tapped_product_mma(p, {tf32, has_warpgroups()}, scratch, stream, nullptr);
+  if (suits_mma(p)) return tapped_product_mma(p, gemm_units<T>(tf32), scratch, stream, nullptr);
   return launch_tapped_product(p, stream);
 }
 
 template <class T>
 int64_t tapped_weight_scratch(const TappedWeightGradient<T>& p, bool tf32) {
   int64_t used = plain_weight_scratch(p);
-  if (suits_mma(p)) tapped_weight_mma(p, {tf32, has_warpgroups()}, nullptr, nullptr, &used);
+  if (suits_mma(p)) tapped_weight_mma(p, gemm_units<T>(tf32), nullptr, nullptr, &used);
   return used;
 }
 template <class T>
 CudaStatus run_tapped_weight(const TappedWeightGradient<T>& p, bool tf32, void* scratch, CudaStream stream) {
-  if (suits_mma(p)) return tapped_weight_mma(p, {tf32, has_warpgroups()}, scratch, stream, nullptr);
+  if (suits_mma(p)) return tapped_weight_mma(p, gemm_units<T>(tf32), scratch, stream, nullptr);
   return launch_tapped_weight(p, scratch, stream);
 }
 

@@ -2,8 +2,8 @@
 //
 // Tensor cores read a map in chunks of 16 bytes of channels. Three channels of half_t fill 6 of them. But a window begins at every
 // second pixel only, so two neighbours can share a chunk: [two pixels, four channels] are the eight channels of a map of half the
-// width, under a kernel and a stride of half the width, whose padding is part of the map. 3 -> 64 7x7 / 2 has a depth of 224 then, not
-// 392.
+// width, under a kernel and a stride of half the width, whose padding is part of the map. 3 -> 64 7x7 / 2 has a depth of 224 then,
+// not 392.
 #pragma once
 
 #include <cstdint>
@@ -23,80 +23,96 @@ bool suits_pairs(const TappedProduct<T>& p) {
          s.kernel_width > 1 && s.kernel_width <= s.width && s.pad_left >= 0 && s.pad_left < s.kernel_width;
 }
 
-// A thread: a pair of pixels.
+// Lines of elements and channels that are to become lines of pairs: the map's of pixels, the weights' of taps. Line l begins at
+// from + l / inner * outer_step + l % inner * inner_step; before its first element there are `shift` that count as zeros.
 template <class T>
-static __global__ void __launch_bounds__(kTappedPairThreads)
-    tapped_pair_map_kernel(TappedProduct<T> p, int pairs, T* to) {  // [N, H, pairs, 2 pixels, kWide<T> / 2 channels]
-  constexpr int kChannels = kWide<T> / 2;
+struct TappedLines {
+  const T* from;
+  int64_t lines, inner, outer_step, inner_step;
+  int64_t step, channel_step;  // from an element to the next, from channel to channel
+  int extent, shift, channels;
+};
+template <class T>
+TappedLines<T> lines_of_map(const TappedProduct<T>& p) {
   const ConvShape& s = p.shape;
-  const int64_t index = int64_t{blockIdx.x} * kTappedPairThreads + threadIdx.x, line = quotient(index, pairs);
-  if (line >= s.batch * s.height) return;
-  const int64_t image = quotient(line, s.height);
-  const int y = static_cast<int>(line - image * s.height), x = static_cast<int>(index - line * pairs) * 2 - s.pad_left;
-  const int64_t channel_step = s.channels_last ? 1 : s.pixels(), pixel_step = s.channels_last ? s.channels : 1;
-  const T* from = p.source + image * s.channels * s.pixels() + (int64_t{y} * s.width + x) * pixel_step;
-  Group<T, kWide<T>> chunk;
-#pragma unroll
-  for (int i = 0; i < kWide<T>; ++i) {
-    const int pixel = i / kChannels, c = i % kChannels;
-    const bool there = c < s.channels && x + pixel >= 0 && x + pixel < s.width;
-    chunk.values[i] = there ? from[pixel * pixel_step + c * channel_step] : T{};
-  }
-  reinterpret_cast<Group<T, kWide<T>>*>(to)[index] = chunk;
+  const int64_t step = s.channels_last ? s.channels : 1;
+  return {p.source,
+          s.batch * s.height,
+          s.height,
+          s.channels * s.pixels(),
+          s.width * step,
+          step,
+          s.channels_last ? 1 : s.pixels(),
+          s.width,
+          s.pad_left,
+          static_cast<int>(s.channels)};
 }
-
-// A thread: the weights of a pair of taps.
 template <class T>
-static __global__ void __launch_bounds__(kTappedPairThreads)
-    tapped_pair_weights_kernel(TappedProduct<T> p, int pairs, T* to) {  // [O, KH, pairs, 2 taps, kWide<T> / 2 channels]
-  constexpr int kChannels = kWide<T> / 2;
+TappedLines<T> lines_of_weights(const TappedProduct<T>& p) {
   const ConvShape& s = p.shape;
-  const int64_t index = int64_t{blockIdx.x} * kTappedPairThreads + threadIdx.x, line = quotient(index, pairs);
-  if (line >= s.filters * s.kernel_height) return;
-  const int64_t filter = quotient(line, s.kernel_height), row = line - filter * s.kernel_height;
-  const int first = static_cast<int>(index - line * pairs) * 2;
   const auto strides = p.strides();
-  const T* from = p.weights + filter * strides.column + (row * s.kernel_width + first) * strides.tap;
+  return {p.weights,
+          s.filters * s.kernel_height,
+          s.kernel_height,
+          strides.column,
+          s.kernel_width * strides.tap,
+          strides.tap,
+          strides.channel,
+          s.kernel_width,
+          0,
+          static_cast<int>(s.channels)};
+}
+
+// A thread: a pair.
+template <class T>
+static __global__ void __launch_bounds__(kTappedPairThreads)
+    tapped_pairs_kernel(TappedLines<T> in, int pairs, T* to) {  // [lines, pairs, 2 elements, kWide<T> / 2 channels]
+  constexpr int kChannels = kWide<T> / 2;
+  const int64_t index = int64_t{blockIdx.x} * kTappedPairThreads + threadIdx.x, line = quotient(index, pairs);
+  if (line >= in.lines) return;
+  const int64_t outer = quotient(line, in.inner);
+  const int first = static_cast<int>(index - line * pairs) * 2 - in.shift;
+  const T* from = in.from + outer * in.outer_step + (line - outer * in.inner) * in.inner_step + first * in.step;
   Group<T, kWide<T>> chunk;
 #pragma unroll
   for (int i = 0; i < kWide<T>; ++i) {
-    const int tap = i / kChannels, c = i % kChannels;
-    const bool there = c < s.channels && first + tap < s.kernel_width;
-    chunk.values[i] = there ? from[tap * strides.tap + c * strides.channel] : T{};
+    const int element = first + i / kChannels, c = i % kChannels;
+    const bool there = c < in.channels && element >= 0 && element < in.extent;
+    chunk.values[i] = there ? from[i / kChannels * in.step + c * in.channel_step] : T{};
   }
   reinterpret_cast<Group<T, kWide<T>>*>(to)[index] = chunk;
 }
 
-// The same product as one of pairs. `map` has as many elements as its shape says, and so have `weights`; the map has no more pixels than
-// the one before.
 template <class T>
-TappedProduct<T> product_of_pairs(const TappedProduct<T>& p, const T* map, const T* weights) {
-  TappedProduct<T> pairs = p;
-  ConvShape& s = pairs.shape;
-  s.channels = kWide<T>;
-  s.width = ceil_div(s.width + s.pad_left, 2);
-  s.kernel_width = ceil_div(s.kernel_width, 2);
-  s.stride_x /= 2;
-  s.pad_left = 0;
-  s.weight_channels_last = true;
-  pairs.source = map;
-  pairs.weights = weights;
-  return pairs;
+cudaError_t make_pairs(const TappedLines<T>& lines, int pairs, T* to, CudaStream stream) {
+  const int64_t blocks = ceil_div<int64_t>(lines.lines * pairs, kTappedPairThreads);
+  if (const cudaError_t status = grid_fits(blocks); status != cudaSuccess) return status;
+  return launch(tapped_pairs_kernel<T>, {dim3(static_cast<unsigned>(blocks)), dim3(kTappedPairThreads)}, stream, lines,
+                pairs, to);
 }
 
-// Fills them.
+// The shape as one of pairs, whose chunk is `chunk` elements. Its map is channels-last and has no more pixels than the one before.
+inline ConvShape shape_of_pairs(ConvShape shape, int chunk) {
+  shape.channels = chunk;
+  shape.width = ceil_div(shape.width + shape.pad_left, 2);
+  shape.kernel_width = ceil_div(shape.kernel_width, 2);
+  shape.stride_x /= 2;
+  shape.pad_left = 0;
+  shape.weight_channels_last = true;
+  return shape;
+}
+
+// Makes its map and weights.
 template <class T>
-cudaError_t make_pairs(const TappedProduct<T>& p, const TappedProduct<T>& pairs, T* map, T* weights,
-                       CudaStream stream) {
-  const auto launched = [&](auto kernel, int64_t lines, int across, T* to) {
-    const int64_t blocks = ceil_div<int64_t>(lines * across, kTappedPairThreads);
-    if (const cudaError_t status = grid_fits(blocks); status != cudaSuccess) return status;
-    return launch(kernel, {dim3(static_cast<unsigned>(blocks)), dim3(kTappedPairThreads)}, stream, p, across, to);
-  };
-  const ConvShape& s = pairs.shape;
-  const cudaError_t status = launched(tapped_pair_map_kernel<T>, s.batch * s.height, s.width, map);
-  if (status != cudaSuccess) return status;
-  return launched(tapped_pair_weights_kernel<T>, s.filters * s.kernel_height, s.kernel_width, weights);
+cudaError_t make_pairs(const TappedProduct<T>& p, const ConvShape& pairs, T* map, T* weights, CudaStream stream) {
+  const cudaError_t status = make_pairs(lines_of_map(p), pairs.width, map, stream);
+  return status != cudaSuccess ? status : make_pairs(lines_of_weights(p), pairs.kernel_width, weights, stream);
+}
+
+// Edge: under a kernel of odd width the last pair of a window has a pixel of no tap, which may be infinite.
+template <class T>
+int last_pair_bytes(const TappedProduct<T>& p) {
+  return p.shape.kernel_width % 2 == 0 ? 16 : 8;
 }
 
 }  // namespace cvk

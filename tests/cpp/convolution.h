@@ -122,9 +122,13 @@ inline std::vector<ConvShape> conv_shapes() {
 // hold pixels of several images, odd counts of everything.
 inline std::vector<ConvShape> small_map_shapes() {
   return {
-      conv_shape(3, 256, 5, 5, 76, 1, 1),         conv_shape(1, 512, 4, 5, 180, 1, 1, 1, 0, 1, 2),
-      conv_shape(1, 128, 5, 3, 71, 3, 3, 1, 1),   conv_shape(2, 600, 5, 6, 35, 3, 3, 2, 1),
-      conv_shape(1, 1100, 2, 3, 40, 2, 1),        conv_shape(20, 300, 3, 3, 33, 2, 2, 1, 1, 2),
+      conv_shape(3, 256, 5, 5, 76, 1, 1),
+      conv_shape(1, 512, 4, 5, 180, 1, 1, 1, 0, 1, 2),
+      conv_shape(1, 128, 5, 3, 71, 3, 3, 1, 1),
+      conv_shape(2, 600, 5, 6, 35, 3, 3, 2, 1),
+      conv_shape(1, 1100, 2, 3, 40, 2, 1),
+      conv_shape(20, 300, 3, 3, 33, 2, 2, 1, 1, 2),
+      conv_shape(1, 256, 3, 4, 72, 3, 3, 1, 1),
       conv_shape(1, 4, 3, 4, 150, 32, 31, 1, 16),  // planes: a channel fills a block
   };
 }

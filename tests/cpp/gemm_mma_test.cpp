@@ -73,8 +73,7 @@ void expect_product(int64_t m, int64_t n, int64_t k, int splits, double toleranc
   std::vector<Acc<T>> out(extent.splits * m * n, static_cast<Acc<T>>(NAN));
   const DenseGatherer<T> left = a.gatherer(), right = b.gatherer();
   const int64_t blocks = extent.row_tiles * extent.column_tiles * extent.splits;
-  const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(Shape::kThreads),
-                            sizeof(GemmShared<T, Shape, kLeftDepthInner, kRightDepthInner>)};
+  const LaunchConfig config = gemm_config<math, Shape, GemmShared<T, Shape, kLeftDepthInner, kRightDepthInner>>(blocks);
   ASSERT_EQ(launch(product_kernel<math, Shape, kLeftDepthInner, kRightDepthInner, T>, config, nullptr, left, right,
                    extent, out.data()),
             cudaSuccess)
