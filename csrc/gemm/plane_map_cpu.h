@@ -1,26 +1,14 @@
 // 1 x 1 convolutions of planes on the CPU, both operands where they lie: filters are rows of contiguous depth, vectors are of
 // neighbouring pixels, a plane apart from one step of the depth to the next. Nothing is packed, gathered or turned.
-//
-// The register tile has few rows and three vectors, not 14 and two: filters are often a power of two apart, and more of them would
-// not stay in a set of L1. Pixels that fill no vector are copied, or are dot products with the filters of the tile.
+// Pixels that fill no vector are copied, or are dot products with the filters of the tile.
 #pragma once
 
 #include <cstdint>
 
-#include "gemm/dot_cpu.h"
+#include "gemm/filter_rows_cpu.h"
 #include "gemm/tapped_cpu.h"
 
 namespace cvk {
-
-// Filters of a register tile, by kPlaneMapVectors vectors of pixels.
-#if defined(__aarch64__)
-template <Isa isa>
-inline constexpr int kPlaneMapRows = 8;
-#else
-template <Isa isa>
-inline constexpr int kPlaneMapRows = isa == Isa::kV4 ? 8 : 4;
-#endif
-inline constexpr int kPlaneMapVectors = 3;
 
 // Whether the pixels of a tile stay in L2: lines a plane apart, which fall into the fewer sets the higher a power of two divides it.
 template <class T>
@@ -30,18 +18,12 @@ CVK_HD bool plane_map_stays(int64_t pixels, int64_t depth) {
   return depth <= kPlaneMapDepth * kPlaneMapSpread / apart;
 }
 
-// Whether so many pixels past the last vector are dot products, not a vector partly filled.
-template <Isa isa, class T>
-CVK_HD bool plane_map_turns(int rest) {
-  return rest <= Simd<isa, T>::kLanes / 2;
-}
-
 template <Isa isa, class T>
 CVK_HD bool plane_map_fits(const TappedProduct<T>& p) {
   constexpr int kLanes = Simd<isa, Acc<T>>::kLanes;
   const ConvShape& s = p.shape;
   return std::is_same_v<T, Acc<T>> && !p.transposed && !s.channels_last && reads_itself(p.grid(0)) &&
-         s.pixels() >= (plane_map_turns<isa, Acc<T>>(s.pixels() % kLanes) ? 1 : 2) * kLanes && s.batch > 0 &&
+         s.pixels() >= (filters_by_dots<isa, Acc<T>>(s.pixels()) ? 1 : 2) * kLanes && s.batch > 0 &&
          s.filters > 0 && s.group_channels() > 0 && plane_map_stays<T>(s.pixels(), s.group_channels());
 }
 
@@ -55,10 +37,10 @@ CVK_HD ConvCut plane_map_cut(const TappedProduct<T>& p, int threads) {
   cut.pixel_blocks = ceil_div<int64_t>(vectors, kPlaneMapItemVectors);
   cut.column_blocks = max_of<int64_t>(1, ceil_div<int64_t>(columns, kGemmItemColumns));
   const auto time = [&](const ConvCut& next, int64_t items) {
-    return items * (next.block_pixels * kLanes * (next.block_columns + kSmallMapRowCost) +
+    return items * (next.block_pixels * kLanes * (next.block_columns + kSmallMapWeightCost) +
                     next.block_columns * kSmallMapWeightCost);
   };
-  cut_evenly(p.shape.groups * images, vectors, kPlaneMapVectors, columns, kPlaneMapRows<isa>, threads, time, cut);
+  cut_evenly(p.shape.groups * images, vectors, kFilterVectors, columns, kFilterRows<isa>, threads, time, cut);
   cut.pixel_blocks *= images;
   return cut;
 }
@@ -69,7 +51,7 @@ class PlaneMap {
   using A = Acc<T>;
   using S = Simd<isa, A>;
   static constexpr int kLanes = S::kLanes;
-  static constexpr int kRows = kPlaneMapRows<isa>;
+  static constexpr int kRows = kFilterRows<isa>;
   static constexpr int kDots = kDotRows<isa, A, 2>;
   static constexpr int kLine = 64 / static_cast<int>(sizeof(A));
 
@@ -81,10 +63,10 @@ class PlaneMap {
         whole_(plane_ / kLanes * kLanes),
         depth_(static_cast<int>(p.group_channels())),
         rest_(static_cast<int>(plane_ - whole_)),
-        turns_(plane_map_turns<isa, A>(rest_)),
+        turns_(filters_by_dots<isa, A>(plane_)),
         pitch_(round_up(depth_, 2 * kLine) + kLine),
         blocks_(depth_, 1),
-        sums_(int64_t{kRows} * kPlaneMapVectors * kLanes * static_cast<int64_t>(sizeof(A))),
+        sums_(int64_t{kRows} * kFilterVectors * kLanes * static_cast<int64_t>(sizeof(A))),
         copy_(int64_t{turns_ ? rest_ * pitch_ : depth_ * kLanes} * static_cast<int64_t>(sizeof(A))) {}
   CVK_HD ~PlaneMap() {}
 
@@ -100,7 +82,7 @@ class PlaneMap {
     item.target = p_.target + (image * p_.columns() + column) * plane_;
     const int64_t block = int64_t{cut_.block_pixels} * kLanes, first = index % blocks * block;
     const int64_t end = min_of(first + block, whole_);
-    for (int64_t i = first; i < end; i += kPlaneMapVectors * kLanes) multiply(item, i, end);
+    for (int64_t i = first; i < end; i += kFilterVectors * kLanes) multiply(item, i, end);
     activate_rows(item, first, end == whole_ ? plane_ : end);
   }
 
@@ -115,12 +97,11 @@ class PlaneMap {
 
   // Up to a tile of pixels from `first` on; the last ones go with those before them.
   CVK_HD void multiply(const Item& item, int64_t first, int64_t end) {
-    const int pixels = static_cast<int>(min_of<int64_t>(kPlaneMapVectors * kLanes, end - first));
+    const int pixels = static_cast<int>(min_of<int64_t>(kFilterVectors * kLanes, end - first));
     const bool ends = rest_ > 0 && first + pixels == whole_;
     if (ends) copy_rest(item.pixels + whole_);
     for (int j = 0, count; j < item.width; j += count) {
-      const int left = item.width - j;
-      count = left >= kRows ? kRows : left > 1 ? left / 2 * 2 : 1;
+      count = filter_rows<isa>(item.width - j);
       multiply_tile(item, j, count, {item.pixels + first, plane_}, first, pixels);
       if (!ends) continue;
       if (turns_) {
@@ -140,27 +121,15 @@ class PlaneMap {
     for (int64_t c = 0; c < depth_; ++c) S::store(copy() + c * kLanes, S::load_partial(from + c * plane_, rest_));
   }
 
-  // Filters [j, j + count) by vectors of a panel; results for `pixels` pixels from `first` on. An odd count is 1: the tile computes two,
-  // of the same filter.
+  // Filters [j, j + count) by vectors of a panel; results for `pixels` pixels from `first` on.
   CVK_HD void multiply_tile(const Item& item, int j, int count, const GemmPanel<A>& panel, int64_t first, int pixels) {
-    const GemmRows<A> filters{item.filters + int64_t{j} * depth_, count > 1 ? depth_ : 0};
     const GemmFinish<T> finish{item.target + j * plane_ + first, plane_, item.bias != nullptr ? item.bias + j : nullptr,
                                true, p_.activation == Activation::kRelu};
     for (int64_t b = 0; b < blocks_.count(); ++b) {
       const DepthBlock block = blocks_[b];
       const GemmTarget<A, T> target{sums_.template as<A>(), b > 0, b + 1 < blocks_.count() ? nullptr : &finish};
-      const GemmRows<A> left{filters.at + block.c, filters.pitch};
-      const GemmPanel<A> right{panel.at + block.c * panel.stride, panel.stride};
-      switch (ceil_div(pixels, kLanes)) {
-        case 1:
-          gemm_rows_of<isa, A, T, 1, kRows>(left, right, block.channels, target, count, pixels);
-          break;
-        case 2:
-          gemm_rows_of<isa, A, T, 2, kRows>(left, right, block.channels, target, count, pixels);
-          break;
-        default:
-          gemm_rows_of<isa, A, T, kPlaneMapVectors, kRows>(left, right, block.channels, target, count, pixels);
-      }
+      multiply_filters<isa>(item.filters + int64_t{j} * depth_ + block.c, depth_, count,
+                            GemmPanel<A>{panel.at + block.c * panel.stride, panel.stride}, pixels, block.channels, target);
     }
   }
 

@@ -1,9 +1,10 @@
 // Convolutions of maps of few pixels on the CPU: the weights are used as they lie.
 //
 // A packed weight serves all pixels of an image; where these are few, packing costs as much as a quarter of the products. Here a
-// filter's weights stay where they are, contiguous along the depth, and so are the gathered pixels: each result is a dot product,
-// of vectors along the depth (dot_cpu.h). The depth is cut into blocks that are contiguous in a filter, of kSmallMapDepth at
-// most: some filters of a block (eight of float32 under AVX-512) stay in L1 while the pixels pass, two by two.
+// filter's weights stay where they are, contiguous along the depth, as the rows of a tile (filter_rows_cpu.h), and pixels are
+// gathered into panels of three vectors, in the order that the weights have. The depth is cut into blocks that are contiguous in a
+// filter, of kSmallMapDepth at most: some filters of a block stay in L1 while the panels of an item, which stay in L2, pass.
+// Pixels past an image's last vector are rows of their own, whose results are dot products with the same filters (dot_cpu.h).
 // float32 and float64 only: other types would be converted for each use.
 //
 // Each result's sum is taken in an order that the shape alone decides: the same bits for any number of threads or images.
@@ -12,6 +13,7 @@
 #include <cstdint>
 
 #include "gemm/dot_cpu.h"
+#include "gemm/filter_rows_cpu.h"
 #include "gemm/tapped_cpu.h"
 
 namespace cvk {
@@ -39,6 +41,7 @@ class FilterBlocks {
   }
 
   CVK_HD int64_t count() const { return outer_blocks_ * inner_blocks_; }
+  CVK_HD int64_t depth() const { return inner_ * outer_; }
   CVK_HD DepthBlock operator[](int64_t b) const {
     const int64_t outer = b / inner_blocks_ * block_outer_, inner = b % inner_blocks_ * block_inner_;
     const int outers = static_cast<int>(min_of(block_outer_, outer_ - outer));
@@ -60,62 +63,73 @@ class FilterBlocks {
   int64_t inner_, outer_, inner_blocks_, block_inner_, outer_blocks_, block_outer_;
 };
 
+// How the pixels of an image are dealt out: vectors of them, the last perhaps not full, by three to a panel; the rest are rows.
+struct SmallMapImage {
+  int plane, whole, rest, panels;  // `whole` pixels are in vectors
+};
+template <Isa isa, class T>
+CVK_HD SmallMapImage small_map_image(const TappedProduct<T>& p) {
+  constexpr int kLanes = Simd<isa, Acc<T>>::kLanes;
+  const ConvShape& s = p.shape;
+  SmallMapImage image{};
+  image.plane = static_cast<int>(s.out_pixels());
+  // Rows of channels-last pixels are copied tap by tap: their order is the filters' only where that is channels-last as well.
+  const bool may = !s.channels_last || s.weight_channels_last || s.kernel_size() == 1;
+  image.rest = may && filters_by_dots<isa, Acc<T>>(image.plane) ? image.plane % kLanes : 0;
+  image.whole = image.plane - image.rest;
+  image.panels = max_of(1, ceil_div(image.whole, kFilterVectors * kLanes));
+  return image;
+}
+
 // ---- when
 
 template <Isa isa, class T>
 CVK_HD bool small_map_fits(const TappedProduct<T>& p) {
   const ConvShape& s = p.shape;
   return std::is_same_v<T, Acc<T>> && !p.transposed && s.out_pixels() > 0 && s.out_pixels() <= kSmallMapPixels &&
-         s.group_channels() > 0 && s.kernel_size() <= kSmallMapDepth<Acc<T>> &&
-         (s.kernel_size() == 1 || s.channels_last == s.weight_channels_last);
-}
-
-// What gathering an element of a pixel costs.
-CVK_HD int64_t small_map_gather_cost(const ConvShape& s) {
-  return s.channels_last ? kSmallMapRowCost : kSmallMapPlaneCost;
+         s.group_channels() > 0 && s.kernel_size() <= kSmallMapDepth<Acc<T>>;
 }
 
 // Cycles of a group of one image, as tapped_cycles counts them.
 template <Isa isa, class T>
 CVK_HD int64_t small_map_cycles(const TappedProduct<T>& p) {
-  using A = Acc<T>;
-  const ConvShape& s = p.shape;
-  const int64_t pixels = s.out_pixels(), depth = p.group_channels() * s.kernel_size();
-  const FilterBlocks<isa, A> blocks(p.group_channels(), s.kernel_size(), s.weight_channels_last);
-  // Filters that begin within a cache line: every second load is of two lines.
-  const bool whole_lines = depth * static_cast<int64_t>(sizeof(A)) % 64 == 0;
-  const int64_t products = whole_lines ? depth : depth * kSmallMapSplitCost / 8;
-  const int64_t each = products + kSmallMapSumCost * blocks.count() + (s.channels_last ? 0 : kSmallMapTurnCost);
-  return (round_up<int64_t>(pixels, 2) * p.group_columns() * each + small_map_gather_cost(s) * pixels * depth) /
-         (2 * Simd<isa, A>::kLanes);
+  constexpr int kLanes = Simd<isa, Acc<T>>::kLanes;
+  const SmallMapImage image = small_map_image<isa>(p);
+  const int64_t depth = p.group_channels() * p.shape.kernel_size(), columns = p.group_columns();
+  const int64_t blocks =
+      FilterBlocks<isa, Acc<T>>(p.group_channels(), p.shape.kernel_size(), p.shape.weight_channels_last).count();
+  const int64_t products = columns * (round_up(image.whole, kLanes) * depth +
+                                      image.rest * (depth * kSmallMapDotCost / 4 + kSmallMapSumCost * blocks));
+  return (products + kSmallMapGatherCost * image.plane * depth + kSmallMapWeightCost * columns * depth +
+          kSmallMapResultCost * image.plane * columns) /
+         (2 * kLanes);
 }
 
 // Whether it takes less time than packed weights do, with `products` by tapped_cycles. Decided for one image and one thread: batch and
 // threads change no bit.
 template <Isa isa, class T>
 CVK_HD bool small_map_pays(const TappedProduct<T>& p, int64_t products) {
-  if (!small_map_fits<isa>(p)) return false;
-  const ConvShape& s = p.shape;
-  const int64_t depth = p.group_channels() * s.kernel_size();
-  const int64_t packing = (s.channels_last ? kSmallMapPanelCost : kSmallMapCopyCost) * p.group_columns() * depth /
-                          (2 * Simd<isa, Acc<T>>::kLanes);
-  return small_map_cycles<isa>(p) * 8 < products * kSmallMapGain + packing * 8;
+  const int64_t taps = p.shape.kernel_size(), depth = p.group_channels() * taps;
+  const int64_t packing = kSmallMapPackCost * p.group_columns() * depth;
+  const int64_t gathering = taps > 1 ? kSmallMapGatherCost * p.shape.out_pixels() * depth : 0;
+  return small_map_fits<isa>(p) &&
+         small_map_cycles<isa>(p) < products + (packing + gathering) / (2 * Simd<isa, Acc<T>>::kLanes);
 }
 
 template <Isa isa, class T>
 CVK_HD ConvCut small_map_cut(const TappedProduct<T>& p, int threads) {
-  constexpr int kRows = kDotRows<isa, Acc<T>, 2>;
-  const int64_t pixels = p.shape.batch * p.shape.out_pixels(), columns = p.group_columns();
+  constexpr int kColumns = kFilterVectors * Simd<isa, Acc<T>>::kLanes;
+  const int64_t panels = p.shape.batch * small_map_image<isa>(p).panels, columns = p.group_columns();
   ConvCut cut{};
   cut.form = ConvForm::kSmallMap;
-  cut.pixel_blocks = max_of<int64_t>(1, ceil_div<int64_t>(pixels, kSmallMapItemPixels));
-  const int64_t rows = round_up<int64_t>(ceil_div(pixels, cut.pixel_blocks), GemmTile<isa, Acc<T>>::kRows);  // of sums
-  cut.column_blocks = max_of<int64_t>(1, ceil_div<int64_t>(rows * columns, kSmallMapItemSums));
-  const int64_t gather = small_map_gather_cost(p.shape);
+  cut.pixel_blocks = max_of<int64_t>(1, ceil_div<int64_t>(panels, kSmallMapItemPanels));
+  const int64_t pixels = ceil_div(panels, cut.pixel_blocks) * kColumns;
+  cut.column_blocks = max_of<int64_t>(1, ceil_div<int64_t>(pixels * columns, kSmallMapItemSums));
   const auto time = [&](const ConvCut& next, int64_t items) {
-    return items * (next.block_pixels * (next.block_columns + gather) + next.block_columns * kSmallMapWeightCost);
+    return items * (next.block_pixels * kColumns * (next.block_columns + kSmallMapGatherCost) +
+                    next.block_columns * kSmallMapWeightCost);
   };
-  cut_evenly(p.shape.groups, pixels, 2, columns, kRows, threads, time, cut);
+  cut_evenly(p.shape.groups, panels, 1, columns, kFilterRows<isa>, threads, time, cut);
   return cut;
 }
 
@@ -125,9 +139,10 @@ template <Isa isa, class T>
 class SmallMap {
   using A = Acc<T>;
   using S = Simd<isa, A>;
-  using Tile = GemmTile<isa, A>;
   static constexpr int kLanes = S::kLanes;
-  static constexpr int kRows = kDotRows<isa, A, 2>;
+  static constexpr int kRows = kFilterRows<isa>;
+  static constexpr int kDots = kDotRows<isa, A, 2>;
+  static constexpr int kColumns = kFilterVectors * kLanes;  // of a panel
   static constexpr int kPitch = kSmallMapPitch<A>;
 
  public:
@@ -136,121 +151,264 @@ class SmallMap {
         cut_(cut),
         grid_(p.grid(0)),
         blocks_(p.group_channels(), grid_.taps(), p.shape.weight_channels_last),
-        window_channels_(window_channels(grid_.taps())),
-        panels_(ceil_div(cut.block_columns, Tile::kColumns)),
-        pixels_(round_up(cut.block_pixels, kLanes) * int64_t{kPitch} * static_cast<int64_t>(sizeof(A))),
-        sums_(ceil_div(cut.block_pixels, Tile::kRows) * panels_ * int64_t{Tile::kSize} *
-              static_cast<int64_t>(sizeof(A))),
-        window_(p.shape.channels_last
-                    ? 0
-                    : window_channels_ * grid_.taps() * int64_t{kLanes} * static_cast<int64_t>(sizeof(A))) {}
+        image_(small_map_image<isa>(p)),
+        tiles_(ceil_div(cut.block_columns, kRows)),
+        panels_(int64_t{cut.block_pixels} * kSmallMapDepth<A> * kColumns * static_cast<int64_t>(sizeof(A))),
+        sums_(int64_t{cut.block_pixels} * tiles_ * kRows * kColumns * static_cast<int64_t>(sizeof(A))),
+        rows_(round_up(cut.block_pixels * image_.rest, 2) * int64_t{kPitch} * static_cast<int64_t>(sizeof(A))),
+        row_sums_(round_up(cut.block_pixels * image_.rest, 2) * int64_t{tiles_} * kRows *
+                  static_cast<int64_t>(sizeof(A))),
+        window_(image_.rest > 0 && !p.shape.channels_last
+                    ? kSmallMapDepth<A> * int64_t{kLanes} * static_cast<int64_t>(sizeof(A))
+                    : 0),
+        places_(int64_t{kLanes} * static_cast<int64_t>(sizeof(GridPixel))),
+        planes_(p.source, p.channels(), p.shape.channels_last ? 0 : kColumns) {}
   CVK_HD ~SmallMap() {}
 
   CVK_HD void item(int64_t index) {
-    const TapItem item = tap_item(p_, cut_, index);
-    const int64_t channels = p_.group_channels(), column = item.group * p_.group_columns() + item.first_column;
-    const T* map = p_.source + item.group * channels * (p_.shape.channels_last ? 1 : p_.source_plane());
-    if (p_.shape.channels_last) {
-      RowGatherer<isa, A, T> gatherer(map, p_.channels(), channels, item.pixels, kSmallMapDepth<A>, kPitch);
-      gatherer.place(grid_, item.first_pixel, item.pixels);
-      multiply(item, [&](const DepthBlock& block) { gatherer.gather(block, 0, item.pixels, pixels()); });
-      store_rows<isa, A>(p_, grid_, item.first_pixel, item.pixels, column, item.width, sums(), panels_);
-    } else {
-      PlaneGatherer<isa, A, T> gatherer(map, p_.channels(), item.pixels);
-      gatherer.place(grid_, item.first_pixel, item.pixels);
-      multiply(item, [&](const DepthBlock& block) { gather_planes(gatherer, block, item.pixels); });
-      store_columns(item, column);
+    const int64_t key = index / cut_.pixel_blocks, group = key / cut_.column_blocks;
+    const int64_t first_column = key % cut_.column_blocks * cut_.block_columns, depth = blocks_.depth();
+    Item item;
+    item.width = static_cast<int>(min_of<int64_t>(cut_.block_columns, p_.group_columns() - first_column));
+    item.column = group * p_.group_columns() + first_column;
+    item.first = index % cut_.pixel_blocks * cut_.block_pixels;
+    item.count = static_cast<int>(min_of<int64_t>(cut_.block_pixels, p_.shape.batch * image_.panels - item.first));
+    item.map = p_.source + group * p_.group_channels() * (p_.shape.channels_last ? 1 : p_.source_plane());
+    planes_.set_map(item.map);
+    const T* weights = p_.weights + item.column * depth;
+    for (int64_t b = 0; b < blocks_.count(); ++b) {
+      const DepthBlock block = blocks_[b];
+      for (int k = 0; k < item.count; ++k) gather(item, block, k);
+      multiply(item, weights + blocks_.offset(block), block.depth(), b > 0);
     }
+    for (int k = 0; k < item.count; ++k) store(item, k);
   }
 
  private:
-  // Whole vectors, so that their taps are.
-  static CVK_HD int window_channels(int taps) {
-    const int fit = max_of(1, kSmallMapWindow / taps);
-    return fit < kLanes ? fit : fit / kLanes * kLanes;
+  struct Item {
+    const T* map;  // of the group
+    int64_t column, first;  // filter of all groups, panel of all images
+    int width, count;  // filters, panels
+  };
+  // The pixels of a panel. The last of an image has the rows.
+  struct Panel {
+    int64_t image;
+    int first, pixels, rest;
+  };
+  CVK_HD Panel panel(int64_t index) const {
+    Panel panel;
+    panel.image = index / image_.panels;
+    const int at = static_cast<int>(index % image_.panels);
+    panel.first = at * kColumns;
+    panel.pixels = min_of(kColumns, image_.whole - panel.first);
+    panel.rest = at == image_.panels - 1 ? image_.rest : 0;
+    return panel;
+  }
+  // How many rows come before panel `k` of an item.
+  CVK_HD int rows_before(const Item& item, int k) const {
+    return static_cast<int>((item.first + k) / image_.panels - item.first / image_.panels) * image_.rest;
   }
 
-  CVK_HD A* pixels() const { return pixels_.template as<A>(); }
-  CVK_HD A* sums() const { return sums_.template as<A>(); }
-  // Of pixel i and column j: those of kRows columns follow one another.
-  CVK_HD A* sum_at(int i, int j) const {
-    return sums() + (int64_t{i / Tile::kRows} * panels_ + j / Tile::kColumns) * Tile::kSize +
-           i % Tile::kRows * Tile::kColumns + j % Tile::kColumns;
+  CVK_HD A* panel_at(int k) const { return panels_.template as<A>() + int64_t{k} * kSmallMapDepth<A> * kColumns; }
+  CVK_HD A* row_at(int i) const { return rows_.template as<A>() + int64_t{i} * kPitch; }
+  // Of panel k and the tile of filter j, and of row i.
+  CVK_HD A* sums_at(int k, int j) const {
+    return sums_.template as<A>() + (int64_t{k} * tiles_ + j / kRows) * kRows * kColumns;
+  }
+  CVK_HD A* row_sums_at(int i) const { return row_sums_.template as<A>() + int64_t{i} * tiles_ * kRows; }
+
+  CVK_HD void multiply(const Item& item, const T* filters, int depth, bool add) {
+    const int64_t pitch = blocks_.depth();
+    const int rows = rows_before(item, item.count);
+    for (int j = 0, count; j < item.width; j += count) {
+      count = filter_rows<isa>(item.width - j);
+      for (int k = 0; k < item.count; ++k) {
+        const Panel at = panel(item.first + k);
+        if (at.pixels == 0) continue;
+        multiply_filters<isa>(filters + j * pitch, pitch, count, GemmPanel<A>{panel_at(k), kColumns}, at.pixels, depth,
+                              GemmTarget<A, T>{tile_at(k, j, at.pixels), add, nullptr});
+      }
+      for (int i = 0; i < rows; i += 2) multiply_rows(filters, j, count, i, i + 1 < rows, depth, add);
+    }
+  }
+  // Where a tile's sums begin, of filter j: tiles of few filters lie within that of eight.
+  CVK_HD A* tile_at(int k, int j, int pixels) const { return sums_at(k, j) + j % kRows * stride_of(pixels); }
+  static CVK_HD int stride_of(int pixels) {
+    return pixels > 2 * kLanes ? kSumsStride<isa, A, kFilterVectors> : kSumsStride<isa, A, 1>;
   }
 
-  template <class Gather>
-  CVK_HD void multiply(const TapItem& item, Gather&& gather) {
-    const int64_t depth = p_.group_channels() * grid_.taps();
-    const T* weights = p_.weights + (item.group * p_.group_columns() + item.first_column) * depth;
-    for (int64_t b = 0; b < blocks_.count(); ++b) {
-      const DepthBlock block = blocks_[b];
-      gather(block);
-      const T* filters = weights + blocks_.offset(block);
-      for (int j = 0; j < item.width; j += kRows) {
-        for (int i = 0; i < item.pixels; i += 2) {
-          const bool both = i + 1 < item.pixels;
-          A lanes[kLanes];
-          S::store(lanes, dot_tile<isa, A, 2>(filters + j * depth, depth, item.width - j,
-                                              pixels() + int64_t{i} * kPitch, both ? kPitch : 0, block.depth()));
-          add(sum_at(i, j), lanes, b > 0);
-          if (both) add(sum_at(i + 1, j), lanes + kRows, b > 0);
+  CVK_HD void multiply_rows(const T* filters, int first, int count, int i, bool both, int depth, bool add) const {
+    const int64_t pitch = blocks_.depth();
+    for (int j = first; j < first + count; j += kDots) {
+      A lanes[kLanes];
+      S::store(lanes, dot_tile<isa, A, 2>(filters + j * pitch, pitch, first + count - j, row_at(i), both ? kPitch : 0,
+                                          depth));
+      for (int k = 0; k < (both ? 2 : 1); ++k) {
+        A* to = row_sums_at(i + k) + j;
+        for (int r = 0; r < min_of(kDots, first + count - j); ++r) {
+          to[r] = add ? to[r] + lanes[k * kDots + r] : lanes[k * kDots + r];
         }
       }
     }
   }
-  static CVK_HD void add(A* to, const A* lanes, bool more) {
-    for (int r = 0; r < kRows; ++r) to[r] = more ? to[r] + lanes[r] : lanes[r];
-  }
 
-  // Rows of pixels from planes: some channels at a time, turned.
-  CVK_HD void gather_planes(const PlaneGatherer<isa, A, T>& gatherer, const DepthBlock& block, int count) {
-    A* window = window_.template as<A>();
-    DepthBlock part = block;
-    for (int c = 0; c < block.channels; c += part.channels) {
-      part.c = block.c + c;
-      part.channels = min_of(window_channels_, block.channels - c);
-      A* rows = pixels() + c * block.taps;
-      for (int v = 0; v * kLanes < count; ++v, rows += kLanes * kPitch) {
-        gatherer.gather(part, v, 1, kLanes, window);
-        transpose_matrix<isa>(window, kLanes, rows, kPitch, part.depth(), kLanes);
-      }
+  // ---- pixels
+
+  CVK_HD void gather(const Item& item, const DepthBlock& block, int k) {
+    const Panel at = panel(item.first + k);
+    A* rows = row_at(rows_before(item, k));
+    for (int i = 0; i < at.pixels; i += kLanes) {
+      gather_vector(item, block, at, at.first + i, min_of(kLanes, at.pixels - i), panel_at(k) + i, kColumns);
+    }
+    if (at.rest == 0) return;
+    if (p_.shape.channels_last) {
+      gather_rows(item, block, at, rows);
+    } else {
+      A* window = window_.template as<A>();
+      gather_vector(item, block, at, image_.whole, at.rest, window, kLanes);
+      transpose_matrix<isa>(window, kLanes, rows, kPitch, block.depth(), at.rest);
     }
   }
 
-  // Results of planes: sums of some pixels and columns, turned.
-  CVK_HD void store_columns(const TapItem& item, int64_t first_column) const {
-    const int64_t plane = p_.target_plane();
-    for (int i = 0; i < item.pixels; i += kLanes) {
-      const int count = min_of(kLanes, item.pixels - i);
-      const int64_t image = (item.first_pixel + i) / plane, at = (item.first_pixel + i) % plane;
-      for (int j = 0; j < item.width; j += kLanes) {
-        typename S::Vec block[kLanes];
-        for (int k = 0; k < kLanes; ++k) block[k] = S::load(sum_at(i + min_of(k, count - 1), j));
-        S::transpose(block);
-        T* to = p_.target + (image * p_.columns() + first_column + j) * plane + at;
-        for (int k = 0; k < min_of(kLanes, item.width - j); ++k, to += plane) {
-          typename S::Vec value = block[k];
-          if (p_.bias != nullptr) value = value + S::broadcast(to_acc(p_.bias[first_column + j + k]));
-          value = activate(p_.activation, value);
-          // A vector's pixels may be of several images.
-          T* piece = to;
-          int64_t end = plane - at;
-          for (int lane = 0; lane < count; piece += (p_.columns() - 1) * plane, end += plane) {
-            const int last = static_cast<int>(min_of<int64_t>(count, end));
-            S::store_lanes(piece, value, S::lane_range(lane, last));
-            lane = last;
+  // Up to a vector of pixels; element e of the block, as it lies in a filter, at to + e * stride.
+  CVK_HD void gather_vector(const Item& item, const DepthBlock& block, const Panel& at, int first, int count, A* to,
+                            int stride) {
+    const bool taps_first = p_.shape.weight_channels_last;
+    if (!p_.shape.channels_last) {
+      planes_.place(grid_, at.image * image_.plane + first, count);
+      if (!taps_first || block.taps == 1) {
+        planes_.gather(block, 0, 1, stride, to);
+        return;
+      }
+      DepthBlock tap = block;
+      tap.taps = 1;
+      for (int t = 0; t < block.taps; ++t, ++tap.t) {
+        planes_.gather(tap, 0, 1, stride, to + int64_t{t} * block.channels * stride);
+      }
+      return;
+    }
+    place(at, first, count);
+    const int64_t tap_step = taps_first ? block.channels : 1, channel_step = taps_first ? 1 : block.taps;
+    for (int t = 0; t < block.taps; ++t) {
+      const T* from[kLanes];  // null: outside
+      for (int i = 0; i < kLanes; ++i) from[i] = i < count ? pixel(item, block, at, i, t) : nullptr;
+      A* out = to + t * tap_step * stride;
+      for (int c = 0; c < block.channels; c += kLanes) {
+        const int channels = min_of(kLanes, block.channels - c);
+        typename S::Vec values[kLanes];
+        if (channels == kLanes) {
+          for (int i = 0; i < kLanes; ++i) values[i] = from[i] != nullptr ? S::load(from[i] + c) : typename S::Vec{};
+        } else {
+          for (int i = 0; i < kLanes; ++i) {
+            values[i] = from[i] != nullptr ? S::load_partial(from[i] + c, channels) : typename S::Vec{};
           }
         }
+        S::transpose(values);
+        for (int i = 0; i < channels; ++i) S::store(out + (c + i) * channel_step * stride, values[i]);
       }
     }
+  }
+
+  // Channels-last: the pixels that are rows.
+  CVK_HD void gather_rows(const Item& item, const DepthBlock& block, const Panel& at, A* to) {
+    place(at, image_.whole, at.rest);
+    for (int t = 0; t < block.taps; ++t) {
+      for (int i = 0; i < at.rest; ++i) {
+        const T* from = pixel(item, block, at, i, t);
+        A* out = to + int64_t{i} * kPitch + t * block.channels;
+        if (from != nullptr) {
+          copy_row<isa>(from, block.channels, out);
+        } else {
+          clear_row<isa>(block.channels, out);
+        }
+      }
+    }
+  }
+
+  // Up to a vector of pixels of an image, for pixel().
+  CVK_HD void place(const Panel& at, int first, int count) {
+    GridWalk walk(grid_, at.image * image_.plane + first);
+    for (int i = 0; i < count; ++i, walk.advance(1)) places_.template as<GridPixel>()[i] = *walk;
+  }
+  // Channels-last: the first channel that a block wants of a tap of one of them, or null.
+  CVK_HD const T* pixel(const Item& item, const DepthBlock& block, const Panel& at, int i, int t) const {
+    const GridPixel& place = places_.template as<GridPixel>()[i];
+    const int64_t y = grid_.y.source(place.y, (block.t + t) / grid_.x.taps);
+    const int64_t x = grid_.x.source(place.x, (block.t + t) % grid_.x.taps);
+    if (y < 0 || y >= grid_.y.extent || x < 0 || x >= grid_.x.extent) return nullptr;
+    return item.map + ((at.image * grid_.y.extent + y) * grid_.x.extent + x) * p_.channels() + block.c;
+  }
+
+  // ---- results
+
+  CVK_HD void store(const Item& item, int k) const {
+    const Panel at = panel(item.first + k);
+    const bool last = p_.shape.channels_last;
+    T* image = p_.target + at.image * image_.plane * p_.columns() + item.column * (last ? 1 : image_.plane);
+    const T* bias = p_.bias != nullptr ? p_.bias + item.column : nullptr;
+    if (last) {
+      store_turned(item, k, at, bias, image + at.first * p_.columns());
+    } else {
+      store_filters(item, k, at, bias, image + at.first);
+    }
+    for (int i = 0; i < at.rest; ++i) {
+      const A* sums = row_sums_at(rows_before(item, k) + i);
+      for (int j = 0; j < item.width; j += kLanes) {
+        const int count = min_of(kLanes, item.width - j);
+        const typename S::Vec value = finish(S::load_partial(sums + j, count), bias, j, count);
+        if (last) {
+          S::store_partial(image + (image_.whole + i) * p_.columns() + j, value, count);
+        } else {
+          for (int r = 0; r < count; ++r) image[int64_t{j + r} * image_.plane + image_.whole + i] = value[r];
+        }
+      }
+    }
+  }
+  // Planes: a filter's sums as they are.
+  CVK_HD void store_filters(const Item& item, int k, const Panel& at, const T* bias, T* to) const {
+    const int stride = stride_of(at.pixels);
+    for (int j = 0; j < item.width; ++j, to += image_.plane) {
+      const typename S::Vec shift = S::broadcast(bias != nullptr ? bias[j] : A(0));
+      const A* sums = sums_at(k, j) + j % kRows * stride;
+      for (int i = 0; i < at.pixels; i += kLanes) {
+        typename S::Vec value = S::load(sums + i);
+        if (bias != nullptr) value = value + shift;
+        S::store_partial(to + i, activate(p_.activation, value), min_of(kLanes, at.pixels - i));
+      }
+    }
+  }
+  // Channels-last: a vector of pixels of as many filters, turned.
+  CVK_HD void store_turned(const Item& item, int k, const Panel& at, const T* bias, T* to) const {
+    const int stride = stride_of(at.pixels);
+    for (int i = 0; i < at.pixels; i += kLanes) {
+      for (int j = 0; j < item.width; j += kLanes) {
+        const int count = min_of(kLanes, item.width - j);
+        typename S::Vec block[kLanes];
+        for (int r = 0; r < kLanes; ++r) {
+          const int row = j + min_of(r, count - 1);
+          block[r] = S::load(sums_at(k, row) + row % kRows * stride + i);
+        }
+        S::transpose(block);
+        for (int r = 0; r < min_of(kLanes, at.pixels - i); ++r) {
+          S::store_partial(to + (i + r) * p_.columns() + j, finish(block[r], bias, j, count), count);
+        }
+      }
+    }
+  }
+  // Of filters [j, j + count).
+  CVK_HD typename S::Vec finish(typename S::Vec value, const T* bias, int j, int count) const {
+    if (bias != nullptr) value = value + S::load_partial(bias + j, count);
+    return activate(p_.activation, value);
   }
 
   const TappedProduct<T>& p_;
   const ConvCut& cut_;
   TapGrid grid_;
   FilterBlocks<isa, A> blocks_;
-  int window_channels_, panels_;
-  Scratch pixels_, sums_, window_;
+  SmallMapImage image_;
+  int tiles_;  // of an item's filters
+  Scratch panels_, sums_, rows_, row_sums_, window_, places_;
+  PlaneGatherer<isa, A, T> planes_;
 };
 
 }  // namespace cvk

@@ -118,8 +118,8 @@ inline std::vector<ConvShape> conv_shapes() {
   return shapes;
 }
 
-// Maps of few pixels under many weights, which the CPU multiplies without packing these. Several blocks of the depth, vectors that
-// hold pixels of several images, odd counts of everything.
+// Maps of few pixels under many weights, which the CPU multiplies without packing these. Several blocks of the depth, panels of
+// one to three vectors, pixels past the last of them in rows and padded, several images in an item, odd counts of everything.
 inline std::vector<ConvShape> small_map_shapes() {
   return {
       conv_shape(3, 256, 5, 5, 76, 1, 1),
@@ -130,6 +130,11 @@ inline std::vector<ConvShape> small_map_shapes() {
       conv_shape(20, 300, 3, 3, 33, 2, 2, 1, 1, 2),
       conv_shape(1, 256, 3, 4, 72, 3, 3, 1, 1),
       conv_shape(1, 4, 3, 4, 150, 32, 31, 1, 16),  // planes: a channel fills a block
+      conv_shape(2, 200, 10, 11, 24, 3, 3, 1, 1),
+      conv_shape(3, 96, 7, 7, 21, 3, 3, 1, 1),
+      conv_shape(2, 130, 15, 14, 31, 3, 3, 2, 1),
+      conv_shape(1, 300, 6, 11, 9, 1, 1, 1, 1),
+      conv_shape(5, 64, 6, 6, 18, 5, 5, 1, 2, 1, 2),
   };
 }
 

@@ -1,0 +1,53 @@
+// Filters as the rows of a register tile, where they lie in memory; what they are multiplied by is vectors of pixels.
+//
+// The tile has few rows and three vectors, not 14 and two: filters are often a power of two apart, and more of them would not stay
+// in a set of L1.
+#pragma once
+
+#include <cstdint>
+
+#include "gemm/dot_cpu.h"
+#include "gemm/gemm_cpu.h"
+
+namespace cvk {
+
+#if defined(__aarch64__)
+template <Isa isa>
+inline constexpr int kFilterRows = 8;
+#else
+template <Isa isa>
+inline constexpr int kFilterRows = isa == Isa::kV4 ? 8 : 4;
+#endif
+inline constexpr int kFilterVectors = 3;
+
+// Of `left` filters, those of the next tile. One alone is computed twice.
+template <Isa isa>
+CVK_HD int filter_rows(int left) {
+  return left >= kFilterRows<isa> ? kFilterRows<isa> : left > 1 ? left / 2 * 2 : 1;
+}
+
+// Whether those of `pixels` pixels that fill no vector are dot products with the filters, not a vector partly filled.
+template <Isa isa, class A>
+CVK_HD bool filters_by_dots(int64_t pixels) {
+  constexpr int kLanes = Simd<isa, A>::kLanes;
+  return pixels % kLanes <= (pixels < kLanes ? kLanes * 3 / 4 : kLanes / 2);
+}
+
+// `count` filters, as filter_rows says, each `pitch` from the last, by the vectors that hold `pixels` pixels.
+template <Isa isa, class A, class T>
+CVK_HD void multiply_filters(const A* filters, int64_t pitch, int count, const GemmPanel<A>& panel, int pixels,
+                             int depth, const GemmTarget<A, T>& target) {
+  const GemmRows<A> rows{filters, count > 1 ? pitch : 0};
+  switch (ceil_div(pixels, Simd<isa, A>::kLanes)) {
+    case 1:
+      gemm_rows_of<isa, A, T, 1, kFilterRows<isa>>(rows, panel, depth, target, count, pixels);
+      break;
+    case 2:
+      gemm_rows_of<isa, A, T, 2, kFilterRows<isa>>(rows, panel, depth, target, count, pixels);
+      break;
+    default:
+      gemm_rows_of<isa, A, T, kFilterVectors, kFilterRows<isa>>(rows, panel, depth, target, count, pixels);
+  }
+}
+
+}  // namespace cvk
