@@ -176,6 +176,41 @@ struct GemmRows {
   CVK_HD GemmRows from(int64_t row) const { return {at + row * pitch, pitch}; }
 };
 
+// The same where a step of the depth is what is apart, and rows are neighbours. An even number of them is read.
+template <class P>
+struct GemmColumns {
+  const P* at;
+  int64_t stride;
+  CVK_HD GemmColumns from(int64_t row) const { return {at + row, stride}; }
+};
+
+// Rows of a tile of the left operand, as the loop over the depth reads them.
+template <int rows, class P>
+struct TileRows {
+  // Three rows share a pointer: what is added to it fits into an address, and so many pointers into registers.
+  CVK_HD explicit TileRows(const GemmRows<P>& left) : pitch(left.pitch) {
+#pragma GCC unroll 8
+    for (int i = 0; i < (rows + 2) / 3; ++i) row[i] = left.at + 3 * i * left.pitch;
+  }
+  CVK_HD P operator()(int i, int p) const { return row[i / 3][i % 3 * pitch + p]; }
+  const P* row[(rows + 2) / 3];
+  int64_t pitch;
+};
+template <int rows, class P>
+struct TileColumns {
+  CVK_HD explicit TileColumns(const GemmColumns<P>& left) : left(left) {}
+  CVK_HD P operator()(int i, int p) const { return left.at[p * left.stride + i]; }
+  GemmColumns<P> left;
+};
+template <int rows, class P>
+CVK_HD TileRows<rows, P> tile_left(const GemmRows<P>& left) {
+  return TileRows<rows, P>(left);
+}
+template <int rows, class P>
+CVK_HD TileColumns<rows, P> tile_left(const GemmColumns<P>& left) {
+  return TileColumns<rows, P>(left);
+}
+
 // Rows of the right operand a fixed number of operands apart.
 template <class P>
 struct GemmPanel {
@@ -186,18 +221,15 @@ struct GemmPanel {
 
 // The sums over p < depth of left[i, p] * right(p)[j], for `rows` rows and `vecs` vectors; the first `count` rows and `columns`
 // columns are wanted where they are finished. `depth` counts operands.
-template <Isa isa, class P, class T, int rows, int vecs, class Right>
-__attribute__((noinline)) void gemm_tile(const GemmRows<P> left, const Right right, int depth,
+template <Isa isa, class P, class T, int rows, int vecs, class Left, class Right>
+__attribute__((noinline)) void gemm_tile(const Left left, const Right right, int depth,
                                          const GemmTarget<Acc<P>, T>& target, int count, int columns) {
   using S = Simd<isa, Acc<P>>;
   typename S::Vec sum[rows][vecs];
   clear_sums<isa, Acc<P>>(sum);
-  // Three rows share a pointer: what is added to it fits into an address, and so many pointers into registers.
-  const P* row[(rows + 2) / 3];
-#pragma GCC unroll 8
-  for (int i = 0; i < (rows + 2) / 3; ++i) row[i] = left.at + 3 * i * left.pitch;
+  const auto values = tile_left<rows>(left);
   for (int p = 0; p < depth; ++p) {
-    add_products<isa>(sum, right(p), [&](int i) { return row[i / 3][i % 3 * left.pitch + p]; });
+    add_products<isa>(sum, right(p), [&](int i) { return values(i, p); });
   }
   // A block's sums begin from zero and are added as a whole: of 2,304 products the error is a third of one long sum's.
   if (target.add) {
@@ -211,8 +243,8 @@ __attribute__((noinline)) void gemm_tile(const GemmRows<P> left, const Right rig
 }
 
 // The same for any number of rows up to a tile's; an odd one computes a row more, of whatever follows.
-template <Isa isa, class P, class T, int vecs, int rows = GemmTile<isa, P>::kRows, class Right>
-CVK_HD void gemm_rows_of(const GemmRows<P>& left, const Right& right, int depth, const GemmTarget<Acc<P>, T>& target,
+template <Isa isa, class P, class T, int vecs, int rows = GemmTile<isa, P>::kRows, class Left, class Right>
+CVK_HD void gemm_rows_of(const Left& left, const Right& right, int depth, const GemmTarget<Acc<P>, T>& target,
                          int count, int columns) {
   if constexpr (rows > 2) {
     if (count <= rows - 2) {
@@ -224,8 +256,8 @@ CVK_HD void gemm_rows_of(const GemmRows<P>& left, const Right& right, int depth,
 }
 
 // And for any number of columns.
-template <Isa isa, class P, class T, class Right>
-CVK_HD void gemm_vectors_of(const GemmRows<P>& left, const Right& right, int depth, const GemmTarget<Acc<P>, T>& target,
+template <Isa isa, class P, class T, class Left, class Right>
+CVK_HD void gemm_vectors_of(const Left& left, const Right& right, int depth, const GemmTarget<Acc<P>, T>& target,
                             int count, int columns) {
   if (columns > GemmTile<isa, P>::kLanes) {
     gemm_rows_of<isa, P, T, 2>(left, right, depth, target, count, columns);
@@ -294,8 +326,8 @@ __attribute__((noinline)) void gemm_unit_tile(const GemmRows<P>& rows, const P* 
 }
 
 // A tile by whichever multiplies P.
-template <Isa isa, class P, class T>
-CVK_HD void gemm_tile_of(const GemmRows<P>& left, const P* right, int64_t right_stride, int depth,
+template <Isa isa, class P, class T, class Left = GemmRows<P>>
+CVK_HD void gemm_tile_of(const Left& left, const P* right, int64_t right_stride, int depth,
                          const GemmTarget<Acc<P>, T>& target, int count, int columns) {
   if constexpr (kGemmTiles<P>) {
     const auto call = [&](auto tile) { tile(left, right, right_stride, depth, target, count, columns); };
@@ -305,14 +337,14 @@ CVK_HD void gemm_tile_of(const GemmRows<P>& left, const P* right, int64_t right_
       call(columns > kTileSide ? gemm_unit_tile<isa, P, T, 1, 2> : gemm_unit_tile<isa, P, T, 1, 1>);
     }
   } else {
-    gemm_vectors_of<isa>(left, GemmPanel<P>{right, right_stride}, depth, target, count, columns);
+    gemm_vectors_of<isa, P>(left, GemmPanel<P>{right, right_stride}, depth, target, count, columns);
   }
 }
 
 // `rows` x `columns` sums in tiles; tile (i, j) begins at sums + (i * tile_stride + j) * kSize. Panel j of the right operand
 // begins at right + j * panel_stride. With `finish` the block's results leave for it.
-template <Isa isa, class P, class T>
-CVK_HD void gemm_block(int rows, int columns, int depth, const GemmRows<P>& left, const P* right, int64_t right_stride,
+template <Isa isa, class P, class T, class Left = GemmRows<P>>
+CVK_HD void gemm_block(int rows, int columns, int depth, const Left& left, const P* right, int64_t right_stride,
                        int64_t panel_stride, Acc<P>* sums, int64_t tile_stride, bool add, const GemmFinish<T>* finish) {
   using A = Acc<P>;
   using Tile = GemmTile<isa, P>;
@@ -329,7 +361,7 @@ CVK_HD void gemm_block(int rows, int columns, int depth, const GemmRows<P>& left
         if (own.bias != nullptr) own.bias += own.bias_of_rows ? i * Tile::kRows : j * Tile::kColumns;
         target.finish = &own;
       }
-      gemm_tile_of<isa>(left.from(int64_t{i} * Tile::kRows), panel, right_stride, depth, target, count, width);
+      gemm_tile_of<isa, P>(left.from(int64_t{i} * Tile::kRows), panel, right_stride, depth, target, count, width);
     }
   }
 }

@@ -16,7 +16,8 @@ constexpr int kGemmDepth = 320;
 constexpr int kGemmPitch = 336;
 
 // Bytes from pixel to pixel of a channels-last map up to which its pixels are multiplied as they lie; from 2 KiB on the rows of a tile
-// share sets of a 48 KiB L1. 16 -> 16 over 112 x 112 pixels 84 -> 65 us, 64 -> 24 over 56 x 56 76 -> 60, 1024 channels slower.
+// share sets of a 48 KiB L1. 16 -> 16 over 112 x 112 pixels 84 -> 65 us, 64 -> 24 over 56 x 56 76 -> 60, 1024 channels slower. The
+// gradient of the weights reads both maps so: 512 channels slower.
 constexpr int64_t kGemmMapRowBytes = 1024;
 
 // Rows of a block of the left operand, in register tiles: what a panel in L1 is used for before the next one comes.
@@ -126,6 +127,10 @@ constexpr int kWinogradTargetCost = 2;
 // into parts of at least kWeightPartBlocks depths, whose sums are added in order.
 constexpr int kWeightItems = 32;
 constexpr int kWeightPartBlocks = 4;
+
+// Where they are still fewer than this, filters are dealt out in blocks of no fewer than that.
+constexpr int kWeightLeastItems = 4;
+constexpr int kWeightLeastFilters = 64;
 
 // Depthwise: neighbours that are summed together. With two multiply-adds a cycle of four cycles each eight would be under way, but
 // the sides of classifiers' maps are multiples of seven: 7 x 7 pixels take 15 to 30 % less time than with eight, large maps as much.

@@ -23,8 +23,8 @@ CVK_HD bool plane_map_fits(const TappedProduct<T>& p) {
   constexpr int kLanes = Simd<isa, Acc<T>>::kLanes;
   const ConvShape& s = p.shape;
   return std::is_same_v<T, Acc<T>> && !p.transposed && !s.channels_last && reads_itself(p.grid(0)) &&
-         s.pixels() >= (filters_by_dots<isa, Acc<T>>(s.pixels()) ? 1 : 2) * kLanes && s.batch > 0 &&
-         s.filters > 0 && s.group_channels() > 0 && plane_map_stays<T>(s.pixels(), s.group_channels());
+         s.pixels() >= (filters_by_dots<isa, Acc<T>>(s.pixels()) ? 1 : 2) * kLanes && s.batch > 0 && s.filters > 0 &&
+         s.group_channels() > 0 && plane_map_stays<T>(s.pixels(), s.group_channels());
 }
 
 // Pixels are those of an image, counted in vectors.
@@ -129,7 +129,8 @@ class PlaneMap {
       const DepthBlock block = blocks_[b];
       const GemmTarget<A, T> target{sums_.template as<A>(), b > 0, b + 1 < blocks_.count() ? nullptr : &finish};
       multiply_filters<isa>(item.filters + int64_t{j} * depth_ + block.c, depth_, count,
-                            GemmPanel<A>{panel.at + block.c * panel.stride, panel.stride}, pixels, block.channels, target);
+                            GemmPanel<A>{panel.at + block.c * panel.stride, panel.stride}, pixels, block.channels,
+                            target);
     }
   }
 

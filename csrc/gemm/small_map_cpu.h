@@ -186,9 +186,9 @@ class SmallMap {
 
  private:
   struct Item {
-    const T* map;  // of the group
+    const T* map;           // of the group
     int64_t column, first;  // filter of all groups, panel of all images
-    int width, count;  // filters, panels
+    int width, count;       // filters, panels
   };
   // The pixels of a panel. The last of an image has the rows.
   struct Panel {
@@ -241,8 +241,8 @@ class SmallMap {
     const int64_t pitch = blocks_.depth();
     for (int j = first; j < first + count; j += kDots) {
       A lanes[kLanes];
-      S::store(lanes, dot_tile<isa, A, 2>(filters + j * pitch, pitch, first + count - j, row_at(i), both ? kPitch : 0,
-                                          depth));
+      S::store(lanes,
+               dot_tile<isa, A, 2>(filters + j * pitch, pitch, first + count - j, row_at(i), both ? kPitch : 0, depth));
       for (int k = 0; k < (both ? 2 : 1); ++k) {
         A* to = row_sums_at(i + k) + j;
         for (int r = 0; r < min_of(kDots, first + count - j); ++r) {

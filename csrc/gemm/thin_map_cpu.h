@@ -288,8 +288,8 @@ class ThinMap {
                                      p_.bias != nullptr ? p_.bias + column : nullptr, true,
                                      p_.activation == Activation::kRelu};
           const GemmTarget<A, T> target{sums() + j / Tile::kRows * Tile::kSize, false, finishes ? &finish : nullptr};
-          gemm_vectors_of<isa>(GemmRows<A>{weights + int64_t{j} * Tile::kPitch, Tile::kPitch},
-                               ThinRows<A>{row + x, places_.template as<int>()}, depth_, target, part, count);
+          gemm_vectors_of<isa, A>(GemmRows<A>{weights + int64_t{j} * Tile::kPitch, Tile::kPitch},
+                                  ThinRows<A>{row + x, places_.template as<int>()}, depth_, target, part, count);
         }
         if (!finishes) {
           store_planes<isa, A>(p_, grid_, item.image * plane + pixel, count, item.column, item.columns, sums(), 1);

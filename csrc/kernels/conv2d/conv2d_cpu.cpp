@@ -40,7 +40,7 @@ void conv2d_weight_cpu(const Conv2dParams<T>& params, int64_t first, int64_t las
 
 template <Isa isa, class T>
 void conv2d_weight_sum_cpu(const Conv2dParams<T>& params, int64_t first, int64_t last) {
-  sum_weight_parts(gradient_of(params), params.cut.parts, first, last);
+  sum_weight_parts<isa>(gradient_of(params), params.cut.parts, first, last);
 }
 
 #define CVK_INSTANTIATE(T)                                                                     \
