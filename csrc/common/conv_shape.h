@@ -158,6 +158,7 @@ enum class ConvForm { kTapped, kDepthwise, kDot, kThinMap, kPlaneMap, kSmallMap,
 // How the CPU cuts a pass into work items.
 struct ConvCut {
   int64_t pixel_blocks, column_blocks;  // of every group (and phase)
+  int64_t shares = 1;                   // of the pixel blocks, each with work of every phase
   int block_pixels, block_columns;
   int64_t depth_blocks, parts, part_pixels;  // weight gradient
   ConvForm form;

@@ -104,16 +104,22 @@ CVK_HD void cut_product(const TappedProduct<T>& p, int threads, ConvCut& cut) {
   const bool few = pixels > 0 && columns > 0 && others * cut.column_blocks * cut.pixel_blocks < int64_t{16} * threads;
   const int row_unit = few ? Tile::kRowUnit : Tile::kRows;
   const int pixel_unit = last ? row_unit : Tile::kColumns, column_unit = last ? Tile::kColumns : row_unit;
-  if (!few) {
-    cut_blocks(pixels, pixel_unit, columns, column_unit, cut);
-    return;
-  }
   const auto time = [&](const ConvCut& next, int64_t items) {
     const int64_t rows = last ? next.block_pixels : next.block_columns;
     const int64_t panels = (last ? next.block_columns : next.block_pixels) / Tile::kColumns;
     return items * (Tile::kCost * rows * panels + kGemmOperandCost * (rows + panels * Tile::kRows));
   };
-  cut_evenly(others, pixels, pixel_unit, columns, column_unit, threads, time, cut);
+  if (few) {
+    cut_evenly(others, pixels, pixel_unit, columns, column_unit, threads, time, cut);
+  } else {
+    cut_blocks(pixels, pixel_unit, columns, column_unit, cut);
+  }
+  // Phases differ in their taps, down to none. Threads take neighbouring items: each finds as much of every phase.
+  if (p.phases() > 1 && cut.pixel_blocks >= threads) {
+    cut.shares = threads;
+    cut.pixel_blocks = round_up<int64_t>(cut.pixel_blocks, threads);  // the last may have no pixels
+    cut.block_pixels = static_cast<int>(round_up<int64_t>(ceil_div(pixels, cut.pixel_blocks), pixel_unit));
+  }
 }
 
 template <Isa isa, class T>
@@ -287,12 +293,15 @@ struct TapItem {
 
 template <class T>
 CVK_HD TapItem tap_item(const TappedProduct<T>& p, const ConvCut& cut, int64_t index) {
+  // In the order of shares, groups, columns, phases and pixels of a share.
+  const int64_t phases = p.phases(), blocks = cut.pixel_blocks / cut.shares;
   TapItem item{};
-  item.key = index / cut.pixel_blocks;
-  item.group = item.key / cut.column_blocks % p.shape.groups;
-  item.grid = p.grid(item.key / cut.column_blocks / p.shape.groups);
-  item.first_column = item.key % cut.column_blocks * cut.block_columns;
-  item.first_pixel = index % cut.pixel_blocks * cut.block_pixels;
+  const int64_t keys = phases * p.shape.groups * cut.column_blocks;
+  item.key = index / blocks % keys;
+  item.grid = p.grid(item.key % phases);
+  item.group = item.key / phases / cut.column_blocks;
+  item.first_column = item.key / phases % cut.column_blocks * cut.block_columns;
+  item.first_pixel = (index / blocks / keys * blocks + index % blocks) * cut.block_pixels;
   const int64_t rest = p.shape.batch * item.grid.pixels() - item.first_pixel;  // a later phase may have fewer
   item.pixels = static_cast<int>(max_of<int64_t>(0, min_of<int64_t>(cut.block_pixels, rest)));
   item.width = static_cast<int>(min_of<int64_t>(cut.block_columns, p.group_columns() - item.first_column));

@@ -296,6 +296,41 @@ TEST(Gemm, PhasesCoverEveryProductOnce) {
   }
 }
 
+// Work items of a product of several phases cover all pixels by all columns of each phase once, in any number of shares.
+TEST(Gemm, ItemsCoverEveryPhaseOnce) {
+  int shared = 0;
+  for (const ConvShape& any : {conv_shape(2, 40, 60, 71, 24, 3, 3, 2, 1), conv_shape(1, 600, 21, 22, 8, 1, 1, 3),
+                               conv_shape(1, 6, 40, 90, 4, 2, 5, 2, 1, 1, 2), conv_shape(3, 8, 5, 4, 8, 3, 3, 4, 1)}) {
+    for (const bool last : {false, true}) {
+      for (const int threads : {1, 2, 5, 7}) {
+        TappedProduct<float> p{};
+        p.shape = any;
+        p.shape.channels_last = p.shape.weight_channels_last = last;
+        p.transposed = true;
+        const ConvCut cut = tapped_cut<kIsa>(p, threads);
+        shared += cut.shares > 1;
+        // Of a target pixel and column.
+        std::vector<int> seen(p.shape.batch * p.target_plane() * p.columns());
+        for (int64_t index = 0; index < tapped_items(p, cut); ++index) {
+          const TapItem item = tap_item(p, cut, index);
+          for (int i = 0; i < item.pixels; ++i) {
+            const int64_t pixel = item.first_pixel + i, image = pixel / item.grid.pixels();
+            const int at = static_cast<int>(pixel % item.grid.pixels());
+            const int64_t place =
+                target_pixel(item.grid, p.target_width(), at / item.grid.x.grid, at % item.grid.x.grid);
+            for (int j = 0; j < item.width; ++j) {
+              const int64_t column = item.group * p.group_columns() + item.first_column + j;
+              ++seen.at((image * p.target_plane() + place) * p.columns() + column);
+            }
+          }
+        }
+        EXPECT_EQ(seen, std::vector<int>(seen.size(), 1)) << any << ", " << threads << " threads" << last;
+      }
+    }
+  }
+  EXPECT_GT(shared, 8) << "work in shares";
+}
+
 TEST(Gemm, TransposeIntoPanel) {
   const int columns = Tile::kColumns - 3, length = 2 * Tile::kLanes + 1;
   std::vector<float> from(columns * length), to(length * Tile::kColumns, -1.0f);
