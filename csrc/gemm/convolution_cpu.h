@@ -6,6 +6,7 @@
 
 #include "gemm/depthwise_cpu.h"
 #include "gemm/depthwise_weight_cpu.h"
+#include "gemm/grouped_cpu.h"
 #include "gemm/plane_map_cpu.h"
 #include "gemm/small_map_cpu.h"
 #include "gemm/tapped_cpu.h"
@@ -25,6 +26,10 @@ CVK_HD int64_t product_items(const TappedProduct<T>& p, int threads, ConvCut& cu
   if (is_dot_product(p)) {
     cut.form = ConvForm::kDot;
     return dot_product_items(p);
+  }
+  if (grouped_pays<isa>(p)) {
+    cut = grouped_cut<isa>(p, threads);
+    return grouped_items(p, cut);
   }
   if (plane_map_fits<isa>(p)) {
     cut = plane_map_cut<isa>(p, threads);
@@ -62,6 +67,8 @@ CVK_HD void product_slice(const TappedProduct<T>& p, const ConvCut& cut, int64_t
       return dot_product<isa>(p, first, last);
     case ConvForm::kThinMap:
       return form_slice<ThinMap<isa, T>>(p, cut, first, last);
+    case ConvForm::kGrouped:
+      return form_slice<Grouped<isa, T>>(p, cut, first, last);
     case ConvForm::kPlaneMap:
       if constexpr (std::is_same_v<T, Acc<T>>) return form_slice<PlaneMap<isa, T>>(p, cut, first, last);
       return;  // not in half formats: plane_map_fits

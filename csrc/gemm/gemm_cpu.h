@@ -1,7 +1,8 @@
 // The matrix engine on the CPU: out[m, n] = sum over k of left[m, k] * right[k, n], where neither operand need exist as a whole.
 //
 // Both operands are made block by block of the depth k, in scratch that stays in cache:
-//   left   rows, each with its depth contiguous; where they lie in the map like that, the map itself
+//   left   rows, each with its depth contiguous; where they lie in the map like that, the map itself. Or columns of neighbouring
+//          rows, a step of the depth after the other
 //   right  panels of kColumns columns: row k of a panel at k * stride
 // Between them is a register tile of kRows x kColumns sums: values of the left operand are broadcast, rows of the right one are
 // vectors. Whether pixels are the rows (channels-last maps) or the columns (planes) is the caller's choice; see README.md.
@@ -182,6 +183,7 @@ struct GemmColumns {
   const P* at;
   int64_t stride;
   CVK_HD GemmColumns from(int64_t row) const { return {at + row, stride}; }
+  CVK_HD P operator()(int i, int p) const { return at[p * stride + i]; }
 };
 
 // Rows of a tile of the left operand, as the loop over the depth reads them.
@@ -192,23 +194,18 @@ struct TileRows {
 #pragma GCC unroll 8
     for (int i = 0; i < (rows + 2) / 3; ++i) row[i] = left.at + 3 * i * left.pitch;
   }
-  CVK_HD P operator()(int i, int p) const { return row[i / 3][i % 3 * pitch + p]; }
+  CVK_HD P operator()(int i, int p) const { return *at(i, p); }
+  CVK_HD const P* at(int i, int p) const { return row[i / 3] + (i % 3 * pitch + p); }
   const P* row[(rows + 2) / 3];
   int64_t pitch;
-};
-template <int rows, class P>
-struct TileColumns {
-  CVK_HD explicit TileColumns(const GemmColumns<P>& left) : left(left) {}
-  CVK_HD P operator()(int i, int p) const { return left.at[p * left.stride + i]; }
-  GemmColumns<P> left;
 };
 template <int rows, class P>
 CVK_HD TileRows<rows, P> tile_left(const GemmRows<P>& left) {
   return TileRows<rows, P>(left);
 }
 template <int rows, class P>
-CVK_HD TileColumns<rows, P> tile_left(const GemmColumns<P>& left) {
-  return TileColumns<rows, P>(left);
+CVK_HD GemmColumns<P> tile_left(const GemmColumns<P>& left) {
+  return left;
 }
 
 // Rows of the right operand a fixed number of operands apart.
@@ -326,7 +323,7 @@ __attribute__((noinline)) void gemm_unit_tile(const GemmRows<P>& rows, const P* 
 }
 
 // A tile by whichever multiplies P.
-template <Isa isa, class P, class T, class Left = GemmRows<P>>
+template <Isa isa, class P, class T, class Left>
 CVK_HD void gemm_tile_of(const Left& left, const P* right, int64_t right_stride, int depth,
                          const GemmTarget<Acc<P>, T>& target, int count, int columns) {
   if constexpr (kGemmTiles<P>) {

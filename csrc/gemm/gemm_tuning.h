@@ -83,6 +83,15 @@ constexpr int kSmallMapWeightCost = 8;
 constexpr int kSmallMapResultCost = 16;
 constexpr int kSmallMapPackCost = 22;
 
+// Groups of few channels. Products of a result and filters of a group at most (32 take Winograd's form); elements of the ring; bytes of
+// the map that a work item sees, a number of them for each thread, and rows of one at least.
+constexpr int kGroupedDepth = 512;
+constexpr int kGroupedColumns = 31;
+constexpr int64_t kGroupedBytes = int64_t{1} << 19;
+constexpr int64_t kGroupedRing = int64_t{1} << 14;
+constexpr int kGroupedItems = 4;
+constexpr int kGroupedRows = 8;
+
 // Planes multiplied where they lie. Channels at most: 2,048 times the four lines of a tile's pixels are half an L2 of 1 MiB. Planes
 // 256 bytes apart, modulo a page, reach nearly all sets; where a higher power of two divides their distance, as many times fewer:
 // 512 -> 512 over 32 x 32 pixels would take 1.6 times as long. Vectors of pixels of a work item at most.

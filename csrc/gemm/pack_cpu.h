@@ -8,6 +8,12 @@
 
 namespace cvk {
 
+// Whether the pixels of a channels-last map are so near to one another that a tile may read them there.
+template <class T>
+CVK_HD bool near_in_map(int64_t channels) {
+  return channels * static_cast<int64_t>(sizeof(T)) <= kGemmMapRowBytes;
+}
+
 // to[0, count) = from, converted. Writes up to a vector less one element past the end of `to`.
 template <Isa isa, class A, class T>
 CVK_HD void copy_row(const T* from, int count, A* to) {

@@ -4,7 +4,8 @@
 // filter's weights stay where they are, contiguous along the depth, as the rows of a tile (filter_rows_cpu.h), and pixels are
 // gathered into panels of three vectors, in the order that the weights have. The depth is cut into blocks that are contiguous in a
 // filter, of kSmallMapDepth at most: some filters of a block stay in L1 while the panels of an item, which stay in L2, pass.
-// Pixels past an image's last vector are rows of their own, whose results are dot products with the same filters (dot_cpu.h).
+// Up to half a vector of pixels past an image's last one are rows of their own, whose results are dot products with the same
+// filters (dot_cpu.h).
 // float32 and float64 only: other types would be converted for each use.
 //
 // Each result's sum is taken in an order that the shape alone decides: the same bits for any number of threads or images.
@@ -74,8 +75,8 @@ CVK_HD SmallMapImage small_map_image(const TappedProduct<T>& p) {
   SmallMapImage image{};
   image.plane = static_cast<int>(s.out_pixels());
   // Rows of channels-last pixels are copied tap by tap: their order is the filters' only where that is channels-last as well.
-  const bool may = !s.channels_last || s.weight_channels_last || s.kernel_size() == 1;
-  image.rest = may && filters_by_dots<isa, Acc<T>>(image.plane) ? image.plane % kLanes : 0;
+  const bool same_order = !s.channels_last || s.weight_channels_last || s.kernel_size() == 1;
+  image.rest = same_order && filters_by_dots<isa, Acc<T>>(image.plane) ? image.plane % kLanes : 0;
   image.whole = image.plane - image.rest;
   image.panels = max_of(1, ceil_div(image.whole, kFilterVectors * kLanes));
   return image;
@@ -87,7 +88,7 @@ template <Isa isa, class T>
 CVK_HD bool small_map_fits(const TappedProduct<T>& p) {
   const ConvShape& s = p.shape;
   return std::is_same_v<T, Acc<T>> && !p.transposed && s.out_pixels() > 0 && s.out_pixels() <= kSmallMapPixels &&
-         s.group_channels() > 0 && s.kernel_size() <= kSmallMapDepth<Acc<T>>;
+         s.group_channels() > 0 && s.group_filters() > 0 && s.kernel_size() <= kSmallMapDepth<Acc<T>>;
 }
 
 // Cycles of a group of one image, as tapped_cycles counts them.
@@ -155,9 +156,8 @@ class SmallMap {
         tiles_(ceil_div(cut.block_columns, kRows)),
         panels_(int64_t{cut.block_pixels} * kSmallMapDepth<A> * kColumns * static_cast<int64_t>(sizeof(A))),
         sums_(int64_t{cut.block_pixels} * tiles_ * kRows * kColumns * static_cast<int64_t>(sizeof(A))),
-        rows_(round_up(cut.block_pixels * image_.rest, 2) * int64_t{kPitch} * static_cast<int64_t>(sizeof(A))),
-        row_sums_(round_up(cut.block_pixels * image_.rest, 2) * int64_t{tiles_} * kRows *
-                  static_cast<int64_t>(sizeof(A))),
+        rows_(cut.block_pixels * image_.rest * int64_t{kPitch} * static_cast<int64_t>(sizeof(A))),
+        row_sums_(cut.block_pixels * image_.rest * int64_t{tiles_} * kRows * static_cast<int64_t>(sizeof(A))),
         window_(image_.rest > 0 && !p.shape.channels_last
                     ? kSmallMapDepth<A> * int64_t{kLanes} * static_cast<int64_t>(sizeof(A))
                     : 0),
@@ -276,15 +276,7 @@ class SmallMap {
     const bool taps_first = p_.shape.weight_channels_last;
     if (!p_.shape.channels_last) {
       planes_.place(grid_, at.image * image_.plane + first, count);
-      if (!taps_first || block.taps == 1) {
-        planes_.gather(block, 0, 1, stride, to);
-        return;
-      }
-      DepthBlock tap = block;
-      tap.taps = 1;
-      for (int t = 0; t < block.taps; ++t, ++tap.t) {
-        planes_.gather(tap, 0, 1, stride, to + int64_t{t} * block.channels * stride);
-      }
+      planes_.gather(block, 0, 1, stride, to);
       return;
     }
     place(at, first, count);

@@ -20,7 +20,7 @@ struct TappedProduct {
   ConvShape shape;
   bool transposed;   // from the convolution's output to its input; else a correlation
   const T* source;   // [N, channels, ., .], in either layout
-  const T* weights;  // [O, C / groups, KH, KW], in either layout
+  const T* weights;  // [O, C / groups, KH, KW]; in either layout, over planes contiguous
   const T* bias;     // [columns] or null
   Activation activation;
   T* target;  // [N, columns, target_height, target_width], in the layout of source

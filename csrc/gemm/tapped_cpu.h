@@ -88,6 +88,17 @@ CVK_HD void cut_evenly(int64_t others, int64_t pixels, int pixel_unit, int64_t c
   }
 }
 
+// Whether phases differ in taps, of which a kernel that its steps divide has as many for each.
+template <class T>
+CVK_HD bool phases_differ(const TappedProduct<T>& p) {
+  const ConvShape& s = p.shape;
+  const auto differ = [](int kernel, int stride, int dilation) {
+    return stride > 1 && (kernel % stride != 0 || dilation > 1);
+  };
+  return p.phases() > 1 &&
+         (differ(s.kernel_height, s.stride_y, s.dilation_y) || differ(s.kernel_width, s.stride_x, s.dilation_x));
+}
+
 template <Isa isa, class P, class T>
 CVK_HD void cut_product(const TappedProduct<T>& p, int threads, ConvCut& cut) {
   using Tile = GemmTile<isa, P>;
@@ -115,7 +126,7 @@ CVK_HD void cut_product(const TappedProduct<T>& p, int threads, ConvCut& cut) {
     cut_blocks(pixels, pixel_unit, columns, column_unit, cut);
   }
   // Phases differ in their taps, down to none. Threads take neighbouring items: each finds as much of every phase.
-  if (p.phases() > 1 && cut.pixel_blocks >= threads) {
+  if (cut.pixel_blocks >= threads && phases_differ(p)) {
     cut.shares = threads;
     cut.pixel_blocks = round_up<int64_t>(cut.pixel_blocks, threads);  // the last may have no pixels
     cut.block_pixels = static_cast<int>(round_up<int64_t>(ceil_div(pixels, cut.pixel_blocks), pixel_unit));
@@ -345,8 +356,7 @@ CVK_HD bool finishes_in_registers(const TappedProduct<T>& p, const TapGrid& grid
 // neither converted nor so far apart that they would fall into few sets of L1, and all rows that are computed inside the map.
 template <Isa isa, class P, class T>
 CVK_HD bool rows_in_map(const TappedProduct<T>& p, const TapItem& item) {
-  return std::is_same_v<P, T> && p.shape.groups == 1 && reads_itself(item.grid) &&
-         p.channels() * static_cast<int64_t>(sizeof(P)) <= kGemmMapRowBytes &&
+  return std::is_same_v<P, T> && p.shape.groups == 1 && reads_itself(item.grid) && near_in_map<P>(p.channels()) &&
          item.first_pixel + round_up(item.pixels, GemmTile<isa, P>::kRowUnit) <= p.shape.batch * p.source_plane();
 }
 

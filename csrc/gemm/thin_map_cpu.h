@@ -315,7 +315,7 @@ CVK_HD ConvCut thin_map_cut(const TappedProduct<T>& p) {
   const ThinStrip<isa, Acc<T>> strip(p.shape);
   ConvCut cut{};
   cut.form = ConvForm::kThinMap;
-  cut.pixel_blocks = p.shape.batch * strip.y_blocks * strip.x_blocks;
+  cut.pixel_blocks = max_of<int64_t>(1, p.shape.batch * strip.y_blocks * strip.x_blocks);
   cut.column_blocks = max_of<int64_t>(1, ceil_div<int64_t>(p.columns(), kGemmItemColumns));
   cut_blocks(cut.pixel_blocks, 1, p.columns(), p.shape.channels_last ? Tile::kColumns : Tile::kRows, cut);
   return cut;

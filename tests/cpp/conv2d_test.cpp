@@ -116,6 +116,10 @@ TYPED_TEST(Conv2dTest, CpuEqualsTheDefinitionOnSmallMaps) {
   expect_cpu_equals_the_definition<TypeParam>(small_map_shapes(), 100);
 }
 
+TYPED_TEST(Conv2dTest, CpuEqualsTheDefinitionOnGroups) {
+  expect_cpu_equals_the_definition<TypeParam>(grouped_shapes(), 400);
+}
+
 TYPED_TEST(Conv2dTest, CpuEqualsTheDefinitionOnPlanes) {
   expect_cpu_equals_the_definition<TypeParam>(plane_map_shapes(), 300);
 }

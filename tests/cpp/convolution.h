@@ -154,6 +154,19 @@ inline std::vector<ConvShape> plane_map_shapes() {
   };
 }
 
+// Groups of few channels, which the CPU multiplies without a gather: several to a vector and one to a vector or two, vectors and
+// tiles partly filled, steps, taps apart, padding beyond the map, several items.
+inline std::vector<ConvShape> grouped_shapes() {
+  return {
+      conv_shape(2, 24, 9, 17, 24, 3, 3, 1, 1, 1, 6),  conv_shape(1, 20, 11, 30, 20, 3, 2, 1, 2, 1, 10),
+      conv_shape(1, 40, 8, 15, 40, 3, 3, 1, 1, 1, 5),  conv_shape(2, 48, 7, 7, 48, 3, 3, 1, 1, 1, 3),
+      conv_shape(1, 48, 10, 13, 48, 3, 3, 2, 1, 1, 2), conv_shape(1, 12, 14, 29, 12, 5, 3, 3, 4, 2, 3),
+      conv_shape(1, 16, 40, 33, 16, 3, 3, 1, 1, 1, 4), conv_shape(3, 14, 5, 9, 34, 3, 3, 1, 3, 2, 2),
+      conv_shape(1, 8, 21, 20, 8, 2, 2, 3, 0, 1, 2),   conv_shape(1, 36, 6, 60, 54, 1, 3, 1, 1, 1, 3),
+      conv_shape(0, 8, 6, 7, 8, 3, 3, 1, 1, 1, 2),
+  };
+}
+
 // Maps of few channels, which the CPU multiplies from a padded copy: wide and narrow ones, several blocks of columns, windows that
 // see nothing of the map, steps of every kind.
 inline std::vector<ConvShape> thin_map_shapes() {

@@ -174,6 +174,30 @@ TEST(Gemm, PlaneMapFits) {
   EXPECT_LE(wide.block_pixels, kPlaneMapItemVectors + kFilterVectors) << "work items of bounded size";
 }
 
+// Which convolutions of groups are multiplied without a gather; conv2d_test computes these.
+TEST(Gemm, GroupedPays) {
+  int64_t taken = 0;
+  for (const bool last : {false, true}) {
+    for (const ConvShape& shape : grouped_shapes()) {
+      taken += shape.batch > 0 && cut_of(shape, last).form == ConvForm::kGrouped;
+    }
+    EXPECT_EQ(cut_of(conv_shape(1, 128, 56, 56, 128, 3, 3, 1, 1, 1, 32), last).form, ConvForm::kGrouped);
+    EXPECT_EQ(cut_of(conv_shape(1, 128, 56, 56, 128, 3, 3, 2, 1, 1, 32), last).form == ConvForm::kGrouped, last);
+    EXPECT_NE(cut_of(conv_shape(1, 128, 28, 28, 128, 3, 3, 1, 1, 1, 4), last).form, ConvForm::kGrouped)
+        << "32 channels";
+    EXPECT_NE(cut_of(conv_shape(1, 128, 28, 28, 128, 1, 1, 1, 0, 1, 32), last).form, ConvForm::kGrouped) << "one tap";
+    EXPECT_NE(cut_of(conv_shape(1, 32, 28, 28, 32, 3, 3, 1, 1, 1, 32), last).form, ConvForm::kGrouped) << "depthwise";
+    EXPECT_NE(cut_of(conv_shape(1, 8, 900, 9, 8, 800, 3, 1, 1, 1, 2), last).form, ConvForm::kGrouped) << "many taps";
+    ConvShape far = conv_shape(1, 8, 30, 41, 8, 3, 3, 1, 1, 1, 2);
+    far.dilation_y = 2147483647;
+    EXPECT_NE(cut_of(far, last).form, ConvForm::kGrouped) << "rows far apart";
+    far.dilation_y = 1;
+    far.stride_x = 2147483647;
+    EXPECT_NE(cut_of(far, last).form, ConvForm::kGrouped) << "pixels far apart";
+  }
+  EXPECT_GE(taken, 9) << "of those that conv2d_test computes";
+}
+
 // Which convolutions are multiplied from a padded copy of the map.
 TEST(Gemm, ThinMapPays) {
   for (const bool last : {false, true}) {
@@ -329,6 +353,10 @@ TEST(Gemm, ItemsCoverEveryPhaseOnce) {
     }
   }
   EXPECT_GT(shared, 8) << "work in shares";
+  TappedProduct<float> alike{};
+  alike.shape = conv_shape(2, 40, 60, 70, 24, 2, 2, 2);
+  alike.transposed = true;
+  EXPECT_EQ(tapped_cut<kIsa>(alike, 2).shares, 1) << "phases of as many taps";
 }
 
 TEST(Gemm, TransposeIntoPanel) {
