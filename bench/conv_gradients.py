@@ -1,6 +1,6 @@
 """The gradients of the layers of ResNet-50 and MobileNetV3-Large on the CPU, each by itself.
 
-python -m bench.conv_gradients [batch]: torch's better layout over ours, for planes and
+python -m bench.conv_gradients [batch]: torch's better layout over ours, for NCHW and
 channels_last, of the gradient with respect to the input and with respect to the weight.
 """
 
@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from bench.acceptance import THREADS, _time
+from bench.acceptance_conv import LAYOUTS
 from bench.timing import Candidate
 from bench.workloads import ConvShape, model_convs
 from cvkernels import ops  # noqa: F401  registers the operators
 
 MODELS = ("resnet50", "mobilenet_v3_large")
-LAYOUTS = {"planes": torch.contiguous_format, "channels_last": torch.channels_last}
 OURS = torch.ops.cvkernels
 Call = partial[Any]
 
@@ -27,7 +27,7 @@ Call = partial[Any]
 def calls(layer: ConvShape, last: bool) -> dict[str, tuple[Call, Call]]:
     """By gradient: ours and torch's, in one layout."""
     g = torch.Generator().manual_seed(1)
-    layout = LAYOUTS["channels_last" if last else "planes"]
+    layout = torch.channels_last if last else torch.contiguous_format
     x, w, grad = (
         torch.randn(shape, generator=g).contiguous(memory_format=layout)
         for shape in (layer.input, layer.weight, layer.output)
@@ -51,8 +51,8 @@ def calls(layer: ConvShape, last: bool) -> dict[str, tuple[Call, Call]]:
 def ratios(layer: ConvShape, gradient: str, budget_s: float) -> dict[str, tuple[float, float]]:
     """By layout: torch's better layout over ours, and our time in seconds."""
     candidates = {}
-    for name in LAYOUTS:
-        ours, torchs = calls(layer, name == "channels_last")[gradient]
+    for name, last in LAYOUTS.items():
+        ours, torchs = calls(layer, last)[gradient]
         found, expected = ours(), torchs()[0 if gradient == "input" else 1]
         scale = float(expected.abs().max())
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * scale)

@@ -56,7 +56,7 @@ cpp() {
 step invariants invariants
 step lint lint
 step ptxas ptxas
-# Two processes on two cores: threads that wait must not spin (Perf: 1540 -> 830 s of a Xeon).
+# Two processes on two cores: threads that wait must not spin (Perf: 1540 -> 650 s of a Xeon).
 step cpu env OMP_WAIT_POLICY=passive "$python" -m pytest -q -n "$jobs"
 for seed in $seeds; do
   # The emulation runs on one thread; so does everything around it here, one process per core. Odd seeds take an older GPU.

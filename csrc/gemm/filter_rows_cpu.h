@@ -26,7 +26,8 @@ CVK_HD int filter_rows(int left) {
   return left >= kFilterRows<isa> ? kFilterRows<isa> : left > 1 ? left / 2 * 2 : 1;
 }
 
-// Whether those of `pixels` pixels that fill no vector are dot products with the filters, not a vector partly filled.
+// Whether those of `pixels` pixels that fill no vector are dot products with the filters, not a vector partly filled. Perf: nine pixels
+// alone, 512 -> 512 1 x 1, take 66 us as a vector and 44 as dot products; behind a vector, 3 x 3, 970 and 1037 (Xeon, a thread).
 template <Isa isa, class A>
 CVK_HD bool filters_by_dots(int64_t pixels) {
   constexpr int kLanes = Simd<isa, A>::kLanes;

@@ -75,7 +75,8 @@ constexpr int kSmallMapItemSums = 1 << 16;
 
 // What it costs beside the products, counted in products of one sum: a product of a dot product, in quarters, and adding up its lanes;
 // gathering an element; reading a weight from beyond L2; storing a result. The other way: packing a weight. From 41 shapes on a Xeon
-// of the Emerald Rapids generation, a thread, float32; in all but two of 82 cases the faster is taken, in those it is 4 % slower.
+// of the Emerald Rapids generation, a thread, float32; in all but two of 82 cases the faster is taken, or one at most 2 % slower; in
+// those it is 8 % slower.
 constexpr int kSmallMapDotCost = 5;
 constexpr int kSmallMapSumCost = 112;
 constexpr int kSmallMapGatherCost = 10;
@@ -83,8 +84,8 @@ constexpr int kSmallMapWeightCost = 8;
 constexpr int kSmallMapResultCost = 16;
 constexpr int kSmallMapPackCost = 22;
 
-// Groups of few channels. Products of a result and filters of a group at most (32 take Winograd's form); elements of the ring; bytes of
-// the map that a work item sees, a number of them for each thread, and rows of one at least.
+// Groups of few channels. Products of a result and filters of a group at most (32 take Winograd's form); bytes of the map that a work
+// item sees; elements of the ring (3 x 3 taps of 8 channels are 24 KiB); work items of a thread, and rows of one at least.
 constexpr int kGroupedDepth = 512;
 constexpr int kGroupedColumns = 31;
 constexpr int64_t kGroupedBytes = int64_t{1} << 19;

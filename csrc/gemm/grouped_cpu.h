@@ -7,7 +7,7 @@
 //            channel of a group, with that channel of its own group in every lane. A product is of two vectors.
 //   wide     A group has a vector of filters or two. A product is a number of a pixel by these.
 //
-// Pixels are copied channels-last from either layout; over planes, results are turned back as they leave. Each result's sum is taken in
+// Pixels are copied channels-last from either layout; over planes, results are turned back before they leave. Each result's sum is taken in
 // the order of taps, then channels: the same bits for any number of threads or images.
 #pragma once
 
@@ -15,10 +15,11 @@
 #include <utility>
 
 #include "gemm/tapped_cpu.h"
+#include "gemm/weights_cpu.h"
 
 namespace cvk {
 
-// Pixels of a register tile of so many vectors, and of one for narrow maps.
+// Pixels of a register tile of so many vectors, and of one for what is left of a row.
 template <Isa isa, int vecs>
 inline constexpr int kGroupedPixels = vecs == 1 && GemmTile<isa, float>::kRows < 12 ? 12 : GemmTile<isa, float>::kRows;
 template <Isa isa, int vecs>
@@ -26,9 +27,8 @@ inline constexpr int kGroupedFewPixels = kGroupedPixels<isa, vecs> > 8 ? 8 : kGr
 
 // How a product's groups are dealt out to vectors.
 struct GroupedPlan {
-  int narrow;               // channels of a group if several share a vector, else 0
-  int vecs;                 // of filters of a block
-  int64_t columns, blocks;  // filters of a block; blocks of them
+  int narrow;                     // channels of a group if several share a vector, else 0
+  int64_t vecs, columns, blocks;  // vectors and filters of a block; blocks of them
 };
 
 template <Isa isa, class T>
@@ -42,7 +42,7 @@ CVK_HD GroupedPlan grouped_plan(const TappedProduct<T>& p) {
     plan.columns = kLanes;
     plan.blocks = ceil_div<int64_t>(p.columns(), kLanes);
   } else {
-    plan.vecs = static_cast<int>(min_of<int64_t>(ceil_div<int64_t>(columns, kLanes), 3));
+    plan.vecs = ceil_div<int64_t>(columns, kLanes);
     plan.columns = columns;
     plan.blocks = p.shape.groups;
   }
@@ -59,6 +59,10 @@ struct GroupedRing {
         pixel(plan.narrow > 0 ? plan.narrow * int64_t{Simd<isa, Acc<T>>::kLanes}
                               : round_up<int64_t>(channels, Simd<isa, Acc<T>>::kLanes)) {}
   CVK_HD int64_t size() const { return rows * width * pixel; }
+  CVK_HD bool fits() const {
+    return rows <= kGroupedRing && width <= kGroupedRing && pixel <= kGroupedRing && rows * width <= kGroupedRing &&
+           size() <= kGroupedRing;
+  }
   int64_t rows, width, pixel;
 };
 
@@ -75,10 +79,8 @@ CVK_HD bool grouped_pays(const TappedProduct<T>& p) {
   // Over planes a gather is cheaper than spreading pixels of which every second one is seen, or vectors half filled.
   if (!s.channels_last && (grid.x.source_step > 1 || columns > kLanes)) return false;
   if (plan.narrow == 0 && (columns < kLanes || columns > kGroupedColumns || plan.vecs > 2)) return false;
-  const GroupedRing<isa, T> ring(grid, plan, channels, kGroupedPixels<isa, 1>);
-  return grid.pixels() > 0 && grid.x.extent > 0 && grid.y.extent > 0 && ring.rows <= kGroupedRing &&
-         ring.width <= kGroupedRing && ring.pixel <= kGroupedRing && ring.rows * ring.width <= kGroupedRing &&
-         ring.size() <= kGroupedRing;
+  return grid.pixels() > 0 && grid.x.extent > 0 && grid.y.extent > 0 &&
+         GroupedRing<isa, T>(grid, plan, channels, kGroupedPixels<isa, 1>).fits();
 }
 
 // Pixels of the cut are rows.
@@ -110,6 +112,8 @@ class Grouped {
   using A = Acc<T>;
   using S = Simd<isa, A>;
   using Vec = typename S::Vec;
+  using Tile = GemmTile<isa, A>;
+  using Ring = GroupedRing<isa, T>;
   static constexpr int kLanes = S::kLanes;
 
  public:
@@ -119,42 +123,36 @@ class Grouped {
         plan_(grouped_plan<isa>(p)),
         depth_(p.group_channels()),
         ring_memory_(largest_ring() * static_cast<int64_t>(sizeof(A))),
-        key_size_(p.shape.kernel_size() * depth_ * plan_.vecs * kLanes),
-        keys_(plan_.blocks * p.phases()),
-        resident_(keys_ * key_size_ * static_cast<int64_t>(sizeof(A)) <= kGemmResidentBytes),
-        weight_memory_((resident_ ? keys_ : 1) * key_size_ * static_cast<int64_t>(sizeof(A))),
-        packed_(keys_) {
-    for (int64_t key = 0; key < keys_; ++key) packed_.template as<bool>()[key] = false;
+        sums_(round_up<int64_t>(kGroupedPixels<isa, 1>, Tile::kColumns) * Tile::kColumns *
+              static_cast<int64_t>(sizeof(A))),
+        turned_(p.shape.channels_last ? 0
+                                      : Tile::kColumns * int64_t{Tile::kColumns} * static_cast<int64_t>(sizeof(A))) {
+    packed_.begin(0, keys(), p.shape.kernel_size() * depth_ * plan_.vecs * kLanes, kGemmResidentBytes);
   }
   CVK_HD ~Grouped() {}
 
   // Rows of an image, then of all of its columns and phases: the map is near from the second of them on.
   CVK_HD void item(int64_t index) {
-    const int64_t phases = p_.phases(), keys = plan_.blocks * phases, key = index % keys, block = key / phases;
-    grid_ = p_.grid(key % phases);
-    use_weights(key, block);
-    const int64_t parts = cut_.pixel_blocks / p_.shape.batch, image = index / keys / parts;
-    const int first = static_cast<int>(index / keys % parts) * cut_.block_pixels;
-    const int last = min_of(first + cut_.block_pixels, grid_.y.grid);
-    const int64_t column = block * plan_.columns;
-    const int columns = static_cast<int>(min_of<int64_t>(plan_.columns, p_.columns() - column));
-    for (int x = 0; x < grid_.x.grid;) {
-      const int left = grid_.x.grid - x;
-      if (plan_.vecs == 1) {
-        x += left > kGroupedFewPixels<isa, 1>
-                 ? rows_of<kGroupedPixels<isa, 1>, 1>(image, first, last, x, column, columns)
-                 : rows_of<kGroupedFewPixels<isa, 1>, 1>(image, first, last, x, column, columns);
-      } else {
-        x += left > kGroupedFewPixels<isa, 2>
-                 ? rows_of<kGroupedPixels<isa, 2>, 2>(image, first, last, x, column, columns)
-                 : rows_of<kGroupedFewPixels<isa, 2>, 2>(image, first, last, x, column, columns);
-      }
-    }
+    const int64_t key = index % keys(), block = key / p_.phases(), parts = cut_.pixel_blocks / p_.shape.batch;
+    grid_ = p_.grid(key % p_.phases());
+    weights_ = packed_.get(key, [&](A* to) { pack(block, to); });
+    Item item;
+    item.image = index / keys() / parts;
+    item.first = static_cast<int>(index / keys() % parts) * cut_.block_pixels;
+    item.last = min_of(item.first + cut_.block_pixels, grid_.y.grid);
+    item.column = block * plan_.columns;
+    item.columns = static_cast<int>(min_of<int64_t>(plan_.columns, p_.columns() - item.column));
+    for (int x = 0; x < grid_.x.grid;) x += plan_.vecs == 1 ? rows_of<1>(item, x) : rows_of<2>(item, x);
   }
 
  private:
-  using Ring = GroupedRing<isa, T>;
+  // Rows [first, last) of a phase by a block of filters.
+  struct Item {
+    int64_t image, column;
+    int first, last, columns;
+  };
 
+  CVK_HD int64_t keys() const { return plan_.blocks * p_.phases(); }  // of packed weights
   CVK_HD int64_t largest_ring() const {
     int64_t most = 0;
     for (int64_t phase = 0; phase < p_.phases(); ++phase) {
@@ -163,18 +161,10 @@ class Grouped {
     return most;
   }
 
-  CVK_HD void use_weights(int64_t key, int64_t block) {
-    weights_ = weight_memory_.template as<A>() + (resident_ ? key * key_size_ : 0);
-    bool& packed = packed_.template as<bool>()[key];
-    if (!packed || !resident_) pack(block);
-    packed = true;
-  }
-
   // Weights of a block: [taps, channels, vectors of filters], zeros where there is no filter.
-  CVK_HD void pack(int64_t block) {
+  CVK_HD void pack(int64_t block, A* to) const {
     const auto strides = p_.strides();
-    const int64_t size = p_.group_columns(), pitch = int64_t{plan_.vecs} * kLanes;
-    A* to = weights_;
+    const int64_t size = p_.group_columns(), pitch = plan_.vecs * kLanes;
     for (int v = 0; v < plan_.vecs; ++v, to += kLanes) {
       const T* filters[kLanes];
       const int64_t first = block * plan_.columns + v * kLanes, end = min_of((block + 1) * plan_.columns, p_.columns());
@@ -215,23 +205,26 @@ class Grouped {
     }
   }
 
-  // Rows [first, last) of a phase, up to `pixels` pixels from `x` on; returns how many.
+  // Some pixels of an item's rows from `x` on; returns how many.
+  template <int vecs>
+  CVK_HD int rows_of(const Item& item, int x) {
+    return grid_.x.grid - x > kGroupedFewPixels<isa, vecs> ? tile_of<kGroupedPixels<isa, vecs>, vecs>(item, x)
+                                                           : tile_of<kGroupedFewPixels<isa, vecs>, vecs>(item, x);
+  }
   template <int pixels, int vecs>
-  CVK_HD int rows_of(int64_t image, int first, int last, int x, int64_t column, int columns) {
+  CVK_HD int tile_of(const Item& item, int x) {
     const int count = min_of(pixels, grid_.x.grid - x);
     const Ring ring(grid_, plan_, depth_, pixels);
-    int64_t next = grid_.y.source(first, 0);  // row of the map
-    for (int y = first; y < last; ++y) {
+    int64_t next = grid_.y.source(item.first, 0);  // row of the map
+    for (int y = item.first; y < item.last; ++y) {
       const int64_t top = grid_.y.source(y, 0);
-      for (next = max_of(next, top); next < top + ring.rows; ++next) fill(ring, image, next, x, column, columns);
-      Vec sum[pixels][vecs];
-      Window window{top, grid_.x.source_step * ring.pixel, grid_.x.offset_step * ring.pixel};
+      for (next = max_of(next, top); next < top + ring.rows; ++next) fill(ring, item, next, x);
       if (plan_.narrow > 0) {
-        if constexpr (vecs == 1) sum_taps<pixels, vecs, true>(ring, window, sum);
+        if constexpr (vecs == 1) sum_taps<pixels, vecs, true>(ring, top);
       } else {
-        sum_taps<pixels, vecs, false>(ring, window, sum);
+        sum_taps<pixels, vecs, false>(ring, top);
       }
-      store<pixels, vecs>(sum, image, y, x, count, column, columns);
+      store(item, item.image * grid_.pixels() + int64_t{y} * grid_.x.grid + x, count);
     }
     return count;
   }
@@ -241,19 +234,17 @@ class Grouped {
     return ring_memory_.template as<A>() + (at < 0 ? at + ring.rows : at) * ring.width * ring.pixel;
   }
 
-  // What a tile of results sees: the row of its first tap, elements from pixel to pixel and from tap to tap.
-  struct Window {
-    int64_t top, pixel, tap;
-  };
+  // Sums of a tile whose first tap is in row `top` of the map.
   template <int pixels, int vecs, bool narrow>
-  __attribute__((noinline)) void sum_taps(const Ring& ring, const Window& window, Vec (&result)[pixels][vecs]) const {
+  __attribute__((noinline)) void sum_taps(const Ring& ring, int64_t top) const {
     Vec sum[pixels][vecs];
     clear_sums<isa, A>(sum);
     const A* weights = weights_;
+    const int64_t pixel = grid_.x.source_step * ring.pixel, tap = grid_.x.offset_step * ring.pixel;
     for (int ty = 0; ty < grid_.y.taps; ++ty) {
-      const A* at = row_at(ring, window.top + int64_t{ty} * grid_.y.offset_step);
-      for (int tx = 0; tx < grid_.x.taps; ++tx, at += window.tap) {
-        const TileRows<pixels, A> rows(GemmRows<A>{at, window.pixel});
+      const A* at = row_at(ring, top + int64_t{ty} * grid_.y.offset_step);
+      for (int tx = 0; tx < grid_.x.taps; ++tx, at += tap) {
+        const TileRows<pixels, A> rows(GemmRows<A>{at, pixel});
         for (int c = 0; c < depth_; ++c, weights += vecs * kLanes) {
           if constexpr (narrow) {
             const Vec weight = S::load(weights);
@@ -267,35 +258,36 @@ class Grouped {
         }
       }
     }
+    A* to = sums_.template as<A>();
 #pragma GCC unroll 16
     for (int i = 0; i < pixels; ++i) {
 #pragma GCC unroll 2
-      for (int v = 0; v < vecs; ++v) result[i][v] = sum[i][v];
+      for (int v = 0; v < vecs; ++v) S::store(to + i * Tile::kColumns + v * kLanes, sum[i][v]);
     }
   }
 
   // ---- a row of the map into the ring
 
-  __attribute__((noinline)) void fill(const Ring& ring, int64_t image, int64_t y, int x, int64_t column,
-                                      int columns) const {
+  __attribute__((noinline)) void fill(const Ring& ring, const Item& item, int64_t y, int x) const {
     A* to = row_at(ring, y);
     const int64_t left = grid_.x.source(x, 0), extent = grid_.x.extent;
     const int64_t begin = min_of(max_of<int64_t>(-left, 0), ring.width);
     const int64_t end = y < 0 || y >= grid_.y.extent ? begin : max_of(begin, min_of(extent - left, ring.width));
-    const int64_t first = plan_.narrow > 0 ? column : column / plan_.columns * depth_;  // channel
-    const int channels = plan_.narrow > 0 ? columns : static_cast<int>(depth_);
+    const int64_t first = plan_.narrow > 0 ? item.column : item.column / plan_.columns * depth_;  // channel
+    const int channels = plan_.narrow > 0 ? item.columns : static_cast<int>(depth_);
     for (int64_t i = 0; i < begin * ring.pixel; i += kLanes) S::store(to + i, Vec{});
     for (int64_t i = end * ring.pixel; i < ring.width * ring.pixel; i += kLanes) S::store(to + i, Vec{});
     if (begin == end) return;
     for (int c = 0; c < channels; c += kLanes) {
       const int some = min_of(kLanes, channels - c);
       if (p_.shape.channels_last) {
-        const T* from = p_.source + ((image * grid_.y.extent + y) * extent + left + begin) * p_.channels() + first + c;
+        const T* from =
+            p_.source + ((item.image * grid_.y.extent + y) * extent + left + begin) * p_.channels() + first + c;
         for (int64_t i = begin; i < end; ++i, from += p_.channels()) {
           put(some == kLanes ? S::load(from) : S::load_partial(from, some), to + i * ring.pixel + c);
         }
       } else {
-        const T* from = p_.source + ((image * p_.channels() + first + c) * grid_.y.extent + y) * extent + left;
+        const T* from = p_.source + ((item.image * p_.channels() + first + c) * grid_.y.extent + y) * extent + left;
         const int64_t plane = int64_t{grid_.y.extent} * extent;
         for (int64_t i = begin; i < end; i += kLanes) {
           const int count = static_cast<int>(min_of<int64_t>(kLanes, end - i));
@@ -332,45 +324,19 @@ class Grouped {
 
   // ---- results
 
-  template <int pixels, int vecs>
-  CVK_HD void store(Vec (&sum)[pixels][vecs], int64_t image, int y, int x, int count, int64_t column,
-                    int columns) const {
-    const int64_t place = target_pixel(grid_, p_.target_width(), y, x);
-    const int64_t step = grid_.x.target_step, plane = p_.target_plane();
-#pragma GCC unroll 2
-    for (int v = 0; v < vecs; ++v) {
-      const int some = min_of(kLanes, columns - v * kLanes);
-      Vec bias{};
-      if (p_.bias != nullptr) bias = S::load_partial(p_.bias + column + v * kLanes, some);
-      Vec values[ceil_div(pixels, kLanes)][kLanes] = {};
-      for (int i = 0; i < pixels; ++i) {
-        values[i / kLanes][i % kLanes] = activate(p_.activation, p_.bias != nullptr ? sum[i][v] + bias : sum[i][v]);
-      }
-      if (p_.shape.channels_last) {
-        T* to = p_.target + (image * plane + place) * p_.columns() + column + v * kLanes;
-        for (int i = 0; i < count; ++i, to += step * p_.columns()) {
-          const Vec value = values[i / kLanes][i % kLanes];
-          if (some == kLanes) {
-            S::store(to, value);
-          } else {
-            S::store_partial(to, value, some);
-          }
-        }
-        continue;
-      }
-      for (int i = 0; i < count; i += kLanes) {
-        Vec(&block)[kLanes] = values[i / kLanes];
-        S::transpose(block);
-        const int run = min_of(kLanes, count - i);
-        T* to = p_.target + (image * p_.columns() + column + v * kLanes) * plane + place + i * step;
-        for (int k = 0; k < some; ++k, to += plane) {
-          if (step == 1) {
-            S::store_partial(to, block[k], run);
-          } else {
-            for (int l = 0; l < run; ++l) to[l * step] = from_acc<T>(block[k][l]);
-          }
-        }
-      }
+  // `count` pixels of the phase from `first` on.
+  CVK_HD void store(const Item& item, int64_t first, int count) const {
+    const A* sums = sums_.template as<A>();
+    if (p_.shape.channels_last) {
+      store_rows<isa, A>(p_, grid_, first, count, item.column, item.columns, sums, 1);
+      return;
+    }
+    A* turned = turned_.template as<A>();
+    for (int i = 0; i < count; i += Tile::kColumns) {
+      const int some = min_of(Tile::kColumns, count - i);
+      transpose_matrix<isa>(sums + i * Tile::kColumns, Tile::kColumns, turned, Tile::kColumns, round_up(some, kLanes),
+                            plan_.vecs * kLanes);
+      store_planes<isa, A>(p_, grid_, first + i, some, item.column, item.columns, turned, 1);
     }
   }
 
@@ -379,11 +345,9 @@ class Grouped {
   GroupedPlan plan_;
   int64_t depth_;  // channels of a group
   TapGrid grid_{};
-  Scratch ring_memory_;
-  int64_t key_size_, keys_;  // of packed weights: blocks by phases
-  bool resident_;            // all of them stay
-  Scratch weight_memory_, packed_;
-  A* weights_ = nullptr;  // of the block and phase
+  Scratch ring_memory_, sums_, turned_;  // sums of a tile's pixels, kColumns apart, and over planes of its filters
+  PackedBlocks<A> packed_;
+  const A* weights_ = nullptr;  // of the block and phase
 };
 
 }  // namespace cvk

@@ -162,7 +162,7 @@ class SmallMap {
                     ? kSmallMapDepth<A> * int64_t{kLanes} * static_cast<int64_t>(sizeof(A))
                     : 0),
         places_(int64_t{kLanes} * static_cast<int64_t>(sizeof(GridPixel))),
-        planes_(p.source, p.channels(), p.shape.channels_last ? 0 : kColumns) {}
+        planes_(p.source, p.channels(), p.shape.channels_last ? 0 : kLanes) {}
   CVK_HD ~SmallMap() {}
 
   CVK_HD void item(int64_t index) {

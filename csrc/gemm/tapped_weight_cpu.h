@@ -97,17 +97,15 @@ CVK_HD void put_filter(const TappedWeightGradient<T>& p, int64_t part, int64_t f
   const auto at = [&](int i, int j) {
     return p.weight_at(filter, block.c + (taps_first ? j : i), block.t + (taps_first ? i : j));
   };
-  if (same_order && (one || inner == (taps_first ? s.group_channels() : s.kernel_size()))) {
-    put_run<isa>(p, part, at(0, 0), from, block.depth());
+  if (!same_order) {
+    for (int i = 0; i < outer; ++i) {
+      for (int j = 0; j < inner; ++j) p.put(part, at(i, j), *from++);
+    }
     return;
   }
-  for (int i = 0; i < outer; ++i, from += inner) {
-    if (same_order) {
-      put_run<isa>(p, part, at(i, 0), from, inner);
-    } else {
-      for (int j = 0; j < inner; ++j) p.put(part, at(i, j), from[j]);
-    }
-  }
+  const bool whole = one || inner == (taps_first ? s.group_channels() : s.kernel_size());
+  const int run = whole ? block.depth() : inner;  // neighbours in memory
+  for (int k = 0; k < block.depth(); k += run) put_run<isa>(p, part, at(k / inner, 0), from + k, run);
 }
 
 // The sums of an item, filters by a block of the depth or the other way round. `lines`: scratch for as many filters as a vector has
@@ -165,9 +163,10 @@ CVK_HD void weight_gradient_of(const TappedWeightGradient<T>& p, const ConvCut& 
   A* filter = filter_memory.template as<A>();
   A* lines = line_memory.template as<A>();
   for (int64_t item = first; item < last; ++item) {
-    const DepthBlock block = blocks[item % cut.depth_blocks];
-    const int64_t first_filter = item / cut.depth_blocks % cut.column_blocks * cut.block_columns;
-    const int64_t rest = item / cut.depth_blocks / cut.column_blocks, part = rest % cut.parts, group = rest / cut.parts;
+    const int64_t part = item % cut.parts;
+    const DepthBlock block = blocks[item / cut.parts % cut.depth_blocks];
+    const int64_t first_filter = item / cut.parts / cut.depth_blocks % cut.column_blocks * cut.block_columns;
+    const int64_t group = item / cut.parts / cut.depth_blocks / cut.column_blocks;
     const int count = static_cast<int>(min_of<int64_t>(cut.block_columns, filters - first_filter));
     const int64_t global_filter = group * filters + first_filter;
     const int64_t begin = part * cut.part_pixels, end = min_of(begin + cut.part_pixels, p.pixels());

@@ -181,7 +181,7 @@ CVK_HD void make_weight_rows(const TappedProduct<T>& p, const TapGrid& grid, con
 
 // ---- keeping them
 
-// Keeps the packed blocks of one group and block of columns, all of them where they fit, else the last.
+// Keeps the packed blocks of a key, all of them where they fit, else the last.
 template <class P>
 class PackedBlocks {
  public:
@@ -196,26 +196,29 @@ class PackedBlocks {
     if (key == key_ && size == size_) return;
     key_ = key;
     size_ = size;
-    done_ = 0;
     if (wanted > capacity_) {
       memory_.reset(wanted);
       capacity_ = wanted;
     }
+    if (count > flags_) {
+      packed_.reset(count);
+      flags_ = count;
+    }
+    for (int64_t b = 0; b < count; ++b) packed_.template as<bool>()[b] = false;
   }
-  // pack(to) writes block b; blocks are asked for in order.
+  // pack(to) writes block b.
   template <class Pack>
   CVK_HD const P* get(int64_t b, Pack&& pack) {
     P* block = memory_.template as<P>() + (resident_ ? b * size_ : 0);
-    if (!resident_ || b >= done_) {
-      pack(block);
-      done_ = b + 1;
-    }
+    bool& packed = packed_.template as<bool>()[b];
+    if (!resident_ || !packed) pack(block);
+    packed = true;
     return block;
   }
 
  private:
-  Scratch memory_;
-  int64_t capacity_ = 0, key_ = -1, size_ = 0, done_ = 0;
+  Scratch memory_, packed_;
+  int64_t capacity_ = 0, flags_ = 0, key_ = -1, size_ = 0;
   bool resident_ = false;
 };
 
