@@ -7,7 +7,9 @@
 #include "gemm/depthwise_cpu.h"
 #include "gemm/depthwise_weight_cpu.h"
 #include "gemm/grouped_cpu.h"
+#include "gemm/grouped_weight_cpu.h"
 #include "gemm/plane_map_cpu.h"
+#include "gemm/plane_weight_cpu.h"
 #include "gemm/small_map_cpu.h"
 #include "gemm/tapped_cpu.h"
 #include "gemm/tapped_weight_cpu.h"
@@ -52,8 +54,8 @@ CVK_HD int64_t product_items(const TappedProduct<T>& p, int threads, ConvCut& cu
 }
 
 // A slice of the work items of a form that is a class.
-template <class Form, class T>
-CVK_HD void form_slice(const TappedProduct<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
+template <class Form, class Problem>
+CVK_HD void form_slice(const Problem& p, const ConvCut& cut, int64_t first, int64_t last) {
   Form form(p, cut);
   for (int64_t index = first; index < last; ++index) form.item(index);
 }
@@ -89,16 +91,28 @@ CVK_HD int64_t weight_gradient_items(const TappedWeightGradient<T>& p, ConvCut& 
     cut.parts = depthwise_weight_parts(p.shape);
     return depthwise_weight_items(p.shape, cut.parts);
   }
+  if (grouped_weight_pays<isa, T>(p.shape)) {
+    cut = grouped_weight_cut<isa, T>(p.shape);
+    return grouped_weight_items(cut);
+  }
+  if (plane_weight_pays<T>(p.shape)) {
+    cut = plane_weight_cut<isa, T>(p.shape);
+    return plane_weight_items(p.shape, cut);
+  }
   cut = weight_cut<isa, T>(p.shape);
   return weight_items(p.shape, cut);
 }
 
 template <Isa isa, class T>
 CVK_HD void weight_gradient_slice(const TappedWeightGradient<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
-  if (!is_depthwise(p.shape)) {
-    weight_gradient<isa>(p, cut, first, last);
-  } else {
+  if (is_depthwise(p.shape)) {
     depthwise_weight_slice<isa>(p, cut.parts, first, last);
+  } else if (cut.form == ConvForm::kGrouped) {
+    form_slice<GroupedWeights<isa, T>>(p, cut, first, last);
+  } else if (cut.form == ConvForm::kPlaneMap) {
+    if constexpr (std::is_same_v<T, Acc<T>>) form_slice<PlaneWeights<isa, T>>(p, cut, first, last);
+  } else {
+    weight_gradient<isa>(p, cut, first, last);
   }
 }
 

@@ -34,21 +34,32 @@ CVK_HD bool filters_by_dots(int64_t pixels) {
   return pixels % kLanes <= (pixels < kLanes ? kLanes * 3 / 4 : kLanes / 2);
 }
 
-// `count` filters, as filter_rows says, each `pitch` from the last, by the vectors that hold `pixels` pixels.
+// From filter to filter of the sums of such a tile.
+template <Isa isa, class A>
+CVK_HD int filter_sums_stride(int pixels) {
+  return pixels > 2 * Simd<isa, A>::kLanes ? kSumsStride<isa, A, kFilterVectors> : kSumsStride<isa, A, 1>;
+}
+
+// `count` filters, as filter_rows says, the rows of `left`, by the vectors that hold `pixels` pixels.
+template <Isa isa, class A, class T, class Left, class Panel>
+CVK_HD void multiply_filter_rows(const Left& left, int count, const Panel& panel, int pixels, int depth,
+                                 const GemmTarget<A, T>& target) {
+  switch (ceil_div(pixels, Simd<isa, A>::kLanes)) {
+    case 1:
+      gemm_rows_of<isa, A, T, 1, kFilterRows<isa>>(left, panel, depth, target, count, pixels);
+      break;
+    case 2:
+      gemm_rows_of<isa, A, T, 2, kFilterRows<isa>>(left, panel, depth, target, count, pixels);
+      break;
+    default:
+      gemm_rows_of<isa, A, T, kFilterVectors, kFilterRows<isa>>(left, panel, depth, target, count, pixels);
+  }
+}
+// The same for filters of contiguous depth, each `pitch` from the last.
 template <Isa isa, class A, class T>
 CVK_HD void multiply_filters(const A* filters, int64_t pitch, int count, const GemmPanel<A>& panel, int pixels,
                              int depth, const GemmTarget<A, T>& target) {
-  const GemmRows<A> rows{filters, count > 1 ? pitch : 0};
-  switch (ceil_div(pixels, Simd<isa, A>::kLanes)) {
-    case 1:
-      gemm_rows_of<isa, A, T, 1, kFilterRows<isa>>(rows, panel, depth, target, count, pixels);
-      break;
-    case 2:
-      gemm_rows_of<isa, A, T, 2, kFilterRows<isa>>(rows, panel, depth, target, count, pixels);
-      break;
-    default:
-      gemm_rows_of<isa, A, T, kFilterVectors, kFilterRows<isa>>(rows, panel, depth, target, count, pixels);
-  }
+  multiply_filter_rows<isa>(GemmRows<A>{filters, count > 1 ? pitch : 0}, count, panel, pixels, depth, target);
 }
 
 }  // namespace cvk

@@ -203,6 +203,23 @@ template <int rows, class P>
 CVK_HD TileRows<rows, P> tile_left(const GemmRows<P>& left) {
   return TileRows<rows, P>(left);
 }
+
+// Rows whose steps of the depth lie where places say, the same for each row.
+template <class P>
+struct GemmPlacedRows {
+  GemmRows<P> rows;
+  const int* places;
+};
+template <int rows, class P>
+struct TilePlacedRows {
+  CVK_HD P operator()(int i, int p) const { return tile(i, places[p]); }
+  TileRows<rows, P> tile;
+  const int* places;
+};
+template <int rows, class P>
+CVK_HD TilePlacedRows<rows, P> tile_left(const GemmPlacedRows<P>& left) {
+  return {TileRows<rows, P>(left.rows), left.places};
+}
 template <int rows, class P>
 CVK_HD GemmColumns<P> tile_left(const GemmColumns<P>& left) {
   return left;
@@ -214,6 +231,14 @@ struct GemmPanel {
   const P* at;
   int64_t stride;
   CVK_HD const P* operator()(int p) const { return at + p * stride; }
+};
+
+// The same, each where its place says.
+template <class P>
+struct GemmPlaces {
+  const P* at;
+  const int* places;
+  CVK_HD const P* operator()(int p) const { return at + places[p]; }
 };
 
 // The sums over p < depth of left[i, p] * right(p)[j], for `rows` rows and `vecs` vectors; the first `count` rows and `columns`

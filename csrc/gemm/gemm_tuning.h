@@ -84,14 +84,39 @@ constexpr int kSmallMapWeightCost = 8;
 constexpr int kSmallMapResultCost = 16;
 constexpr int kSmallMapPackCost = 22;
 
-// Groups of few channels. Products of a result and filters of a group at most (32 take Winograd's form); bytes of the map that a work
-// item sees; elements of the ring (3 x 3 taps of 8 channels are 24 KiB); work items of a thread, and rows of one at least.
-constexpr int kGroupedDepth = 512;
-constexpr int kGroupedColumns = 31;
-constexpr int64_t kGroupedBytes = int64_t{1} << 19;
-constexpr int64_t kGroupedRing = int64_t{1} << 14;
+// Copies of a map in which taps of neighbours are vectors. Cells of a row, and rows, at most.
+constexpr int64_t kWindowCells = int64_t{1} << 20;
+
+// Groups of few channels. Channels and filters of a group at most (Winograd's form takes 32 and more), and products of a result; bytes
+// of a window wanted, and at most; rows of it for which fewer groups share one; vectors of pixels at least, alone and in each of
+// several phases; phases at most; work items of a thread at least.
+constexpr int64_t kGroupedChannels = 31;
+constexpr int64_t kGroupedDepth = 512;
+constexpr int64_t kGroupedWindow = int64_t{1} << 18;
+constexpr int64_t kGroupedMostWindow = int64_t{1} << 20;
+constexpr int kGroupedRows = 4;
+constexpr int64_t kGroupedVectors = 2;
+constexpr int64_t kGroupedPhaseVectors = 8;
+constexpr int64_t kGroupedPhases = 16;
 constexpr int kGroupedItems = 4;
-constexpr int kGroupedRows = 8;
+
+// Cycles of the gradient of their weights beside its products: adding up a tile, copying a vector, storing a weight. The other way, in
+// fortieths: gathering an element, and its products with a vector of filters. From 15 shapes on a Xeon of the Emerald Rapids generation;
+// in all of them the faster is taken, or one at most 10 % slower.
+constexpr int64_t kGroupedTileCost = 60;
+constexpr int64_t kGroupedCopyCost = 5;
+constexpr int64_t kGroupedPutCost = 3;
+constexpr int64_t kGroupedGatherCost = 16;
+constexpr int64_t kGroupedProductCost = 27;
+
+// Vectors of a dot product along planes, after which its lanes are added up: what a tile reads of them is 32 KiB and stays in L1.
+constexpr int64_t kDotPlanesChunk = 64;
+
+// The gradient of weights of 1 x 1 over planes by these. Pixels of an image at least; filters of a work item at least where there would
+// be few of them; products of a number that is read at most. From 25 shapes on a Xeon of the Emerald Rapids generation.
+constexpr int64_t kPlaneWeightPixels = 64;
+constexpr int64_t kPlaneWeightFilters = 32;
+constexpr int64_t kPlaneWeightProducts = 48;
 
 // Planes multiplied where they lie. Channels at most: 2,048 times the four lines of a tile's pixels are half an L2 of 1 MiB. Planes
 // 256 bytes apart, modulo a page, reach nearly all sets; where a higher power of two divides their distance, as many times fewer:

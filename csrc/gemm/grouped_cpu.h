@@ -1,103 +1,66 @@
 // Convolutions of groups of few channels on the CPU (ResNeXt, RegNet): no gather, which would cost more than the products.
 //
-// A register tile is neighbouring pixels of a row by vectors of filters. It reads its pixels from rows of the map copied with their
-// zeros around them, each once, in a ring that holds what the taps of one row of results see and stays in L1.
+// What some rows of results see is copied into a window (tap_window_cpu.h), in which a tap of neighbouring pixels is a vector. A
+// register tile is eight filters by three such vectors (filter_rows_cpu.h), filters as they lie in either direction; pixels are
+// counted over the ends of rows, so that vectors are full in narrow maps as well. Several groups share a window where a
+// channels-last pixel holds less than a vector of each.
 //
-//   narrow   As many filters as channels in a group, and several groups in a vector: the vector of a pixel is copied once for each
-//            channel of a group, with that channel of its own group in every lane. A product is of two vectors.
-//   wide     A group has a vector of filters or two. A product is a number of a pixel by these.
+// Bound: products. Copying in and out adds 10 cycles to a vector of planes, 20 to one of turned channels; products of a vector take
+// half a cycle for each weight of the group.
 //
-// Pixels are copied channels-last from either layout; over planes, results are turned back before they leave. Each result's sum is taken in
-// the order of taps, then channels: the same bits for any number of threads or images.
+// Each result's sum is taken in an order that the shape alone decides: the same bits for any number of threads or images.
 #pragma once
 
 #include <cstdint>
-#include <utility>
 
+#include "gemm/filter_rows_cpu.h"
+#include "gemm/tap_window_cpu.h"
 #include "gemm/tapped_cpu.h"
-#include "gemm/weights_cpu.h"
 
 namespace cvk {
 
-// Pixels of a register tile of so many vectors, and of one for what is left of a row.
-template <Isa isa, int vecs>
-inline constexpr int kGroupedPixels = vecs == 1 && GemmTile<isa, float>::kRows < 12 ? 12 : GemmTile<isa, float>::kRows;
-template <Isa isa, int vecs>
-inline constexpr int kGroupedFewPixels = kGroupedPixels<isa, vecs> > 8 ? 8 : kGroupedPixels<isa, vecs>;
-
-// How a product's groups are dealt out to vectors.
+// What of a phase is copied at a time: some groups, and of them some rows, or none where even one would be too large.
 struct GroupedPlan {
-  int narrow;                     // channels of a group if several share a vector, else 0
-  int64_t vecs, columns, blocks;  // vectors and filters of a block; blocks of them
+  int groups = 0;
+  int64_t rows = 0;
 };
-
 template <Isa isa, class T>
 CVK_HD GroupedPlan grouped_plan(const TappedProduct<T>& p) {
-  constexpr int kLanes = Simd<isa, Acc<T>>::kLanes;
-  const int64_t channels = p.group_channels(), columns = p.group_columns();
-  GroupedPlan plan{};
-  if (channels == columns && columns < kLanes && kLanes % columns == 0) {
-    plan.narrow = static_cast<int>(columns);
-    plan.vecs = 1;
-    plan.columns = kLanes;
-    plan.blocks = ceil_div<int64_t>(p.columns(), kLanes);
-  } else {
-    plan.vecs = ceil_div<int64_t>(columns, kLanes);
-    plan.columns = columns;
-    plan.blocks = p.shape.groups;
+  constexpr int64_t kSize = static_cast<int64_t>(sizeof(Acc<T>));
+  GroupedPlan plan;
+  plan.groups = static_cast<int>(window_groups<isa, Acc<T>>(p.shape.groups, p.group_channels(), p.group_columns()));
+  for (;; plan.groups = ceil_div(plan.groups, 2)) {
+    plan.rows = p.grid(0).y.grid;  // the first phase has the most
+    for (int64_t phase = 0; phase < p.phases(); ++phase) {
+      TapWindow<isa, T> window;
+      window.shape(p.grid(phase), plan.groups * static_cast<int>(p.group_channels()), 1);
+      const int64_t one = window.fits(kGroupedMostWindow / kSize);
+      plan.rows = min_of(plan.rows, max_of(one, window.rows_within(kGroupedWindow / kSize)));
+    }
+    if (plan.rows >= min_of(kGroupedRows, p.grid(0).y.grid) || plan.groups == 1) return plan;
   }
-  return plan;
 }
-
-// The rows of the map that a row of results sees, and of them what a tile of `pixels` results does.
-template <Isa isa, class T>
-struct GroupedRing {
-  CVK_HD GroupedRing(const TapGrid& grid, const GroupedPlan& plan, int64_t channels, int pixels)
-      : rows(max_of<int64_t>(1, int64_t{grid.y.taps - 1} * grid.y.offset_step + 1)),
-        width(int64_t{pixels - 1} * grid.x.source_step +
-              max_of<int64_t>(0, int64_t{grid.x.taps - 1} * grid.x.offset_step) + 1),
-        pixel(plan.narrow > 0 ? plan.narrow * int64_t{Simd<isa, Acc<T>>::kLanes}
-                              : round_up<int64_t>(channels, Simd<isa, Acc<T>>::kLanes)) {}
-  CVK_HD int64_t size() const { return rows * width * pixel; }
-  CVK_HD bool fits() const {
-    return rows <= kGroupedRing && width <= kGroupedRing && pixel <= kGroupedRing && rows * width <= kGroupedRing &&
-           size() <= kGroupedRing;
-  }
-  int64_t rows, width, pixel;
-};
 
 template <Isa isa, class T>
 CVK_HD bool grouped_pays(const TappedProduct<T>& p) {
-  constexpr int kLanes = Simd<isa, Acc<T>>::kLanes;
-  const ConvShape& s = p.shape;
-  const int64_t channels = p.group_channels(), columns = p.group_columns();
-  if (s.groups < 2 || is_depthwise(s) || channels < 2 || columns < 2 || s.kernel_size() == 1 || s.batch == 0)
-    return false;
-  if (channels * s.kernel_size() > kGroupedDepth) return false;
-  const GroupedPlan plan = grouped_plan<isa>(p);
-  const TapGrid grid = p.grid(0);
-  // Over planes a gather is cheaper than spreading pixels of which every second one is seen, or vectors half filled.
-  if (!s.channels_last && (grid.x.source_step > 1 || columns > kLanes)) return false;
-  if (plan.narrow == 0 && (columns < kLanes || columns > kGroupedColumns || plan.vecs > 2)) return false;
-  return grid.pixels() > 0 && grid.x.extent > 0 && grid.y.extent > 0 &&
-         GroupedRing<isa, T>(grid, plan, channels, kGroupedPixels<isa, 1>).fits();
+  // Of few pixels most of a vector would be dropped, and each of several phases copies the map for itself.
+  const int64_t least = (p.phases() > 1 ? kGroupedPhaseVectors : kGroupedVectors) * Simd<isa, Acc<T>>::kLanes;
+  return of_small_groups(p.shape) && p.phases() <= kGroupedPhases && p.grid(p.phases() - 1).pixels() >= least &&
+         grouped_plan<isa>(p).rows > 0;
 }
 
-// Pixels of the cut are rows.
+// Pixels of the cut are rows, columns are groups.
 template <Isa isa, class T>
 CVK_HD ConvCut grouped_cut(const TappedProduct<T>& p, int threads) {
   const GroupedPlan plan = grouped_plan<isa>(p);
-  const int64_t rows = p.grid(0).y.grid, items = p.phases() * plan.blocks * p.shape.batch;
+  const int64_t rows = p.grid(0).y.grid;
   ConvCut cut{};
   cut.form = ConvForm::kGrouped;
-  cut.column_blocks = plan.blocks;
-  // A row of results and what it sees stays in L2 for all columns; threads want some items each.
-  const int64_t row =
-      int64_t{p.grid(0).x.extent} * p.channels() * p.grid(0).y.source_step * static_cast<int64_t>(sizeof(T));
-  const int64_t parts =
-      max_of(ceil_div<int64_t>(int64_t{kGroupedItems} * threads, items), ceil_div<int64_t>(rows * row, kGroupedBytes));
-  cut.block_pixels =
-      static_cast<int>(ceil_div(rows, max_of<int64_t>(1, min_of(parts, ceil_div<int64_t>(rows, kGroupedRows)))));
+  cut.block_columns = plan.groups;
+  cut.column_blocks = ceil_div<int64_t>(p.shape.groups, cut.block_columns);
+  const int64_t items = p.phases() * cut.column_blocks * p.shape.batch;
+  const int64_t parts = max_of(ceil_div(rows, plan.rows), ceil_div<int64_t>(int64_t{kGroupedItems} * threads, items));
+  cut.block_pixels = static_cast<int>(ceil_div(rows, min_of(rows, parts)));
   cut.pixel_blocks = p.shape.batch * ceil_div<int64_t>(rows, cut.block_pixels);
   return cut;
 }
@@ -112,242 +75,197 @@ class Grouped {
   using A = Acc<T>;
   using S = Simd<isa, A>;
   using Vec = typename S::Vec;
-  using Tile = GemmTile<isa, A>;
-  using Ring = GroupedRing<isa, T>;
   static constexpr int kLanes = S::kLanes;
+  static constexpr int kPixels = kFilterVectors * kLanes;  // of a register tile
 
  public:
   CVK_HD Grouped(const TappedProduct<T>& p, const ConvCut& cut)
       : p_(p),
         cut_(cut),
-        plan_(grouped_plan<isa>(p)),
-        depth_(p.group_channels()),
-        ring_memory_(largest_ring() * static_cast<int64_t>(sizeof(A))),
-        sums_(round_up<int64_t>(kGroupedPixels<isa, 1>, Tile::kColumns) * Tile::kColumns *
-              static_cast<int64_t>(sizeof(A))),
-        turned_(p.shape.channels_last ? 0
-                                      : Tile::kColumns * int64_t{Tile::kColumns} * static_cast<int64_t>(sizeof(A))) {
-    packed_.begin(0, keys(), p.shape.kernel_size() * depth_ * plan_.vecs * kLanes, kGemmResidentBytes);
+        places_(2 * p.group_channels() * p.shape.kernel_size() * static_cast<int64_t>(sizeof(int))),
+        sums_memory_(((cut.block_columns * p.group_columns() + 1) * kPixels + kLanes) *
+                     static_cast<int64_t>(sizeof(A))) {
+    int64_t most = 0;
+    for (int64_t phase = 0; phase < p.phases(); ++phase) {
+      window_.shape(p.grid(phase), channels(), cut.block_pixels);
+      most = max_of(most, window_.size());
+    }
+    window_.reserve(most);
+    if (!std::is_same_v<T, A>) {
+      const int64_t size = round_up<int64_t>(cut.block_columns * p.strides().group, kLanes);
+      packed_.begin(0, cut.column_blocks, size, kGemmResidentBytes);
+    }
   }
   CVK_HD ~Grouped() {}
 
-  // Rows of an image, then of all of its columns and phases: the map is near from the second of them on.
+  // In the order of rows, phases and columns: the map is near from the second of these on.
   CVK_HD void item(int64_t index) {
-    const int64_t key = index % keys(), block = key / p_.phases(), parts = cut_.pixel_blocks / p_.shape.batch;
-    grid_ = p_.grid(key % p_.phases());
-    weights_ = packed_.get(key, [&](A* to) { pack(block, to); });
+    const int64_t block = index % cut_.column_blocks, phase = index / cut_.column_blocks % p_.phases();
+    const int64_t part = index / cut_.column_blocks / p_.phases(), parts = cut_.pixel_blocks / p_.shape.batch;
+    if (phase != phase_) begin_phase(phase);
     Item item;
-    item.image = index / keys() / parts;
-    item.first = static_cast<int>(index / keys() % parts) * cut_.block_pixels;
-    item.last = min_of(item.first + cut_.block_pixels, grid_.y.grid);
-    item.column = block * plan_.columns;
-    item.columns = static_cast<int>(min_of<int64_t>(plan_.columns, p_.columns() - item.column));
-    for (int x = 0; x < grid_.x.grid;) x += plan_.vecs == 1 ? rows_of<1>(item, x) : rows_of<2>(item, x);
+    item.image = part / parts;
+    item.group = block * cut_.block_columns;
+    item.groups = static_cast<int>(min_of<int64_t>(cut_.block_columns, p_.shape.groups - item.group));
+    item.first = static_cast<int>(part % parts) * cut_.block_pixels;
+    const int rows = min_of(cut_.block_pixels, grid_.y.grid - item.first);  // a later phase may have fewer
+    if (rows <= 0 || grid_.x.grid == 0) return;
+    const bool last = p_.shape.channels_last;
+    const int64_t channel = item.group * p_.group_channels();
+    const WindowSource<T> map{
+        p_.source + item.image * p_.channels() * p_.source_plane() + channel * (last ? 1 : p_.source_plane()),
+        item.groups * static_cast<int>(p_.group_channels()), p_.channels(), last};
+    window_.copy(map, item.first, rows);
+    const A* weights = weights_of(item, block);
+    const int64_t end = (rows - 1) * window_.pitch() + grid_.x.grid;
+    for (int64_t at = 0; at < end; at += kPixels) {
+      const int pixels = static_cast<int>(min_of<int64_t>(kPixels, end - at));
+      multiply(item, weights, at, pixels);
+      store(item, at, pixels);
+    }
   }
 
  private:
-  // Rows [first, last) of a phase by a block of filters.
   struct Item {
-    int64_t image, column;
-    int first, last, columns;
+    int64_t image, group;
+    int groups, first;  // rows of the phase from `first` on
   };
+  CVK_HD int channels() const { return static_cast<int>(cut_.block_columns * p_.group_channels()); }  // of a window
+  CVK_HD int depth() const { return static_cast<int>(p_.group_channels()) * grid_.taps(); }
 
-  CVK_HD int64_t keys() const { return plan_.blocks * p_.phases(); }  // of packed weights
-  CVK_HD int64_t largest_ring() const {
-    int64_t most = 0;
-    for (int64_t phase = 0; phase < p_.phases(); ++phase) {
-      most = max_of(most, Ring(p_.grid(phase), plan_, depth_, kGroupedPixels<isa, 1>).size());
-    }
-    return most;
-  }
-
-  // Weights of a block: [taps, channels, vectors of filters], zeros where there is no filter.
-  CVK_HD void pack(int64_t block, A* to) const {
+  CVK_HD void begin_phase(int64_t phase) {
+    phase_ = phase;
+    grid_ = p_.grid(phase);
+    window_.shape(grid_, channels(), cut_.block_pixels);
+    window_.clear();
+    // Where the window has the weights of a filter, in their order there, and in the transposed form where they are.
     const auto strides = p_.strides();
-    const int64_t size = p_.group_columns(), pitch = plan_.vecs * kLanes;
-    for (int v = 0; v < plan_.vecs; ++v, to += kLanes) {
-      const T* filters[kLanes];
-      const int64_t first = block * plan_.columns + v * kLanes, end = min_of((block + 1) * plan_.columns, p_.columns());
-      for (int j = 0; j < kLanes; ++j) {
-        const int64_t column = first + j;
-        filters[j] =
-            column < end ? p_.weights + column / size * strides.group + column % size * strides.column : nullptr;
-      }
-      if (!p_.transposed) {
-        pack_turned(filters, pitch, to);
-        continue;
-      }
-      for (int t = 0; t < grid_.taps(); ++t) {
-        const int64_t tap = kernel_of(grid_, p_.shape.kernel_width, t) * strides.tap;
-        for (int64_t c = 0; c < depth_; ++c) {
-          A* row = to + (t * depth_ + c) * pitch;
-          for (int j = 0; j < kLanes; ++j) {
-            row[j] = filters[j] != nullptr ? to_acc(filters[j][tap + c * strides.channel]) : A(0);
-          }
+    const bool taps_first = !p_.transposed && p_.shape.weight_channels_last;
+    const int taps = grid_.taps(), channels = static_cast<int>(p_.group_channels());
+    for (int i = 0; i < depth(); ++i) {
+      const int c = taps_first ? i % channels : i / taps, t = taps_first ? i / channels : i % taps;
+      window_places()[i] = static_cast<int>(window_.place(c, t));
+      weight_places()[i] =
+          static_cast<int>(c * strides.channel + kernel_of(grid_, p_.shape.kernel_width, t) * strides.tap);
+    }
+  }
+  CVK_HD int* window_places() const { return places_.template as<int>(); }
+  CVK_HD int* weight_places() const { return window_places() + p_.group_channels() * p_.shape.kernel_size(); }
+
+  // The weights of a block of groups, which lie together, in the type of the sums.
+  CVK_HD const A* weights_of(const Item& item, int64_t block) {
+    const T* weights = p_.weights + item.group * p_.strides().group;
+    if constexpr (std::is_same_v<T, A>) {
+      return weights;
+    } else {
+      return packed_.get(block, [&](A* to) {
+        const int64_t size = item.groups * p_.strides().group;
+        for (int64_t i = 0; i < size; i += kLanes) {
+          S::store(to + i, S::load_partial(weights + i, static_cast<int>(min_of<int64_t>(kLanes, size - i))));
+        }
+      });
+    }
+  }
+
+  CVK_HD A* sums() const { return sums_memory_.template as<A>(); }
+
+  // Sums of `pixels` positions from `at` on.
+  CVK_HD void multiply(const Item& item, const A* weights, int64_t at, int pixels) const {
+    const int columns = static_cast<int>(p_.group_columns());
+    const int64_t group = p_.group_channels() * window_.plane();
+    const auto strides = p_.strides();
+    for (int g = 0; g < item.groups; ++g) {
+      const GemmPlaces<A> taps{window_.data() + g * group + at, window_places()};
+      const A* filters = weights + g * strides.group;
+      for (int j = 0, count; j < columns; j += count) {
+        count = filter_rows<isa>(columns - j);
+        const GemmRows<A> rows{filters + j * strides.column, count > 1 ? strides.column : 0};
+        const GemmTarget<A, T> target{sums() + (g * columns + j) * filter_sums_stride<isa, A>(pixels), false, nullptr};
+        // Perf: a filter's weights in the order of the depth take 3 to 8 % less time than by their places.
+        if (p_.transposed) {
+          multiply_filter_rows<isa>(GemmPlacedRows<A>{rows, weight_places()}, count, taps, pixels, depth(), target);
+        } else {
+          multiply_filter_rows<isa>(rows, count, taps, pixels, depth(), target);
         }
       }
     }
-  }
-  // Filters whose weights are contiguous: all taps of a channel after the other, or the other way round.
-  CVK_HD void pack_turned(const T* const* filters, int64_t pitch, A* to) const {
-    const int taps = grid_.taps(), size = taps * static_cast<int>(depth_);
-    for (int e = 0; e < size; e += kLanes) {
-      const int some = min_of(kLanes, size - e);
-      Vec values[kLanes];
-      for (int j = 0; j < kLanes; ++j) {
-        values[j] = filters[j] == nullptr ? Vec{} : S::load_partial(filters[j] + e, some);
-      }
-      S::transpose(values);
-      for (int i = 0; i < some; ++i) {
-        const int64_t at = p_.shape.weight_channels_last ? e + i : (e + i) % taps * depth_ + (e + i) / taps;
-        S::store(to + at * pitch, values[i]);
-      }
-    }
-  }
-
-  // Some pixels of an item's rows from `x` on; returns how many.
-  template <int vecs>
-  CVK_HD int rows_of(const Item& item, int x) {
-    return grid_.x.grid - x > kGroupedFewPixels<isa, vecs> ? tile_of<kGroupedPixels<isa, vecs>, vecs>(item, x)
-                                                           : tile_of<kGroupedFewPixels<isa, vecs>, vecs>(item, x);
-  }
-  template <int pixels, int vecs>
-  CVK_HD int tile_of(const Item& item, int x) {
-    const int count = min_of(pixels, grid_.x.grid - x);
-    const Ring ring(grid_, plan_, depth_, pixels);
-    int64_t next = grid_.y.source(item.first, 0);  // row of the map
-    for (int y = item.first; y < item.last; ++y) {
-      const int64_t top = grid_.y.source(y, 0);
-      for (next = max_of(next, top); next < top + ring.rows; ++next) fill(ring, item, next, x);
-      if (plan_.narrow > 0) {
-        if constexpr (vecs == 1) sum_taps<pixels, vecs, true>(ring, top);
-      } else {
-        sum_taps<pixels, vecs, false>(ring, top);
-      }
-      store(item, item.image * grid_.pixels() + int64_t{y} * grid_.x.grid + x, count);
-    }
-    return count;
-  }
-
-  CVK_HD A* row_at(const Ring& ring, int64_t y) const {
-    const int64_t at = y % ring.rows;  // y may be above the map
-    return ring_memory_.template as<A>() + (at < 0 ? at + ring.rows : at) * ring.width * ring.pixel;
-  }
-
-  // Sums of a tile whose first tap is in row `top` of the map.
-  template <int pixels, int vecs, bool narrow>
-  __attribute__((noinline)) void sum_taps(const Ring& ring, int64_t top) const {
-    Vec sum[pixels][vecs];
-    clear_sums<isa, A>(sum);
-    const A* weights = weights_;
-    const int64_t pixel = grid_.x.source_step * ring.pixel, tap = grid_.x.offset_step * ring.pixel;
-    for (int ty = 0; ty < grid_.y.taps; ++ty) {
-      const A* at = row_at(ring, top + int64_t{ty} * grid_.y.offset_step);
-      for (int tx = 0; tx < grid_.x.taps; ++tx, at += tap) {
-        const TileRows<pixels, A> rows(GemmRows<A>{at, pixel});
-        for (int c = 0; c < depth_; ++c, weights += vecs * kLanes) {
-          if constexpr (narrow) {
-            const Vec weight = S::load(weights);
-#pragma GCC unroll 16
-            for (int i = 0; i < pixels; ++i) {
-              sum[i][0] = S::mul_add(S::load(rows.at(i, c * kLanes)), weight, sum[i][0]);
-            }
-          } else {
-            add_products<isa>(sum, weights, [&](int i) { return rows(i, c); });
-          }
-        }
-      }
-    }
-    A* to = sums_.template as<A>();
-#pragma GCC unroll 16
-    for (int i = 0; i < pixels; ++i) {
-#pragma GCC unroll 2
-      for (int v = 0; v < vecs; ++v) S::store(to + i * Tile::kColumns + v * kLanes, sum[i][v]);
-    }
-  }
-
-  // ---- a row of the map into the ring
-
-  __attribute__((noinline)) void fill(const Ring& ring, const Item& item, int64_t y, int x) const {
-    A* to = row_at(ring, y);
-    const int64_t left = grid_.x.source(x, 0), extent = grid_.x.extent;
-    const int64_t begin = min_of(max_of<int64_t>(-left, 0), ring.width);
-    const int64_t end = y < 0 || y >= grid_.y.extent ? begin : max_of(begin, min_of(extent - left, ring.width));
-    const int64_t first = plan_.narrow > 0 ? item.column : item.column / plan_.columns * depth_;  // channel
-    const int channels = plan_.narrow > 0 ? item.columns : static_cast<int>(depth_);
-    for (int64_t i = 0; i < begin * ring.pixel; i += kLanes) S::store(to + i, Vec{});
-    for (int64_t i = end * ring.pixel; i < ring.width * ring.pixel; i += kLanes) S::store(to + i, Vec{});
-    if (begin == end) return;
-    for (int c = 0; c < channels; c += kLanes) {
-      const int some = min_of(kLanes, channels - c);
-      if (p_.shape.channels_last) {
-        const T* from =
-            p_.source + ((item.image * grid_.y.extent + y) * extent + left + begin) * p_.channels() + first + c;
-        for (int64_t i = begin; i < end; ++i, from += p_.channels()) {
-          put(some == kLanes ? S::load(from) : S::load_partial(from, some), to + i * ring.pixel + c);
-        }
-      } else {
-        const T* from = p_.source + ((item.image * p_.channels() + first + c) * grid_.y.extent + y) * extent + left;
-        const int64_t plane = int64_t{grid_.y.extent} * extent;
-        for (int64_t i = begin; i < end; i += kLanes) {
-          const int count = static_cast<int>(min_of<int64_t>(kLanes, end - i));
-          Vec values[kLanes];
-          for (int k = 0; k < kLanes; ++k) values[k] = k < some ? S::load_partial(from + k * plane + i, count) : Vec{};
-          S::transpose(values);
-          for (int k = 0; k < count; ++k) put(values[k], to + (i + k) * ring.pixel + c);
-        }
-      }
-    }
-  }
-  CVK_HD void put(Vec value, A* to) const {
-    switch (plan_.narrow) {
-      case 2:
-        return spread<2>(value, to, std::make_integer_sequence<int, 2>{});
-      case 4:
-        if constexpr (kLanes > 4) return spread<4>(value, to, std::make_integer_sequence<int, 4>{});
-        return;
-      case 8:
-        if constexpr (kLanes > 8) return spread<8>(value, to, std::make_integer_sequence<int, 8>{});
-        return;
-      default:
-        S::store(to, value);
-    }
-  }
-  template <int size, int... channel>
-  CVK_HD static void spread(Vec value, A* to, std::integer_sequence<int, channel...>) {
-    (S::store(to + channel * kLanes, spread_one<size, channel>(value, std::make_integer_sequence<int, kLanes>{})), ...);
-  }
-  template <int size, int channel, int... lane>
-  CVK_HD static Vec spread_one(Vec value, std::integer_sequence<int, lane...>) {
-    return __builtin_shufflevector(value, value, (lane / size * size + channel)...);
   }
 
   // ---- results
 
-  // `count` pixels of the phase from `first` on.
-  CVK_HD void store(const Item& item, int64_t first, int count) const {
-    const A* sums = sums_.template as<A>();
-    if (p_.shape.channels_last) {
-      store_rows<isa, A>(p_, grid_, first, count, item.column, item.columns, sums, 1);
+  CVK_HD void store(const Item& item, int64_t at, int pixels) const {
+    for (int64_t y = at / window_.pitch(); y * window_.pitch() < at + pixels; ++y) {
+      const int64_t row = y * window_.pitch();
+      const int64_t begin = max_of(at, row), end = min_of(at + pixels, row + grid_.x.grid);
+      if (begin >= end) continue;
+      const int count = static_cast<int>(end - begin), from = static_cast<int>(begin - at);
+      const int64_t to =
+          target_pixel(grid_, p_.target_width(), item.first + static_cast<int>(y), static_cast<int>(begin - row));
+      const int stride = filter_sums_stride<isa, A>(pixels);
+      if (p_.shape.channels_last) {
+        store_turned(item, from, stride, count, to);
+      } else {
+        store_filters(item, from, stride, count, to);
+      }
+    }
+  }
+  // Neighbouring pixels of a row from `to` on.
+  CVK_HD void store_filters(const Item& item, int from, int stride, int count, int64_t to) const {
+    const int step = grid_.x.target_step;
+    for (int i = 0; i < count; i += kLanes) {
+      const A* tile = sums() + from + i;
+      const int some = min_of(kLanes, count - i);
+      if (step == 1) {
+        const uint32_t lanes = S::lane_range(0, some);
+        each_filter(item, tile, stride, to + i, [&](T* out, Vec value) { S::store_lanes(out, value, lanes); });
+      } else {
+        each_filter(item, tile, stride, to + int64_t{i} * step, [&](T* out, Vec value) {
+          for (int k = 0; k < some; ++k) out[int64_t{k} * step] = from_acc<T>(value[k]);
+        });
+      }
+    }
+  }
+  template <class Put>
+  CVK_HD void each_filter(const Item& item, const A* tile, int stride, int64_t to, const Put& put) const {
+    const int64_t plane = p_.target_plane(), first = item.group * p_.group_columns();
+    const int columns = item.groups * static_cast<int>(p_.group_columns());
+    T* out = p_.target + (item.image * p_.columns() + first) * plane + to;
+    if (p_.bias == nullptr && p_.activation == Activation::kNone) {
+      for (int j = 0; j < columns; ++j, tile += stride, out += plane) put(out, S::load(tile));
       return;
     }
-    A* turned = turned_.template as<A>();
-    for (int i = 0; i < count; i += Tile::kColumns) {
-      const int some = min_of(Tile::kColumns, count - i);
-      transpose_matrix<isa>(sums + i * Tile::kColumns, Tile::kColumns, turned, Tile::kColumns, round_up(some, kLanes),
-                            plan_.vecs * kLanes);
-      store_planes<isa, A>(p_, grid_, first + i, some, item.column, item.columns, turned, 1);
+    for (int j = 0; j < columns; ++j, tile += stride, out += plane) {
+      Vec value = S::load(tile);
+      if (p_.bias != nullptr) value = value + S::broadcast(to_acc(p_.bias[first + j]));
+      put(out, activate(p_.activation, value));
+    }
+  }
+  CVK_HD void store_turned(const Item& item, int from, int stride, int count, int64_t to) const {
+    const int64_t pixel = p_.columns(), first = item.group * p_.group_columns();
+    const int columns = item.groups * static_cast<int>(p_.group_columns());
+    T* out = p_.target + (item.image * p_.target_plane() + to) * pixel + first;
+    for (int j = 0; j < columns; j += kLanes) {
+      const int some = min_of(kLanes, columns - j);
+      const Vec bias = p_.bias != nullptr ? S::load_partial(p_.bias + first + j, some) : Vec{};
+      for (int i = 0; i < count; i += kLanes) {
+        Vec block[kLanes];
+        for (int k = 0; k < kLanes; ++k) block[k] = S::load(sums() + (j + min_of(k, some - 1)) * stride + from + i);
+        S::transpose(block);
+        for (int k = 0; k < min_of(kLanes, count - i); ++k) {
+          Vec value = p_.bias != nullptr ? block[k] + bias : block[k];
+          S::store_partial(out + (i + k) * grid_.x.target_step * pixel + j, activate(p_.activation, value), some);
+        }
+      }
     }
   }
 
   const TappedProduct<T>& p_;
   const ConvCut& cut_;
-  GroupedPlan plan_;
-  int64_t depth_;  // channels of a group
+  int64_t phase_ = -1;
   TapGrid grid_{};
-  Scratch ring_memory_, sums_, turned_;  // sums of a tile's pixels, kColumns apart, and over planes of its filters
+  TapWindow<isa, T> window_;
+  Scratch places_, sums_memory_;  // of a tile, by filters; a row for what a single filter computes twice
   PackedBlocks<A> packed_;
-  const A* weights_ = nullptr;  // of the block and phase
 };
 
 }  // namespace cvk

@@ -232,9 +232,8 @@ class SmallMap {
     }
   }
   // Where a tile's sums begin, of filter j: tiles of few filters lie within that of eight.
-  CVK_HD A* tile_at(int k, int j, int pixels) const { return sums_at(k, j) + j % kRows * stride_of(pixels); }
-  static CVK_HD int stride_of(int pixels) {
-    return pixels > 2 * kLanes ? kSumsStride<isa, A, kFilterVectors> : kSumsStride<isa, A, 1>;
+  CVK_HD A* tile_at(int k, int j, int pixels) const {
+    return sums_at(k, j) + j % kRows * filter_sums_stride<isa, A>(pixels);
   }
 
   CVK_HD void multiply_rows(const T* filters, int first, int count, int i, bool both, int depth, bool add) const {
@@ -358,7 +357,7 @@ class SmallMap {
   }
   // Planes: a filter's sums as they are.
   CVK_HD void store_filters(const Item& item, int k, const Panel& at, const T* bias, T* to) const {
-    const int stride = stride_of(at.pixels);
+    const int stride = filter_sums_stride<isa, A>(at.pixels);
     for (int j = 0; j < item.width; ++j, to += image_.plane) {
       const typename S::Vec shift = S::broadcast(bias != nullptr ? bias[j] : A(0));
       const A* sums = sums_at(k, j) + j % kRows * stride;
@@ -371,7 +370,7 @@ class SmallMap {
   }
   // Channels-last: a vector of pixels of as many filters, turned.
   CVK_HD void store_turned(const Item& item, int k, const Panel& at, const T* bias, T* to) const {
-    const int stride = stride_of(at.pixels);
+    const int stride = filter_sums_stride<isa, A>(at.pixels);
     for (int i = 0; i < at.pixels; i += kLanes) {
       for (int j = 0; j < item.width; j += kLanes) {
         const int count = min_of(kLanes, item.width - j);

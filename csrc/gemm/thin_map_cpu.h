@@ -113,14 +113,6 @@ __attribute__((noinline)) void thin_row_tile(const Acc<T>* left, int64_t stride,
   put_sums<isa>(sum, target, count, columns);
 }
 
-// Rows of the right operand over planes: taps of neighbouring pixels, each where it begins in the strip.
-template <class A>
-struct ThinRows {
-  const A* at;
-  const int* places;
-  CVK_HD const A* operator()(int k) const { return at + places[k]; }
-};
-
 // A work item: some rows of pixels of an image, a part of their width, by some columns.
 template <Isa isa, class T>
 class ThinMap {
@@ -289,7 +281,7 @@ class ThinMap {
                                      p_.activation == Activation::kRelu};
           const GemmTarget<A, T> target{sums() + j / Tile::kRows * Tile::kSize, false, finishes ? &finish : nullptr};
           gemm_vectors_of<isa, A>(GemmRows<A>{weights + int64_t{j} * Tile::kPitch, Tile::kPitch},
-                                  ThinRows<A>{row + x, places_.template as<int>()}, depth_, target, part, count);
+                                  GemmPlaces<A>{row + x, places_.template as<int>()}, depth_, target, part, count);
         }
         if (!finishes) {
           store_planes<isa, A>(p_, grid_, item.image * plane + pixel, count, item.column, item.columns, sums(), 1);

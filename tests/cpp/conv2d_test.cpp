@@ -2,6 +2,9 @@
 // loops, bit for bit, in every layout and dtype.
 #include "kernels/conv2d/conv2d.h"
 
+#include <cmath>
+#include <limits>
+
 #include "emulation/runtime_api.h"
 #include "tests/cpp/convolution.h"
 
@@ -118,6 +121,31 @@ TYPED_TEST(Conv2dTest, CpuEqualsTheDefinitionOnSmallMaps) {
 
 TYPED_TEST(Conv2dTest, CpuEqualsTheDefinitionOnGroups) {
   expect_cpu_equals_the_definition<TypeParam>(grouped_shapes(), 400);
+}
+
+// Rows of pixels follow one another in a window: what is not finite at the end of one must not reach weights that don't see it.
+TYPED_TEST(Conv2dTest, WeightsOfGroupsSeeTheirOwnPixelsOnly) {
+  for (const ConvShape& any : grouped_shapes()) {
+    if (any.batch == 0) continue;
+    ConvProblem problem(any, 500);
+    problem.input[any.pixels() - 1] = std::numeric_limits<double>::infinity();
+    problem.input[(any.batch * any.channels - 1) * any.pixels() + any.width - 1] = std::nan("");
+    problem.compute();
+    for_each_layout(any, [&](const ConvShape& shape) {
+      for_each_isa([&](auto isa) {
+        Buffers<TypeParam> buffers(problem, shape, false);
+        run_on_cpu<isa.value>(buffers, 1, true);
+        for (size_t i = 0; i < buffers.grad_weight.size(); ++i) {
+          const auto actual = to_acc(buffers.grad_weight[i]), expected = to_acc(buffers.expected_weight[i]);
+          if (std::isfinite(expected)) {
+            ASSERT_EQ(actual, expected) << shape << ", element " << i;
+          } else {
+            ASSERT_FALSE(std::isfinite(actual)) << shape << ", element " << i;
+          }
+        }
+      });
+    });
+  }
 }
 
 TYPED_TEST(Conv2dTest, CpuEqualsTheDefinitionOnPlanes) {

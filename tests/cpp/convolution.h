@@ -134,7 +134,7 @@ inline std::vector<ConvShape> small_map_shapes() {
       conv_shape(3, 96, 7, 7, 21, 3, 3, 1, 1),
       conv_shape(2, 130, 15, 14, 31, 3, 3, 2, 1),
       conv_shape(1, 300, 6, 11, 9, 1, 1, 1, 1),
-      conv_shape(5, 64, 6, 6, 18, 5, 5, 1, 2, 1, 2),
+      conv_shape(5, 64, 6, 6, 66, 5, 5, 1, 2, 1, 2),
   };
 }
 
@@ -151,19 +151,24 @@ inline std::vector<ConvShape> plane_map_shapes() {
       conv_shape(2, 10, 5, 7, 15, 1, 1, 1, 0, 1, 5),
       conv_shape(1, 700, 4, 8, 9, 1, 1),
       conv_shape(1, 5, 2, 29, 30, 1, 1),
+      conv_shape(7, 12, 14, 14, 20, 1, 1),
+      conv_shape(2, 9, 40, 41, 13, 1, 1),
+      conv_shape(2, 34, 16, 16, 70, 1, 1),
   };
 }
 
 // Groups of few channels, which the CPU multiplies without a gather: several to a vector and one to a vector or two, vectors and
-// tiles partly filled, steps, taps apart, padding beyond the map, several items.
+// tiles partly filled, steps, taps apart, padding beyond the map, several items, several images at a time.
 inline std::vector<ConvShape> grouped_shapes() {
   return {
-      conv_shape(2, 24, 9, 17, 24, 3, 3, 1, 1, 1, 6),  conv_shape(1, 20, 11, 30, 20, 3, 2, 1, 2, 1, 10),
-      conv_shape(1, 40, 8, 15, 40, 3, 3, 1, 1, 1, 5),  conv_shape(2, 48, 7, 7, 48, 3, 3, 1, 1, 1, 3),
-      conv_shape(1, 48, 10, 13, 48, 3, 3, 2, 1, 1, 2), conv_shape(1, 12, 14, 29, 12, 5, 3, 3, 4, 2, 3),
-      conv_shape(1, 16, 40, 33, 16, 3, 3, 1, 1, 1, 4), conv_shape(3, 14, 5, 9, 34, 3, 3, 1, 3, 2, 2),
-      conv_shape(1, 8, 21, 20, 8, 2, 2, 3, 0, 1, 2),   conv_shape(1, 36, 6, 60, 54, 1, 3, 1, 1, 1, 3),
-      conv_shape(0, 8, 6, 7, 8, 3, 3, 1, 1, 1, 2),
+      conv_shape(2, 24, 9, 17, 24, 3, 3, 1, 1, 1, 6),   conv_shape(1, 20, 11, 30, 20, 3, 2, 1, 2, 1, 10),
+      conv_shape(1, 40, 8, 15, 40, 3, 3, 1, 1, 1, 5),   conv_shape(2, 48, 7, 7, 48, 3, 3, 1, 1, 1, 3),
+      conv_shape(1, 48, 10, 13, 48, 3, 3, 2, 1, 1, 2),  conv_shape(1, 12, 14, 29, 12, 5, 3, 3, 4, 2, 3),
+      conv_shape(1, 16, 40, 33, 16, 3, 3, 1, 1, 1, 4),  conv_shape(3, 14, 5, 9, 34, 3, 3, 1, 3, 2, 2),
+      conv_shape(1, 8, 21, 20, 8, 2, 2, 3, 0, 1, 2),    conv_shape(1, 36, 6, 60, 54, 1, 3, 1, 1, 1, 3),
+      conv_shape(0, 8, 6, 7, 8, 3, 3, 1, 1, 1, 2),      conv_shape(5, 34, 14, 14, 38, 3, 3, 1, 1, 1, 2),
+      conv_shape(1, 21, 30, 34, 14, 3, 3, 2, 1, 1, 7),  conv_shape(9, 48, 3, 4, 72, 2, 3, 1, 1, 1, 4),
+      conv_shape(2, 18, 100, 31, 18, 3, 3, 1, 1, 1, 2),
   };
 }
 
@@ -201,9 +206,13 @@ struct ConvProblem {
     grad = random.eighths(s.batch * s.filters * s.out_pixels());
     bias = random.eighths(s.filters);
     input_bias = random.eighths(s.channels);
-    output.resize(grad.size());
-    back.resize(input.size());
-    grad_weight.resize(weight.size());
+    compute();
+  }
+  // Results anew, of tensors that were changed.
+  void compute() {
+    output.assign(grad.size(), 0);
+    back.assign(input.size(), 0);
+    grad_weight.assign(weight.size(), 0);
     for_each_product([&](int64_t out, int64_t w, int64_t in) {
       output[out] += weight[w] * input[in];
       back[in] += weight[w] * grad[out];

@@ -174,28 +174,76 @@ TEST(Gemm, PlaneMapFits) {
   EXPECT_LE(wide.block_pixels, kPlaneMapItemVectors + kFilterVectors) << "work items of bounded size";
 }
 
-// Which convolutions of groups are multiplied without a gather; conv2d_test computes these.
-TEST(Gemm, GroupedPays) {
+// And whose weights' gradient is made of dot products of planes.
+TEST(Gemm, PlaneWeightPays) {
+  const auto pays = [](const ConvShape& shape) { return plane_weight_pays<float>(shape); };
   int64_t taken = 0;
+  for (const ConvShape& shape : plane_map_shapes()) taken += pays(shape);
+  EXPECT_GE(taken, 6) << "of those that conv2d_test computes";
+  EXPECT_TRUE(pays(conv_shape(8, 16, 112, 112, 64, 1, 1)));
+  EXPECT_TRUE(pays(conv_shape(8, 64, 14, 14, 64, 1, 1)));
+  EXPECT_FALSE(pays(conv_shape(8, 256, 28, 28, 256, 1, 1))) << "many channels";
+  EXPECT_FALSE(pays(conv_shape(8, 24, 14, 14, 120, 1, 1))) << "planes across cache lines";
+  EXPECT_FALSE(pays(conv_shape(8, 64, 7, 7, 64, 1, 1))) << "few pixels";
+  EXPECT_FALSE(pays(conv_shape(8, 64, 28, 28, 64, 1, 1, 2))) << "a stride";
+  EXPECT_FALSE(plane_weight_pays<bfloat16_t>(conv_shape(8, 16, 112, 112, 64, 1, 1))) << "to be converted";
+  const PlaneWeightPlan<Isa::kV4, float> small(conv_shape(9, 16, 14, 14, 16, 1, 1)),
+      large(conv_shape(9, 16, 99, 99, 16, 1, 1));
+  EXPECT_GT(small.images, 1) << "several images at a time";
+  EXPECT_EQ(small.pieces, 1);
+  EXPECT_EQ(large.images, 1);
+  EXPECT_GT(large.pieces, 1) << "an image in pieces";
+}
+
+// Which convolutions of groups are multiplied without a gather; conv2d_test and conv_transpose2d_test compute these.
+TEST(Gemm, GroupedPays) {
+  int64_t taken = 0, taken_back = 0;
   for (const bool last : {false, true}) {
+    const auto pays = [&](const ConvShape& shape) { return cut_of(shape, last).form == ConvForm::kGrouped; };
     for (const ConvShape& shape : grouped_shapes()) {
-      taken += shape.batch > 0 && cut_of(shape, last).form == ConvForm::kGrouped;
+      TappedProduct<float> back{};
+      back.shape = shape;
+      back.transposed = true;
+      taken_back += grouped_pays<kIsa>(back);
+      taken += shape.batch > 0 && pays(shape);
     }
-    EXPECT_EQ(cut_of(conv_shape(1, 128, 56, 56, 128, 3, 3, 1, 1, 1, 32), last).form, ConvForm::kGrouped);
-    EXPECT_EQ(cut_of(conv_shape(1, 128, 56, 56, 128, 3, 3, 2, 1, 1, 32), last).form == ConvForm::kGrouped, last);
-    EXPECT_NE(cut_of(conv_shape(1, 128, 28, 28, 128, 3, 3, 1, 1, 1, 4), last).form, ConvForm::kGrouped)
-        << "32 channels";
-    EXPECT_NE(cut_of(conv_shape(1, 128, 28, 28, 128, 1, 1, 1, 0, 1, 32), last).form, ConvForm::kGrouped) << "one tap";
-    EXPECT_NE(cut_of(conv_shape(1, 32, 28, 28, 32, 3, 3, 1, 1, 1, 32), last).form, ConvForm::kGrouped) << "depthwise";
-    EXPECT_NE(cut_of(conv_shape(1, 8, 900, 9, 8, 800, 3, 1, 1, 1, 2), last).form, ConvForm::kGrouped) << "many taps";
+    EXPECT_TRUE(pays(conv_shape(1, 128, 56, 56, 128, 3, 3, 1, 1, 1, 32)));
+    EXPECT_TRUE(pays(conv_shape(1, 128, 56, 56, 128, 3, 3, 2, 1, 1, 32)));
+    EXPECT_TRUE(pays(conv_shape(1, 16, 4, 9000, 16, 3, 3, 1, 1, 1, 4))) << "fewer groups in a window";
+    EXPECT_FALSE(pays(conv_shape(1, 4, 4, 90000, 4, 3, 3, 1, 1, 1, 2))) << "no row in a window";
+    EXPECT_FALSE(pays(conv_shape(1, 128, 28, 28, 128, 3, 3, 1, 1, 1, 4))) << "32 channels";
+    EXPECT_FALSE(pays(conv_shape(1, 128, 28, 28, 128, 1, 1, 1, 0, 1, 32))) << "one tap";
+    EXPECT_FALSE(pays(conv_shape(1, 32, 28, 28, 32, 3, 3, 1, 1, 1, 32))) << "depthwise";
+    EXPECT_FALSE(pays(conv_shape(1, 8, 900, 9, 8, 800, 3, 1, 1, 1, 2))) << "many taps";
+    EXPECT_FALSE(pays(conv_shape(1, 32, 2, 2, 32, 3, 3, 1, 1, 1, 2))) << "few pixels";
     ConvShape far = conv_shape(1, 8, 30, 41, 8, 3, 3, 1, 1, 1, 2);
     far.dilation_y = 2147483647;
-    EXPECT_NE(cut_of(far, last).form, ConvForm::kGrouped) << "rows far apart";
+    EXPECT_FALSE(pays(far)) << "rows far apart";
     far.dilation_y = 1;
     far.stride_x = 2147483647;
-    EXPECT_NE(cut_of(far, last).form, ConvForm::kGrouped) << "pixels far apart";
+    EXPECT_TRUE(pays(far)) << "pixels far apart, each in a slot of its own";
   }
-  EXPECT_GE(taken, 9) << "of those that conv2d_test computes";
+  EXPECT_GE(taken, 24) << "of those that conv2d_test computes";
+  EXPECT_GE(taken_back, 16) << "of those that conv_transpose2d_test computes";
+}
+TEST(Gemm, GroupedWeightPays) {
+  const auto pays = [](const ConvShape& shape) { return grouped_weight_pays<Isa::kV4, float>(shape); };
+  int64_t taken = 0;
+  for (const ConvShape& shape : grouped_shapes()) taken += pays(shape);
+  EXPECT_GE(taken, 6) << "of those that conv2d_test computes";
+  EXPECT_TRUE(pays(conv_shape(8, 128, 56, 56, 128, 3, 3, 1, 1, 1, 32)));
+  EXPECT_TRUE(pays(conv_shape(8, 256, 56, 56, 256, 3, 3, 2, 1, 1, 32)));
+  EXPECT_FALSE(pays(conv_shape(1, 128, 28, 28, 128, 3, 3, 1, 1, 1, 4))) << "32 channels";
+  EXPECT_FALSE(pays(conv_shape(1, 16, 28, 28, 16, 3, 3, 1, 1, 1, 1))) << "one group";
+  EXPECT_FALSE(pays(conv_shape(1, 512, 4, 4, 512, 3, 3, 1, 1, 1, 32))) << "few pixels";
+  EXPECT_FALSE(pays(conv_shape(1, 16, 28, 28, 496, 3, 3, 1, 1, 1, 16))) << "one channel to a tile of four";
+  ConvShape far = conv_shape(1, 8, 30, 41, 8, 3, 3, 1, 1, 1, 2);
+  far.dilation_y = far.dilation_x = 2147483647;
+  EXPECT_FALSE(pays(far)) << "taps far apart";
+  const GroupedWeightPlan<Isa::kV4, float> wide(conv_shape(1, 4, 3, 20000, 4, 3, 3, 1, 1, 1, 2)),
+      small(conv_shape(20, 32, 7, 7, 32, 3, 3, 1, 1, 1, 2));
+  EXPECT_EQ(wide.rows, 1) << "the least";
+  EXPECT_GT(small.images, 1) << "several images at a time";
 }
 
 // Which convolutions are multiplied from a padded copy of the map.
