@@ -52,9 +52,11 @@ struct GroupedWeightPlan {
   TapWindow<isa, T> pixels, results;  // without memory
   int groups;                         // of a window
   bool fits;                          // the rest is only there if it does
+  int64_t row_blocks = 0;             // of an image
   int rows = 0;                       // of a step
-  int64_t row_blocks = 0, vectors = 0, images = 0,
-          steps = 0;  // of an image; of an image's positions in a step; of a step; in all
+  int64_t vectors = 0;                // of their positions in an image
+  int64_t images = 0;                 // of a step
+  int64_t steps = 0;                  // of all images
 };
 
 // Whether it takes less time than a gather does, in cycles of a group.
