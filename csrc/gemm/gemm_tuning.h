@@ -113,10 +113,12 @@ constexpr int64_t kGroupedProductCost = 27;
 constexpr int64_t kDotPlanesChunk = 64;
 
 // The gradient of weights of 1 x 1 over planes by these. Pixels of an image at least; filters of a work item at least where there would
-// be few of them; products of a number that is read at most. From 25 shapes on a Xeon of the Emerald Rapids generation.
+// be few of them; products of a number that is read at most; sums of a work item, but for a tile's more filters. From 25 shapes on a Xeon
+// of the Emerald Rapids generation.
 constexpr int64_t kPlaneWeightPixels = 64;
 constexpr int64_t kPlaneWeightFilters = 32;
 constexpr int64_t kPlaneWeightProducts = 48;
+constexpr int64_t kPlaneWeightSums = int64_t{1} << 16;
 
 // Planes multiplied where they lie. Channels at most: 2,048 times the four lines of a tile's pixels are half an L2 of 1 MiB. Planes
 // 256 bytes apart, modulo a page, reach nearly all sets; where a higher power of two divides their distance, as many times fewer:

@@ -35,7 +35,7 @@ CVK_HD bool plane_weight_pays(const ConvShape& s) {
   // Planes that don't begin with a cache line take twice as long to read.
   const bool aligned = s.pixels() * static_cast<int64_t>(sizeof(T)) % 64 == 0;
   return s.pixels() >= kPlaneWeightPixels && channels > 0 && filters > 0 && (aligned || filters <= 2 * channels) &&
-         channels * filters <= kPlaneWeightProducts * (channels + filters);
+         channels <= kPlaneWeightSums / 4 && channels * filters <= kPlaneWeightProducts * (channels + filters);
 }
 
 template <Isa isa, class T>
@@ -43,10 +43,12 @@ CVK_HD ConvCut plane_weight_cut(const ConvShape& s) {
   const PlaneWeightPlan<isa, Acc<T>> plan(s);
   ConvCut cut{};
   cut.form = ConvForm::kPlaneMap;
-  cut.parts = min_of(plan.steps, ceil_div<int64_t>(kWeightItems, s.groups));
+  const int64_t least = ceil_div(s.group_filters() * s.group_channels(), kPlaneWeightSums);
+  cut.parts = min_of(plan.steps, ceil_div<int64_t>(kWeightItems, s.groups * least));
   // Where that gives few items, filters are dealt out as well; pixels are only read again for it.
-  const int64_t blocks = min_of(ceil_div<int64_t>(kWeightItems, s.groups * cut.parts),
+  const int64_t wanted = min_of(ceil_div<int64_t>(kWeightItems, s.groups * cut.parts),
                                 ceil_div<int64_t>(s.group_filters(), kPlaneWeightFilters));
+  const int64_t blocks = max_of(least, wanted);
   cut.block_columns =
       static_cast<int>(round_up<int64_t>(ceil_div<int64_t>(s.group_filters(), blocks), kPlaneFilters<isa, Acc<T>>));
   cut.column_blocks = ceil_div<int64_t>(s.group_filters(), cut.block_columns);

@@ -193,6 +193,12 @@ TEST(Gemm, PlaneWeightPays) {
   EXPECT_EQ(small.pieces, 1);
   EXPECT_EQ(large.images, 1);
   EXPECT_GT(large.pieces, 1) << "an image in pieces";
+  const ConvShape many = conv_shape(64, 40, 8, 8, 100000, 1, 1);
+  EXPECT_TRUE(pays(many));
+  const ConvCut cut = plane_weight_cut<kIsa, float>(many);
+  EXPECT_LE(cut.block_columns, kPlaneWeightSums / 40 + 4) << "work items of bounded size";
+  EXPECT_EQ(cut.parts, 1) << "no room for parts of so many weights";
+  EXPECT_FALSE(pays(conv_shape(1, 100000, 8, 8, 40, 1, 1))) << "a tile of bounded size";
 }
 
 // Which convolutions of groups are multiplied without a gather; conv2d_test and conv_transpose2d_test compute these.
