@@ -29,8 +29,8 @@ CVK_HD int64_t product_items(const TappedProduct<T>& p, int threads, ConvCut& cu
     cut.form = ConvForm::kDot;
     return dot_product_items(p);
   }
-  if (grouped_pays<isa>(p)) {
-    cut = grouped_cut<isa>(p, threads);
+  if (const WindowPlan plan = grouped_plan<isa>(p); plan.rows > 0) {
+    cut = grouped_cut(p, plan, threads);
     return grouped_items(p, cut);
   }
   if (plane_map_fits<isa>(p)) {
@@ -88,12 +88,17 @@ CVK_HD void product_slice(const TappedProduct<T>& p, const ConvCut& cut, int64_t
 template <Isa isa, class T>
 CVK_HD int64_t weight_gradient_items(const TappedWeightGradient<T>& p, ConvCut& cut) {
   if (is_depthwise(p.shape)) {
+    cut = {};
+    cut.form = ConvForm::kDepthwise;
     cut.parts = depthwise_weight_parts(p.shape);
     return depthwise_weight_items(p.shape, cut.parts);
   }
-  if (grouped_weight_pays<isa, T>(p.shape)) {
-    cut = grouped_weight_cut<isa, T>(p.shape);
-    return grouped_weight_items(cut);
+  if (of_small_groups(p.shape)) {
+    const GroupedWeightPlan<isa, T> plan(p.shape);
+    if (grouped_weight_pays(p.shape, plan)) {
+      cut = grouped_weight_cut(p.shape, plan);
+      return grouped_weight_items(cut);
+    }
   }
   if (plane_weight_pays<T>(p.shape)) {
     cut = plane_weight_cut<isa, T>(p.shape);
@@ -105,14 +110,16 @@ CVK_HD int64_t weight_gradient_items(const TappedWeightGradient<T>& p, ConvCut& 
 
 template <Isa isa, class T>
 CVK_HD void weight_gradient_slice(const TappedWeightGradient<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
-  if (is_depthwise(p.shape)) {
-    depthwise_weight_slice<isa>(p, cut.parts, first, last);
-  } else if (cut.form == ConvForm::kGrouped) {
-    form_slice<GroupedWeights<isa, T>>(p, cut, first, last);
-  } else if (cut.form == ConvForm::kPlaneMap) {
-    if constexpr (std::is_same_v<T, Acc<T>>) form_slice<PlaneWeights<isa, T>>(p, cut, first, last);
-  } else {
-    weight_gradient<isa>(p, cut, first, last);
+  switch (cut.form) {
+    case ConvForm::kDepthwise:
+      return depthwise_weight_slice<isa>(p, cut.parts, first, last);
+    case ConvForm::kGrouped:
+      return form_slice<GroupedWeights<isa, T>>(p, cut, first, last);
+    case ConvForm::kPlaneMap:
+      if constexpr (std::is_same_v<T, Acc<T>>) return form_slice<PlaneWeights<isa, T>>(p, cut, first, last);
+      return;  // not in half formats: plane_weight_pays
+    default:
+      return weight_gradient<isa>(p, cut, first, last);
   }
 }
 

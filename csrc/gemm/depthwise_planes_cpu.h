@@ -20,8 +20,7 @@ class DepthwisePlanes {
     if (grid.pixels() == 0 || grid.taps() == 0 || grid.taps() > kDepthwiseMostTaps) return;
     // Column j of a plane is source pixel j * step + its remainder. Column 0 begins a vector.
     const int64_t before = max_of<int64_t>(-column_of(0), 0);
-    slots_ = 1;
-    while (slots_ < x.taps && int64_t{slots_} * x.offset_step % x.source_step != 0) ++slots_;
+    slots_ = tap_slots(x);
     columns_ = x.grid + column_of(x.taps - 1);
     lead_ = round_up<int64_t>(before, S::kLanes);
     pitch_ = round_up<int64_t>(lead_ + columns_, S::kLanes);

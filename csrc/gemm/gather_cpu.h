@@ -179,6 +179,13 @@ class RowGatherer {
   Scratch places_, runs_;
 };
 
+// How many remainders by the step of an axis its taps have, of which tap t has that of tap t modulo their number.
+CVK_HD int tap_slots(const TapAxis& axis) {
+  int slots = 1;
+  while (slots < axis.taps && int64_t{slots} * axis.offset_step % axis.source_step != 0) ++slots;
+  return slots;
+}
+
 // Every second element: lane i comes from p[2 * i]. Two vectors hold them until they are parted.
 template <Isa isa, class A>
 struct EvenLanes {

@@ -19,40 +19,27 @@
 
 namespace cvk {
 
-// What of a phase is copied at a time: some groups, and of them some rows, or none where even one would be too large.
-struct GroupedPlan {
-  int groups = 0;
-  int64_t rows = 0;
-};
+// What of a phase is copied at a time. No rows: this form does not pay, or even one would be too large.
 template <Isa isa, class T>
-CVK_HD GroupedPlan grouped_plan(const TappedProduct<T>& p) {
-  constexpr int64_t kSize = static_cast<int64_t>(sizeof(Acc<T>));
-  GroupedPlan plan;
-  plan.groups = static_cast<int>(window_groups<isa, Acc<T>>(p.shape.groups, p.group_channels(), p.group_columns()));
-  for (;; plan.groups = ceil_div(plan.groups, 2)) {
-    plan.rows = p.grid(0).y.grid;  // the first phase has the most
-    for (int64_t phase = 0; phase < p.phases(); ++phase) {
-      TapWindow<isa, T> window;
-      window.shape(p.grid(phase), plan.groups * static_cast<int>(p.group_channels()), 1);
-      const int64_t one = window.fits(kGroupedMostWindow / kSize);
-      plan.rows = min_of(plan.rows, max_of(one, window.rows_within(kGroupedWindow / kSize)));
-    }
-    if (plan.rows >= min_of(kGroupedRows, p.grid(0).y.grid) || plan.groups == 1) return plan;
-  }
-}
-
-template <Isa isa, class T>
-CVK_HD bool grouped_pays(const TappedProduct<T>& p) {
+CVK_HD WindowPlan grouped_plan(const TappedProduct<T>& p) {
   // Of few pixels most of a vector would be dropped, and each of several phases copies the map for itself.
   const int64_t least = (p.phases() > 1 ? kGroupedPhaseVectors : kGroupedVectors) * Simd<isa, Acc<T>>::kLanes;
-  return of_small_groups(p.shape) && p.phases() <= kGroupedPhases && p.grid(p.phases() - 1).pixels() >= least &&
-         grouped_plan<isa>(p).rows > 0;
+  if (!of_small_groups(p.shape) || p.phases() > kGroupedPhases || p.grid(p.phases() - 1).pixels() < least) return {};
+  const int most = p.grid(0).y.grid;  // the first phase has the most
+  return plan_window<isa, Acc<T>>(p.shape, most, [&](int groups) {
+    int64_t rows = most;
+    for (int64_t phase = 0; phase < p.phases(); ++phase) {
+      TapWindow<isa, T> window;
+      window.shape(p.grid(phase), groups * static_cast<int>(p.group_channels()), 1);
+      rows = min_of(rows, window.wanted_rows());
+    }
+    return rows;
+  });
 }
 
 // Pixels of the cut are rows, columns are groups.
-template <Isa isa, class T>
-CVK_HD ConvCut grouped_cut(const TappedProduct<T>& p, int threads) {
-  const GroupedPlan plan = grouped_plan<isa>(p);
+template <class T>
+CVK_HD ConvCut grouped_cut(const TappedProduct<T>& p, const WindowPlan& plan, int threads) {
   const int64_t rows = p.grid(0).y.grid;
   ConvCut cut{};
   cut.form = ConvForm::kGrouped;
@@ -159,12 +146,8 @@ class Grouped {
     if constexpr (std::is_same_v<T, A>) {
       return weights;
     } else {
-      return packed_.get(block, [&](A* to) {
-        const int64_t size = item.groups * p_.strides().group;
-        for (int64_t i = 0; i < size; i += kLanes) {
-          S::store(to + i, S::load_partial(weights + i, static_cast<int>(min_of<int64_t>(kLanes, size - i))));
-        }
-      });
+      return packed_.get(
+          block, [&](A* to) { copy_row<isa>(weights, item.groups * static_cast<int>(p_.strides().group), to); });
     }
   }
 
@@ -199,63 +182,21 @@ class Grouped {
       const int64_t row = y * window_.pitch();
       const int64_t begin = max_of(at, row), end = min_of(at + pixels, row + grid_.x.grid);
       if (begin >= end) continue;
-      const int count = static_cast<int>(end - begin), from = static_cast<int>(begin - at);
-      const int64_t to =
+      const int64_t pixel =
           target_pixel(grid_, p_.target_width(), item.first + static_cast<int>(y), static_cast<int>(begin - row));
+      const bool last = p_.shape.channels_last;
+      const int64_t filter = last ? 1 : p_.target_plane(), column = item.group * p_.group_columns();
+      const int64_t apart = last ? p_.columns() : 1;
+      const FilterResults<T> results{
+          p_.target + item.image * p_.columns() * p_.target_plane() + column * filter + pixel * apart, filter,
+          grid_.x.target_step * apart, p_.bias != nullptr ? p_.bias + column : nullptr, p_.activation};
+      const int columns = item.groups * static_cast<int>(p_.group_columns()), count = static_cast<int>(end - begin);
       const int stride = filter_sums_stride<isa, A>(pixels);
-      if (p_.shape.channels_last) {
-        store_turned(item, from, stride, count, to);
+      const auto from = [&](int j) { return sums() + j * stride + (begin - at); };
+      if (last) {
+        store_filters_turned<isa>(results, columns, count, from);
       } else {
-        store_filters(item, from, stride, count, to);
-      }
-    }
-  }
-  // Neighbouring pixels of a row from `to` on.
-  CVK_HD void store_filters(const Item& item, int from, int stride, int count, int64_t to) const {
-    const int step = grid_.x.target_step;
-    for (int i = 0; i < count; i += kLanes) {
-      const A* tile = sums() + from + i;
-      const int some = min_of(kLanes, count - i);
-      if (step == 1) {
-        const uint32_t lanes = S::lane_range(0, some);
-        each_filter(item, tile, stride, to + i, [&](T* out, Vec value) { S::store_lanes(out, value, lanes); });
-      } else {
-        each_filter(item, tile, stride, to + int64_t{i} * step, [&](T* out, Vec value) {
-          for (int k = 0; k < some; ++k) out[int64_t{k} * step] = from_acc<T>(value[k]);
-        });
-      }
-    }
-  }
-  template <class Put>
-  CVK_HD void each_filter(const Item& item, const A* tile, int stride, int64_t to, const Put& put) const {
-    const int64_t plane = p_.target_plane(), first = item.group * p_.group_columns();
-    const int columns = item.groups * static_cast<int>(p_.group_columns());
-    T* out = p_.target + (item.image * p_.columns() + first) * plane + to;
-    if (p_.bias == nullptr && p_.activation == Activation::kNone) {
-      for (int j = 0; j < columns; ++j, tile += stride, out += plane) put(out, S::load(tile));
-      return;
-    }
-    for (int j = 0; j < columns; ++j, tile += stride, out += plane) {
-      Vec value = S::load(tile);
-      if (p_.bias != nullptr) value = value + S::broadcast(to_acc(p_.bias[first + j]));
-      put(out, activate(p_.activation, value));
-    }
-  }
-  CVK_HD void store_turned(const Item& item, int from, int stride, int count, int64_t to) const {
-    const int64_t pixel = p_.columns(), first = item.group * p_.group_columns();
-    const int columns = item.groups * static_cast<int>(p_.group_columns());
-    T* out = p_.target + (item.image * p_.target_plane() + to) * pixel + first;
-    for (int j = 0; j < columns; j += kLanes) {
-      const int some = min_of(kLanes, columns - j);
-      const Vec bias = p_.bias != nullptr ? S::load_partial(p_.bias + first + j, some) : Vec{};
-      for (int i = 0; i < count; i += kLanes) {
-        Vec block[kLanes];
-        for (int k = 0; k < kLanes; ++k) block[k] = S::load(sums() + (j + min_of(k, some - 1)) * stride + from + i);
-        S::transpose(block);
-        for (int k = 0; k < min_of(kLanes, count - i); ++k) {
-          Vec value = p_.bias != nullptr ? block[k] + bias : block[k];
-          S::store_partial(out + (i + k) * grid_.x.target_step * pixel + j, activate(p_.activation, value), some);
-        }
+        store_filters<isa>(results, columns, count, from);
       }
     }
   }

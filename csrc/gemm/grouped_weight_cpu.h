@@ -24,26 +24,22 @@ struct GroupedWeightPlan {
       axis->source_step = axis->offset_step = axis->taps = 1;
       axis->first_offset = 0;
     }
-    constexpr int64_t kSize = static_cast<int64_t>(sizeof(Acc<T>));
-    int64_t most = 0;
-    groups = static_cast<int>(window_groups<isa, Acc<T>>(s.groups, s.group_channels(), s.group_filters()));
-    for (;; groups = ceil_div(groups, 2)) {
-      pixels.shape(grid, groups * static_cast<int>(s.group_channels()), 1);
-      results.shape(grads, groups * static_cast<int>(s.group_filters()), 1, pixels.pitch());
-      const int64_t one = max_of(pixels.size(), results.size()) <= kGroupedMostWindow / kSize;
-      fits = pixels.fits(kGroupedMostWindow / kSize) && one;
-      most =
-          max_of(one, min_of(pixels.rows_within(kGroupedWindow / kSize), results.rows_within(kGroupedWindow / kSize)));
-      if (most >= min_of(kGroupedRows, grid.y.grid) || groups == 1) break;
-    }
-    if (!fits) return;
-    row_blocks = ceil_div<int64_t>(grid.y.grid, most);
+    const auto shape = [&](int of_groups, int of_rows) {
+      pixels.shape(grid, of_groups * static_cast<int>(s.group_channels()), of_rows);
+      results.shape(grads, of_groups * static_cast<int>(s.group_filters()), of_rows, pixels.pitch());
+    };
+    const WindowPlan plan = plan_window<isa, Acc<T>>(s, grid.y.grid, [&](int of_groups) {
+      shape(of_groups, 1);
+      return min_of(pixels.wanted_rows(), results.wanted_rows());
+    });
+    groups = plan.groups;
+    if (plan.rows == 0) return;
+    row_blocks = ceil_div<int64_t>(grid.y.grid, plan.rows);
     rows = static_cast<int>(ceil_div<int64_t>(grid.y.grid, row_blocks));
-    pixels.shape(grid, groups * static_cast<int>(s.group_channels()), rows);
-    results.shape(grads, groups * static_cast<int>(s.group_filters()), rows, pixels.pitch());
+    shape(groups, rows);
     vectors = ceil_div<int64_t>((rows - 1) * pixels.pitch() + grid.x.grid, Simd<isa, Acc<T>>::kLanes);
-    const int64_t together =
-        min_of(kDotPlanesChunk / vectors, kGroupedWindow / kSize / max_of(pixels.size(), results.size()));
+    constexpr int64_t kWanted = kGroupedWindow / static_cast<int64_t>(sizeof(Acc<T>));
+    const int64_t together = min_of(kDotPlanesChunk / vectors, kWanted / max_of(pixels.size(), results.size()));
     images = ceil_div(s.batch, ceil_div(s.batch, max_of<int64_t>(1, together)));
     steps = ceil_div(s.batch, images) * row_blocks;
   }
@@ -51,9 +47,8 @@ struct GroupedWeightPlan {
   TapGrid grid, grads;                // what pixels see, and the results themselves
   TapWindow<isa, T> pixels, results;  // without memory
   int groups;                         // of a window
-  bool fits;                          // the rest is only there if it does
   int64_t row_blocks = 0;             // of an image
-  int rows = 0;                       // of a step
+  int rows = 0;                       // of a step; none: a window would be too large
   int64_t vectors = 0;                // of their positions in an image
   int64_t images = 0;                 // of a step
   int64_t steps = 0;                  // of all images
@@ -61,10 +56,8 @@ struct GroupedWeightPlan {
 
 // Whether it takes less time than a gather does, in cycles of a group.
 template <Isa isa, class T>
-CVK_HD bool grouped_weight_pays(const ConvShape& s) {
-  if (!of_small_groups(s)) return false;
-  const GroupedWeightPlan<isa, T> plan(s);
-  if (!plan.fits) return false;
+CVK_HD bool grouped_weight_pays(const ConvShape& s, const GroupedWeightPlan<isa, T>& plan) {
+  if (plan.rows == 0) return false;
   using A = Acc<T>;
   constexpr int64_t kLanes = Simd<isa, A>::kLanes;
   const int64_t channels = s.group_channels(), filters = s.group_filters(), taps = s.kernel_size();
@@ -83,8 +76,7 @@ CVK_HD bool grouped_weight_pays(const ConvShape& s) {
 }
 
 template <Isa isa, class T>
-CVK_HD ConvCut grouped_weight_cut(const ConvShape& s) {
-  const GroupedWeightPlan<isa, T> plan(s);
+CVK_HD ConvCut grouped_weight_cut(const ConvShape& s, const GroupedWeightPlan<isa, T>& plan) {
   ConvCut cut{};
   cut.form = ConvForm::kGrouped;
   cut.column_blocks = ceil_div<int64_t>(s.groups, plan.groups);
@@ -113,10 +105,8 @@ class GroupedWeights {
         masks_memory_(plan_.vectors * static_cast<int64_t>(sizeof(uint32_t))) {
     plan_.pixels.reserve(plan_.images * plan_.pixels.size());
     plan_.results.reserve(plan_.images * plan_.results.size());
-    for (int64_t k = 0; k < plan_.images; ++k) {
-      plan_.pixels.clear(k);
-      plan_.results.clear(k);
-    }
+    plan_.pixels.clear(plan_.images);
+    plan_.results.clear(plan_.images);
   }
   CVK_HD ~GroupedWeights() {}
 

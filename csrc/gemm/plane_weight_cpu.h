@@ -8,7 +8,7 @@
 #include <cstdint>
 
 #include "gemm/dot_planes_cpu.h"
-#include "gemm/tapped.h"
+#include "gemm/tapped_weight_cpu.h"
 
 namespace cvk {
 
@@ -74,7 +74,8 @@ class PlaneWeights {
         plan_(p.shape),
         channels_(p.shape.group_channels()),
         channel_tiles_(ceil_div<int64_t>(channels_, kChannels)),
-        sums_memory_(cut.block_columns / kFilters * channel_tiles_ * kLanes * static_cast<int64_t>(sizeof(A))) {}
+        // A vector more: results leave from the middle of the last.
+        sums_memory_((cut.block_columns / kFilters * channel_tiles_ + 1) * kLanes * static_cast<int64_t>(sizeof(A))) {}
   CVK_HD ~PlaneWeights() {}
 
   CVK_HD void item(int64_t index) {
@@ -114,13 +115,12 @@ class PlaneWeights {
   }
 
   CVK_HD void put(int64_t part, int64_t filter, int filters) const {
-    A* out = p_.partials != nullptr ? p_.partials + part * p_.shape.weights() : p_.grad_weight;
     const A* sum = sums();
     for (int i = 0; i < filters; i += kFilters) {
       for (int64_t j = 0; j < channels_; j += kChannels, sum += kLanes) {
-        const size_t count = static_cast<size_t>(min_of<int64_t>(kChannels, channels_ - j));
+        const int count = static_cast<int>(min_of<int64_t>(kChannels, channels_ - j));
         for (int k = 0; k < min_of(kFilters, filters - i); ++k) {
-          memcpy(out + (filter + i + k) * channels_ + j, sum + k * kChannels, count * sizeof(A));
+          put_run<isa>(p_, part, p_.weight_at(filter + i + k, j, 0), sum + k * kChannels, count);
         }
       }
     }

@@ -335,61 +335,30 @@ class SmallMap {
   CVK_HD void store(const Item& item, int k) const {
     const Panel at = panel(item.first + k);
     const bool last = p_.shape.channels_last;
-    T* image = p_.target + at.image * image_.plane * p_.columns() + item.column * (last ? 1 : image_.plane);
-    const T* bias = p_.bias != nullptr ? p_.bias + item.column : nullptr;
-    if (last) {
-      store_turned(item, k, at, bias, image + at.first * p_.columns());
-    } else {
-      store_filters(item, k, at, bias, image + at.first);
-    }
+    FilterResults<T> results{
+        p_.target + at.image * image_.plane * p_.columns() + item.column * (last ? 1 : image_.plane),
+        last ? 1 : image_.plane, last ? p_.columns() : 1, p_.bias != nullptr ? p_.bias + item.column : nullptr,
+        p_.activation};
     for (int i = 0; i < at.rest; ++i) {
       const A* sums = row_sums_at(rows_before(item, k) + i);
       for (int j = 0; j < item.width; j += kLanes) {
         const int count = min_of(kLanes, item.width - j);
-        const typename S::Vec value = finish(S::load_partial(sums + j, count), bias, j, count);
+        const typename S::Vec value = finish_filters<isa>(results, S::load_partial(sums + j, count), j, count);
+        T* to = results.to + (image_.whole + i) * results.pixel;
         if (last) {
-          S::store_partial(image + (image_.whole + i) * p_.columns() + j, value, count);
+          S::store_partial(to + j, value, count);
         } else {
-          for (int r = 0; r < count; ++r) image[int64_t{j + r} * image_.plane + image_.whole + i] = value[r];
+          for (int r = 0; r < count; ++r) to[int64_t{j + r} * image_.plane] = value[r];
         }
       }
     }
-  }
-  // Planes: a filter's sums as they are.
-  CVK_HD void store_filters(const Item& item, int k, const Panel& at, const T* bias, T* to) const {
-    const int stride = filter_sums_stride<isa, A>(at.pixels);
-    for (int j = 0; j < item.width; ++j, to += image_.plane) {
-      const typename S::Vec shift = S::broadcast(bias != nullptr ? bias[j] : A(0));
-      const A* sums = sums_at(k, j) + j % kRows * stride;
-      for (int i = 0; i < at.pixels; i += kLanes) {
-        typename S::Vec value = S::load(sums + i);
-        if (bias != nullptr) value = value + shift;
-        S::store_partial(to + i, activate(p_.activation, value), min_of(kLanes, at.pixels - i));
-      }
+    results.to += at.first * results.pixel;
+    const auto sums = [&](int j) { return tile_at(k, j, at.pixels); };
+    if (last) {
+      store_filters_turned<isa>(results, item.width, at.pixels, sums);
+    } else {
+      store_filters<isa>(results, item.width, at.pixels, sums);
     }
-  }
-  // Channels-last: a vector of pixels of as many filters, turned.
-  CVK_HD void store_turned(const Item& item, int k, const Panel& at, const T* bias, T* to) const {
-    const int stride = filter_sums_stride<isa, A>(at.pixels);
-    for (int i = 0; i < at.pixels; i += kLanes) {
-      for (int j = 0; j < item.width; j += kLanes) {
-        const int count = min_of(kLanes, item.width - j);
-        typename S::Vec block[kLanes];
-        for (int r = 0; r < kLanes; ++r) {
-          const int row = j + min_of(r, count - 1);
-          block[r] = S::load(sums_at(k, row) + row % kRows * stride + i);
-        }
-        S::transpose(block);
-        for (int r = 0; r < min_of(kLanes, at.pixels - i); ++r) {
-          S::store_partial(to + (i + r) * p_.columns() + j, finish(block[r], bias, j, count), count);
-        }
-      }
-    }
-  }
-  // Of filters [j, j + count).
-  CVK_HD typename S::Vec finish(typename S::Vec value, const T* bias, int j, int count) const {
-    if (bias != nullptr) value = value + S::load_partial(bias + j, count);
-    return activate(p_.activation, value);
   }
 
   const TappedProduct<T>& p_;

@@ -18,8 +18,7 @@ namespace cvk {
 // An axis of a window. Cell j of a slot is source pixel j * source_step + first_offset + the slot's remainder.
 struct WindowAxis {
   CVK_HD WindowAxis() {}
-  CVK_HD explicit WindowAxis(const TapAxis& of) : axis(of) {
-    while (slots < axis.taps && int64_t{slots} * axis.offset_step % axis.source_step != 0) ++slots;
+  CVK_HD explicit WindowAxis(const TapAxis& of) : axis(of), slots(tap_slots(of)) {
     reach = axis.taps > 0 ? cell(axis.taps - 1) : 0;
   }
   CVK_HD int slot(int tap) const { return tap % slots; }
@@ -50,10 +49,22 @@ CVK_HD bool of_small_groups(const ConvShape& s) {
   return least > 0 && most <= kGroupedChannels && most * s.kernel_size() <= kGroupedDepth;
 }
 
-// Groups that share a window: as many as it takes for vectors of the channels and of the columns of a channels-last pixel.
-template <Isa isa, class A>
-CVK_HD int64_t window_groups(int64_t groups, int64_t group_channels, int64_t group_columns) {
-  return min_of(groups, ceil_div<int64_t>(Simd<isa, A>::kLanes, min_of(group_channels, group_columns)));
+// Groups that share a window, and rows in it.
+struct WindowPlan {
+  int groups = 0;
+  int64_t rows = 0;
+};
+// As many groups as it takes for vectors of the channels and of the filters of a channels-last pixel, or fewer where of these only few
+// rows fit: rows_of(groups), of `most`.
+template <Isa isa, class A, class Rows>
+CVK_HD WindowPlan plan_window(const ConvShape& s, int most, const Rows& rows_of) {
+  const int64_t least = min_of(s.group_channels(), s.group_filters());
+  WindowPlan plan;
+  plan.groups = static_cast<int>(min_of<int64_t>(s.groups, ceil_div<int64_t>(Simd<isa, A>::kLanes, least)));
+  for (;; plan.groups = ceil_div(plan.groups, 2)) {
+    plan.rows = min_of<int64_t>(most, rows_of(plan.groups));
+    if (plan.rows >= min_of(kGroupedRows, most) || plan.groups == 1) return plan;
+  }
 }
 
 // Channels of an image of a map.
@@ -93,14 +104,15 @@ class TapWindow {
     slot_ = round_up<int64_t>((rows + y_.reach) * pitch_ + shared_, kLanes) + 2 * kLanes;
     plane_ = (y_.slots * x_.slots * slot_ / kLanes | 1) * kLanes;
   }
-  // The most rows with which size() is at most `most`, or a few less; this window has one.
-  CVK_HD int64_t rows_within(int64_t most) const {
-    if (!fits(most)) return 0;
-    const int64_t slot = (most / channels_ - kLanes) / (y_.slots * x_.slots) - 3 * kLanes - shared_;
-    return max_of<int64_t>(1, slot / pitch_ - y_.reach);
-  }
   // Whether size() is at most `most`; the other functions are for windows of a sensible size.
   CVK_HD bool fits(int64_t most) const { return fits_ && size() <= most; }
+  // Of a window of one row: with how many it is as large as is wanted, or a few less; none if one makes it too large.
+  CVK_HD int64_t wanted_rows() const {
+    constexpr int64_t kWanted = kGroupedWindow / static_cast<int64_t>(sizeof(A));
+    if (!fits(kGroupedMostWindow / static_cast<int64_t>(sizeof(A)))) return 0;
+    const int64_t slot = (kWanted / channels_ - kLanes) / (y_.slots * x_.slots) - 3 * kLanes - shared_;
+    return max_of<int64_t>(1, slot / pitch_ - y_.reach);
+  }
   CVK_HD int64_t pitch() const { return pitch_; }
   CVK_HD int64_t size() const { return channels_ * plane_; }
   CVK_HD int64_t plane() const { return plane_; }  // from channel to channel
@@ -112,10 +124,9 @@ class TapWindow {
 
   // Makes room for `size` elements, which may hold windows of several shapes one after the other.
   CVK_HD void reserve(int64_t size) { memory_.reset(size * static_cast<int64_t>(sizeof(A))); }
-  // To be called before the first copy of a shape, for each of several windows one behind the other.
-  CVK_HD void clear(int64_t window = 0) {
-    A* to = at(window);
-    for (int64_t i = 0; i < size(); i += kLanes) S::store(to + i, typename S::Vec{});
+  // To be called before the first copy of a shape into some windows, one behind the other.
+  CVK_HD void clear(int64_t windows = 1) {
+    for (int64_t i = 0; i < windows * size(); i += kLanes) S::store(at(0) + i, typename S::Vec{});
   }
 
   // Copies what rows [first, first + rows) of the phase see.
