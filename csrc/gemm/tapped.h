@@ -104,4 +104,11 @@ struct TappedWeightGradient {
   }
 };
 
+// CPU: a slice of the work items of a form that is a class.
+template <class Form, class Problem>
+CVK_HD void form_slice(const Problem& p, const ConvCut& cut, int64_t first, int64_t last) {
+  Form form(p, cut);
+  for (int64_t index = first; index < last; ++index) form.item(index);
+}
+
 }  // namespace cvk

@@ -543,28 +543,4 @@ bool suits_mma(const TappedWeightGradient<T>& p) {
   return suits_mma<T>(p.shape, p.pixels());
 }
 
-template <class T>
-int64_t tapped_product_scratch(const TappedProduct<T>& p, bool tf32) {
-  int64_t used = 0;
-  if (suits_mma(p)) tapped_product_mma(p, gemm_units<T>(tf32), nullptr, nullptr, &used);
-  return used;
-}
-template <class T>
-CudaStatus run_tapped_product(const TappedProduct<T>& p, bool tf32, void* scratch, CudaStream stream) {
-  if (suits_mma(p)) return tapped_product_mma(p, gemm_units<T>(tf32), scratch, stream, nullptr);
-  return launch_tapped_product(p, stream);
-}
-
-template <class T>
-int64_t tapped_weight_scratch(const TappedWeightGradient<T>& p, bool tf32) {
-  int64_t used = plain_weight_scratch(p);
-  if (suits_mma(p)) tapped_weight_mma(p, gemm_units<T>(tf32), nullptr, nullptr, &used);
-  return used;
-}
-template <class T>
-CudaStatus run_tapped_weight(const TappedWeightGradient<T>& p, bool tf32, void* scratch, CudaStream stream) {
-  if (suits_mma(p)) return tapped_weight_mma(p, gemm_units<T>(tf32), scratch, stream, nullptr);
-  return launch_tapped_weight(p, scratch, stream);
-}
-
 }  // namespace cvk

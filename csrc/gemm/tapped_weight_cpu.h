@@ -250,21 +250,4 @@ CVK_HD void weight_gradient(const TappedWeightGradient<T>& p, const ConvCut& cut
   weight_gradient_of<isa, Acc<T>>(p, cut, first, last);
 }
 
-// Sums the parts of weights [first, last), in their order.
-template <Isa isa, class T>
-CVK_HD void sum_weight_parts(const TappedWeightGradient<T>& p, int64_t parts, int64_t first, int64_t last) {
-  using S = Simd<isa, Acc<T>>;
-  const int64_t weights = p.shape.weights();
-  for (int64_t i = first; i < last; i += S::kLanes) {
-    const int count = static_cast<int>(min_of<int64_t>(S::kLanes, last - i));
-    const auto load = [&](int64_t part) {
-      const Acc<T>* from = p.partials + part * weights + i;
-      return count == S::kLanes ? S::load(from) : S::load_partial(from, count);
-    };
-    typename S::Vec sum = load(0);
-    for (int64_t part = 1; part < parts; ++part) sum = sum + load(part);
-    S::store_partial(p.grad_weight + i, sum, count);
-  }
-}
-
 }  // namespace cvk

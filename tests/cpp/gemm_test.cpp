@@ -1,9 +1,17 @@
 // The matrix engine: products of every size around its tiles against a naive product on every instruction set, and its parts
 // (packing, gathering, cutting the depth, the geometry of phases) on the baseline.
-#include "gemm/convolution_cpu.h"
+#include "gemm/convolution.h"
 
 #include <cmath>
 
+#include "gemm/grouped_cpu.h"
+#include "gemm/grouped_weight_cpu.h"
+#include "gemm/plane_map_cpu.h"
+#include "gemm/plane_weight_cpu.h"
+#include "gemm/small_map_cpu.h"
+#include "gemm/tapped_cpu.h"
+#include "gemm/thin_map_cpu.h"
+#include "gemm/winograd_cpu.h"
 #include "kernels/conv2d/conv2d.h"
 #include "tests/cpp/convolution.h"
 

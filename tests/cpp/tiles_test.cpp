@@ -10,7 +10,7 @@
 #include <optional>
 #include <thread>
 
-#include "gemm/convolution_cpu.h"
+#include "gemm/tapped_cpu.h"
 #include "kernels/conv2d/conv2d.h"
 #include "kernels/conv_transpose2d/conv_transpose2d.h"
 #include "tests/cpp/amx_trap.h"

@@ -1,7 +1,7 @@
 // 2-D convolution on the CPU. Contract and method: conv2d.h.
 #include "kernels/conv2d/conv2d.h"
 
-#include "gemm/convolution_cpu.h"
+#include "gemm/convolution.h"
 
 namespace cvk {
 namespace {

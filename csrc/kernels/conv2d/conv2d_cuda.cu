@@ -1,8 +1,7 @@
 // 2-D convolution on CUDA. Contract and method: conv2d.h.
 #include "kernels/conv2d/conv2d.h"
 
-#include "gemm/tapped_cuda.cuh"
-#include "gemm/tapped_mma.cuh"
+#include "gemm/convolution.h"
 
 namespace cvk {
 namespace {
@@ -20,22 +19,22 @@ TappedWeightGradient<T> gradient_of(const Conv2dParams<T>& params) {
 
 template <class T>
 int64_t conv2d_forward_scratch_cuda(const Conv2dParams<T>& params) {
-  return tapped_product_scratch(product_of(params), params.tf32);
+  return product_scratch_cuda(product_of(params), params.tf32);
 }
 
 template <class T>
 CudaStatus conv2d_forward_cuda(const Conv2dParams<T>& params, void* scratch, CudaStream stream) {
-  return run_tapped_product(product_of(params), params.tf32, scratch, stream);
+  return product_cuda(product_of(params), params.tf32, scratch, stream);
 }
 
 template <class T>
 int64_t conv2d_weight_scratch_cuda(const Conv2dParams<T>& params) {
-  return tapped_weight_scratch(gradient_of(params), params.tf32);
+  return weight_gradient_scratch_cuda(gradient_of(params), params.tf32);
 }
 
 template <class T>
 CudaStatus conv2d_weight_cuda(const Conv2dParams<T>& params, void* scratch, CudaStream stream) {
-  return run_tapped_weight(gradient_of(params), params.tf32, scratch, stream);
+  return weight_gradient_cuda(gradient_of(params), params.tf32, scratch, stream);
 }
 
 #define CVK_INSTANTIATE(T)                                                               \

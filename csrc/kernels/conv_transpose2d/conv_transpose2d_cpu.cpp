@@ -1,7 +1,7 @@
 // Transposed 2-D convolution on the CPU. Contract and method: conv_transpose2d.h.
 #include "kernels/conv_transpose2d/conv_transpose2d.h"
 
-#include "gemm/convolution_cpu.h"
+#include "gemm/convolution.h"
 
 namespace cvk {
 namespace {

@@ -1,8 +1,7 @@
 // Transposed 2-D convolution on CUDA. Contract and method: conv_transpose2d.h.
 #include "kernels/conv_transpose2d/conv_transpose2d.h"
 
-#include "gemm/tapped_cuda.cuh"
-#include "gemm/tapped_mma.cuh"
+#include "gemm/convolution.h"
 
 namespace cvk {
 namespace {
@@ -16,12 +15,12 @@ TappedProduct<T> product_of(const ConvTranspose2dParams<T>& params) {
 
 template <class T>
 int64_t conv_transpose2d_scratch_cuda(const ConvTranspose2dParams<T>& params) {
-  return tapped_product_scratch(product_of(params), params.tf32);
+  return product_scratch_cuda(product_of(params), params.tf32);
 }
 
 template <class T>
 CudaStatus conv_transpose2d_cuda(const ConvTranspose2dParams<T>& params, void* scratch, CudaStream stream) {
-  return run_tapped_product(product_of(params), params.tf32, scratch, stream);
+  return product_cuda(product_of(params), params.tf32, scratch, stream);
 }
 
 #define CVK_INSTANTIATE(T)                                                            \

@@ -1,25 +1,17 @@
-// The passes of a convolution on the CPU, each with the kernel that suits its shape: how many work items it has, and a slice of
-// them.
-#pragma once
-
-#include <cstdint>
-
+// Tapped products on the CPU, each by the form that suits its shape.
+#include "gemm/convolution.h"
 #include "gemm/depthwise_cpu.h"
-#include "gemm/depthwise_weight_cpu.h"
 #include "gemm/grouped_cpu.h"
-#include "gemm/grouped_weight_cpu.h"
 #include "gemm/plane_map_cpu.h"
-#include "gemm/plane_weight_cpu.h"
 #include "gemm/small_map_cpu.h"
 #include "gemm/tapped_cpu.h"
-#include "gemm/tapped_weight_cpu.h"
 #include "gemm/thin_map_cpu.h"
 #include "gemm/winograd_cpu.h"
 
 namespace cvk {
 
 template <Isa isa, class T>
-CVK_HD int64_t product_items(const TappedProduct<T>& p, int threads, ConvCut& cut) {
+int64_t product_items(const TappedProduct<T>& p, int threads, ConvCut& cut) {
   cut = {};
   if (is_depthwise(p.shape)) {
     cut.form = ConvForm::kDepthwise;
@@ -53,15 +45,8 @@ CVK_HD int64_t product_items(const TappedProduct<T>& p, int threads, ConvCut& cu
   return tapped_items(p, cut);
 }
 
-// A slice of the work items of a form that is a class.
-template <class Form, class Problem>
-CVK_HD void form_slice(const Problem& p, const ConvCut& cut, int64_t first, int64_t last) {
-  Form form(p, cut);
-  for (int64_t index = first; index < last; ++index) form.item(index);
-}
-
 template <Isa isa, class T>
-CVK_HD void product_slice(const TappedProduct<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
+void product_slice(const TappedProduct<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
   switch (cut.form) {
     case ConvForm::kDepthwise:
       return depthwise_slice<isa>(p, first, last);
@@ -85,42 +70,13 @@ CVK_HD void product_slice(const TappedProduct<T>& p, const ConvCut& cut, int64_t
   }
 }
 
-template <Isa isa, class T>
-CVK_HD int64_t weight_gradient_items(const TappedWeightGradient<T>& p, ConvCut& cut) {
-  if (is_depthwise(p.shape)) {
-    cut = {};
-    cut.form = ConvForm::kDepthwise;
-    cut.parts = depthwise_weight_parts(p.shape);
-    return depthwise_weight_items(p.shape, cut.parts);
-  }
-  if (of_small_groups(p.shape)) {
-    const GroupedWeightPlan<isa, T> plan(p.shape);
-    if (grouped_weight_pays(p.shape, plan)) {
-      cut = grouped_weight_cut(p.shape, plan);
-      return grouped_weight_items(cut);
-    }
-  }
-  if (plane_weight_pays<T>(p.shape)) {
-    cut = plane_weight_cut<isa, T>(p.shape);
-    return plane_weight_items(p.shape, cut);
-  }
-  cut = weight_cut<isa, T>(p.shape);
-  return weight_items(p.shape, cut);
-}
-
-template <Isa isa, class T>
-CVK_HD void weight_gradient_slice(const TappedWeightGradient<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
-  switch (cut.form) {
-    case ConvForm::kDepthwise:
-      return depthwise_weight_slice<isa>(p, cut.parts, first, last);
-    case ConvForm::kGrouped:
-      return form_slice<GroupedWeights<isa, T>>(p, cut, first, last);
-    case ConvForm::kPlaneMap:
-      if constexpr (std::is_same_v<T, Acc<T>>) return form_slice<PlaneWeights<isa, T>>(p, cut, first, last);
-      return;  // not in half formats: plane_weight_pays
-    default:
-      return weight_gradient<isa>(p, cut, first, last);
-  }
-}
+#define CVK_INSTANTIATE(T)                                                                 \
+  template int64_t product_items<Isa::CVK_ISA, T>(const TappedProduct<T>&, int, ConvCut&); \
+  template void product_slice<Isa::CVK_ISA, T>(const TappedProduct<T>&, const ConvCut&, int64_t, int64_t);
+CVK_INSTANTIATE(float)
+CVK_INSTANTIATE(double)
+CVK_INSTANTIATE(half_t)
+CVK_INSTANTIATE(bfloat16_t)
+#undef CVK_INSTANTIATE
 
 }  // namespace cvk
