@@ -138,7 +138,7 @@ constexpr int kWinogradLeastChannels = 32;
 constexpr int kWinogradGain = 9;
 
 // Columns that are multiplied at a time: 16 elements x 320 channels x 64 columns of transformed weights are 1.3 MB.
-constexpr int kWinogradColumns = 64;
+constexpr int kWinogradColumns = 32;
 
 // Bytes of transformed weights that a thread keeps, of transformed pixels of a work item, and its tiles at most. With the sums of
 // the latter (16 x 112 x 64 float32, 0.5 MB) and what is turned for planes (0.4 MB) below 4 MiB; below 6 where some results are

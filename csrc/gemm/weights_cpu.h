@@ -10,6 +10,17 @@
 
 namespace cvk {
 
+// Where weights that lie channel by channel go in a block of taps, then channels: asked for one after the other.
+struct TapsThenChannels {
+  int taps, channels;
+  int tap = 0, channel = 0;
+  CVK_HD int64_t operator()(int) {
+    const int at = tap * channels + channel;
+    if (++tap == taps) tap = 0, ++channel;
+    return at;
+  }
+};
+
 // Panels of a block, the depth in taps then channels. `weights` points to the group's first column of these.
 template <Isa isa, class A, class T>
 CVK_HD void pack_weight_panels(const TappedProduct<T>& p, const TapGrid& grid, const T* weights,
@@ -37,18 +48,23 @@ CVK_HD void pack_weight_panels(const TappedProduct<T>& p, const TapGrid& grid, c
             to + t * block.channels * Tile::kColumns, t + 1 < block.taps ? w.tap : Tile::kColumns * w.column);
       }
     } else if (w.channel == p.shape.kernel_size() && block.taps == p.shape.kernel_size() && !p.transposed) {
-      const int taps = block.taps, channels = block.channels;
-      transpose_into_panel<isa>(
-          from, w.column, count, depth, Tile::kColumns, [=](int i) { return i % taps * channels + i / taps; }, to);
+      transpose_into_panel<isa>(from, w.column, count, depth, Tile::kColumns,
+                                TapsThenChannels{block.taps, block.channels}, to);
     } else {
-      for (int c = 0; c < block.channels; ++c) {
-        transpose_into_panel<isa>(
-            from + c * w.channel, w.column, count, p.shape.kernel_size(), Tile::kColumns,
-            [&](int kernel) {
-              const int tap = tap_of(grid, p.shape.kernel_width, kernel) - block.t;
-              return tap < 0 || tap >= block.taps ? -1 : tap * block.channels + c;
-            },
-            to);
+      constexpr int kLanes = Tile::kLanes;
+      const int size = static_cast<int>(p.shape.kernel_size());
+      for (int first = 0; first < size; first += kLanes) {
+        const int kernels = min_of(kLanes, size - first);
+        int place[kLanes];
+        for (int k = 0; k < kernels; ++k) {
+          const int tap = tap_of(grid, p.shape.kernel_width, first + k) - block.t;
+          place[k] = tap < 0 || tap >= block.taps ? -1 : tap * block.channels;
+        }
+        for (int c = 0; c < block.channels; ++c) {
+          transpose_into_panel<isa>(
+              from + c * w.channel + first, w.column, count, kernels, Tile::kColumns,
+              [&](int k) { return place[k] < 0 ? -1 : place[k] + c; }, to);
+        }
       }
     }
   }

@@ -297,22 +297,34 @@ class Winograd {
     A* panel = panel_.template as<A>();
     const Vec half = S::broadcast(A(0.5));
     const int64_t size = Plan::element_size(block.channels);
+    // Filters of planes are turned in the order that they have, others in taps, then channels.
+    const bool as_they_lie = strides.tap == 1 && !p_.transposed;
     for (int j = 0; j < columns; j += Tile::kColumns, to += int64_t{block.channels} * Tile::kColumns) {
+      const int width = min_of(Tile::kColumns, columns - j);
       for (int c = 0; c < block.channels; c += kWinogradPackChannels) {
         const DepthBlock part{block.c + c, min_of(kWinogradPackChannels, block.channels - c), 0, 9};
-        pack_weight_panels<isa>(p_, plan_.grid, weights + j * strides.column, part, min_of(Tile::kColumns, columns - j),
-                                panel);
-        const int64_t tap = int64_t{part.channels} * Tile::kColumns;
-        for (int k = 0; k < part.channels * Tile::kColumns; k += kLanes) {
-          Vec half_way[3][4], u[4];
-          for (int x = 0; x < 3; ++x) {
-            const A* g = panel + k + x * tap;
-            winograd_weights(S::load(g), S::load(g + 3 * tap), S::load(g + 6 * tap), half, half_way[x]);
-          }
-          A* element = to + int64_t{c} * Tile::kColumns + k;
-          for (int y = 0; y < 4; ++y) {
-            winograd_weights(half_way[0][y], half_way[1][y], half_way[2][y], half, u);
-            for (int x = 0; x < 4; ++x) S::store(element + (4 * y + x) * size, u[x]);
+        int64_t tap = Tile::kColumns, channel = 9 * tap;
+        if (as_they_lie) {
+          transpose_into_panel<isa>(
+              weights + j * strides.column + part.c * strides.channel, strides.column, width, part.depth(),
+              Tile::kColumns, [](int i) { return i; }, panel);
+        } else {
+          pack_weight_panels<isa>(p_, plan_.grid, weights + j * strides.column, part, width, panel);
+          channel = Tile::kColumns, tap = part.channels * channel;
+        }
+        A* element = to + int64_t{c} * Tile::kColumns;
+        for (int i = 0; i < part.channels; ++i) {
+          for (int v = 0; v < Tile::kColumns; v += kLanes, element += kLanes) {
+            const A* g = panel + i * channel + v;
+            Vec half_way[3][4], u[4];
+            for (int x = 0; x < 3; ++x) {
+              winograd_weights(S::load(g + x * tap), S::load(g + (3 + x) * tap), S::load(g + (6 + x) * tap), half,
+                               half_way[x]);
+            }
+            for (int y = 0; y < 4; ++y) {
+              winograd_weights(half_way[0][y], half_way[1][y], half_way[2][y], half, u);
+              for (int x = 0; x < 4; ++x) S::store(element + (4 * y + x) * size, u[x]);
+            }
           }
         }
       }
