@@ -48,9 +48,12 @@ constexpr int kGemmTilesCost = 4;
 constexpr int kDotSetup = 200;
 constexpr int kDotColumns = 17;
 
-// A 1 x 1 convolution of so few pixels in all is computed as dot products, weights as they lie; filters of a work item.
-constexpr int kDotPixels = 8;
-constexpr int kDotFilters = 64;
+// A 1 x 1 convolution of so few pixels in all leaves weights as they lie. Filters of a work item; backwards columns of one at most, and
+// filters whose pieces of it are read at a time: these should follow one another in memory, and their sums stay in L1.
+constexpr int kFewPixels = 8;
+constexpr int kFewPixelsFilters = 64;
+constexpr int kFewPixelsColumns = 512;
+constexpr int kFewPixelsDepth = 32;
 
 // Maps of few channels, multiplied from a padded copy. Channels at most; rows of pixels of a work item, register tiles of its width
 // at most; elements of the copy at most: 7 x 7 taps of 3 channels with stride 2 take 12,000 (channels-last) or 29,000
@@ -122,10 +125,13 @@ constexpr int64_t kPlaneWeightSums = int64_t{1} << 16;
 
 // Planes multiplied where they lie. Channels at most: 2,048 times the four lines of a tile's pixels are half an L2 of 1 MiB. Planes
 // 256 bytes apart, modulo a page, reach nearly all sets; where a higher power of two divides their distance, as many times fewer:
-// 512 -> 512 over 32 x 32 pixels would take 1.6 times as long. Vectors of pixels of a work item at most.
+// 512 -> 512 over 32 x 32 pixels would take 1.6 times as long. Vectors of pixels of a work item at most. Backwards, vectors of pixels at
+// least, and bytes of a group's weights at most: 1 MB of them, 1,024 channels apart, would take 1.3 times as long as packed ones.
 constexpr int64_t kPlaneMapDepth = 2048;
 constexpr int64_t kPlaneMapSpread = 256;
 constexpr int64_t kPlaneMapPage = 4096;
+constexpr int kPlaneMapBackVectors = 6;
+constexpr int64_t kPlaneMapBackBytes = int64_t{5} << 16;
 constexpr int kPlaneMapItemVectors = 1 << 12;
 
 // Panels of pixels of a work item over planes.

@@ -1,6 +1,6 @@
-// 1 x 1 convolutions of planes on the CPU, both operands where they lie: filters are rows of contiguous depth, vectors are of
-// neighbouring pixels, a plane apart from one step of the depth to the next. Nothing is packed, gathered or turned.
-// Pixels that fill no vector are copied, or are dot products with the filters of the tile.
+// 1 x 1 convolutions of planes on the CPU, and their gradients, both operands where they lie: rows are filters of contiguous depth, or
+// backwards neighbours in each step of it; vectors are of neighbouring pixels, a plane apart from one step of the depth to the next.
+// Nothing is packed, gathered or turned. Pixels that fill no vector are copied, or are dot products with the filters of the tile.
 #pragma once
 
 #include <cstdint>
@@ -22,9 +22,17 @@ template <Isa isa, class T>
 CVK_HD bool plane_map_fits(const TappedProduct<T>& p) {
   constexpr int kLanes = Simd<isa, Acc<T>>::kLanes;
   const ConvShape& s = p.shape;
-  return std::is_same_v<T, Acc<T>> && !p.transposed && !s.channels_last && reads_itself(p.grid(0)) &&
-         s.pixels() >= (filters_by_dots<isa, Acc<T>>(s.pixels()) ? 1 : 2) * kLanes && s.batch > 0 && s.filters > 0 &&
-         s.group_channels() > 0 && plane_map_stays<T>(s.pixels(), s.group_channels());
+  if (!std::is_same_v<T, Acc<T>> || s.channels_last || !reads_itself(p.grid(0)) || s.batch == 0 || p.columns() == 0 ||
+      p.group_channels() == 0 || !plane_map_stays<T>(s.pixels(), p.group_channels())) {
+    return false;
+  }
+  // Backwards a tile reads an even number of neighbouring weights, each step from another line, which should be near; and a vector
+  // partly filled costs as much as a whole one.
+  if (p.transposed) {
+    return p.group_columns() % 2 == 0 && s.pixels() >= kPlaneMapBackVectors * kLanes &&
+           p.group_columns() * p.group_channels() * static_cast<int64_t>(sizeof(T)) <= kPlaneMapBackBytes;
+  }
+  return s.pixels() >= (filters_by_dots<isa, Acc<T>>(s.pixels()) ? 1 : 2) * kLanes;
 }
 
 // Pixels are those of an image, counted in vectors.
@@ -61,9 +69,10 @@ class PlaneMap {
         cut_(cut),
         plane_(p.shape.pixels()),
         whole_(plane_ / kLanes * kLanes),
+        strides_(p.strides()),
         depth_(static_cast<int>(p.group_channels())),
         rest_(static_cast<int>(plane_ - whole_)),
-        turns_(filters_by_dots<isa, A>(plane_)),
+        turns_(!p.transposed && filters_by_dots<isa, A>(plane_)),
         pitch_(round_up(depth_, 2 * kLine) + kLine),
         blocks_(depth_, 1),
         sums_(int64_t{kRows} * kFilterVectors * kLanes * static_cast<int64_t>(sizeof(A))),
@@ -76,7 +85,7 @@ class PlaneMap {
     const int64_t group = key / cut_.column_blocks, column = group * p_.group_columns() + first_column;
     Item item;
     item.width = static_cast<int>(min_of<int64_t>(cut_.block_columns, p_.group_columns() - first_column));
-    item.filters = p_.weights + column * depth_;
+    item.filters = p_.weights + group * strides_.group + first_column * strides_.column;
     item.bias = p_.bias != nullptr ? p_.bias + column : nullptr;
     item.pixels = p_.source + (image * p_.channels() + group * depth_) * plane_;
     item.target = p_.target + (image * p_.columns() + column) * plane_;
@@ -128,9 +137,14 @@ class PlaneMap {
     for (int64_t b = 0; b < blocks_.count(); ++b) {
       const DepthBlock block = blocks_[b];
       const GemmTarget<A, T> target{sums_.template as<A>(), b > 0, b + 1 < blocks_.count() ? nullptr : &finish};
-      multiply_filters<isa>(item.filters + int64_t{j} * depth_ + block.c, depth_, count,
-                            GemmPanel<A>{panel.at + block.c * panel.stride, panel.stride}, pixels, block.channels,
-                            target);
+      const T* filters = item.filters + j * strides_.column + block.c * strides_.channel;
+      const GemmPanel<A> part{panel.at + block.c * panel.stride, panel.stride};
+      if (p_.transposed) {
+        multiply_filter_rows<isa>(GemmColumns<A>{filters, strides_.channel}, count, part, pixels, block.channels,
+                                  target);
+      } else {
+        multiply_filters<isa>(filters, depth_, count, part, pixels, block.channels, target);
+      }
     }
   }
 
@@ -171,6 +185,7 @@ class PlaneMap {
   const TappedProduct<T>& p_;
   const ConvCut& cut_;
   int64_t plane_, whole_;  // pixels of a plane, and of its whole vectors
+  typename TappedProduct<T>::Strides strides_;
   int depth_, rest_;
   bool turns_;  // the rest, into rows `pitch_` apart: an odd number of cache lines
   int pitch_;

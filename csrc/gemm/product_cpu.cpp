@@ -1,6 +1,7 @@
 // Tapped products on the CPU, each by the form that suits its shape.
 #include "gemm/convolution.h"
 #include "gemm/depthwise_cpu.h"
+#include "gemm/few_pixels_cpu.h"
 #include "gemm/grouped_cpu.h"
 #include "gemm/plane_map_cpu.h"
 #include "gemm/small_map_cpu.h"
@@ -17,9 +18,9 @@ int64_t product_items(const TappedProduct<T>& p, int threads, ConvCut& cut) {
     cut.form = ConvForm::kDepthwise;
     return depthwise_items<isa>(p);
   }
-  if (is_dot_product(p)) {
-    cut.form = ConvForm::kDot;
-    return dot_product_items(p);
+  if (few_pixels_fit<isa>(p)) {
+    cut = few_pixels_cut<isa>(p, threads);
+    return cut.column_blocks;
   }
   if (const WindowPlan plan = grouped_plan<isa>(p); plan.rows > 0) {
     cut = grouped_cut(p, plan, threads);
@@ -50,8 +51,8 @@ void product_slice(const TappedProduct<T>& p, const ConvCut& cut, int64_t first,
   switch (cut.form) {
     case ConvForm::kDepthwise:
       return depthwise_slice<isa>(p, first, last);
-    case ConvForm::kDot:
-      return dot_product<isa>(p, first, last);
+    case ConvForm::kFewPixels:
+      return few_pixels_slice<isa>(p, cut, first, last);
     case ConvForm::kThinMap:
       return form_slice<ThinMap<isa, T>>(p, cut, first, last);
     case ConvForm::kGrouped:

@@ -1,6 +1,7 @@
 // Gradients of weights on the CPU, each by the form that suits its shape.
 #include "gemm/convolution.h"
 #include "gemm/depthwise_weight_cpu.h"
+#include "gemm/few_pixels_cpu.h"
 #include "gemm/grouped_weight_cpu.h"
 #include "gemm/plane_weight_cpu.h"
 #include "gemm/tapped_weight_cpu.h"
@@ -14,6 +15,10 @@ int64_t weight_gradient_items(const TappedWeightGradient<T>& p, ConvCut& cut) {
     cut.form = ConvForm::kDepthwise;
     cut.parts = depthwise_weight_parts(p.shape);
     return depthwise_weight_items(p.shape, cut.parts);
+  }
+  if (few_pixels_fit<isa>(p)) {
+    cut = few_pixels_cut(p);
+    return cut.column_blocks;
   }
   if (of_small_groups(p.shape)) {
     const GroupedWeightPlan<isa, T> plan(p.shape);
@@ -35,6 +40,9 @@ void weight_gradient_slice(const TappedWeightGradient<T>& p, const ConvCut& cut,
   switch (cut.form) {
     case ConvForm::kDepthwise:
       return depthwise_weight_slice<isa>(p, cut.parts, first, last);
+    case ConvForm::kFewPixels:
+      if constexpr (std::is_same_v<T, Acc<T>>) return few_pixels_slice<isa>(p, cut, first, last);
+      return;  // not in half formats: few_pixels_fit
     case ConvForm::kGrouped:
       return form_slice<GroupedWeights<isa, T>>(p, cut, first, last);
     case ConvForm::kPlaneMap:

@@ -152,6 +152,10 @@ TYPED_TEST(Conv2dTest, CpuEqualsTheDefinitionOnPlanes) {
   expect_cpu_equals_the_definition<TypeParam>(plane_map_shapes(), 300);
 }
 
+TYPED_TEST(Conv2dTest, CpuEqualsTheDefinitionOfFewPixels) {
+  expect_cpu_equals_the_definition<TypeParam>(few_pixels_shapes(), 500);
+}
+
 TYPED_TEST(Conv2dTest, EmulatedCudaEqualsTheDefinition) {
   uint64_t seed = 0;
   for (const ConvShape& any : conv_shapes()) {

@@ -38,16 +38,16 @@ struct Buffers {
   bool with_bias;
 };
 
-TYPED_TEST(ConvTranspose2dTest, CpuEqualsTheDefinition) {
-  uint64_t seed = 0;
-  for (const ConvShape& any : conv_shapes()) {
+template <class T>
+void expect_cpu_equals_the_definition(const std::vector<ConvShape>& shapes, uint64_t seed) {
+  for (const ConvShape& any : shapes) {
     const ConvProblem problem(any, ++seed);
     if (problem.input.empty()) continue;
     for_each_layout(any, [&](const ConvShape& shape) {
       for_each_isa([&](auto isa) {
         for (const int threads : {1, 5}) {
-          Buffers<TypeParam> buffers(problem, shape, seed % 2 == 0);
-          ConvTranspose2dParams<TypeParam> params = buffers.params();
+          Buffers<T> buffers(problem, shape, seed % 2 == 0);
+          ConvTranspose2dParams<T> params = buffers.params();
           in_slices(conv_transpose2d_items_cpu<isa.value>(params, threads), threads == 1,
                     [&](int64_t first, int64_t last) { conv_transpose2d_cpu<isa.value>(params, first, last); });
           std::ostringstream what;
@@ -57,6 +57,18 @@ TYPED_TEST(ConvTranspose2dTest, CpuEqualsTheDefinition) {
       });
     });
   }
+}
+
+TYPED_TEST(ConvTranspose2dTest, CpuEqualsTheDefinition) {
+  expect_cpu_equals_the_definition<TypeParam>(conv_shapes(), 0);
+}
+
+TYPED_TEST(ConvTranspose2dTest, CpuEqualsTheDefinitionOnPlanes) {
+  expect_cpu_equals_the_definition<TypeParam>(plane_map_shapes(), 300);
+}
+
+TYPED_TEST(ConvTranspose2dTest, CpuEqualsTheDefinitionOfFewPixels) {
+  expect_cpu_equals_the_definition<TypeParam>(few_pixels_shapes(), 500);
 }
 
 TYPED_TEST(ConvTranspose2dTest, EmulatedCudaEqualsTheDefinition) {

@@ -154,6 +154,17 @@ inline std::vector<ConvShape> plane_map_shapes() {
       conv_shape(7, 12, 14, 14, 20, 1, 1),
       conv_shape(2, 9, 40, 41, 13, 1, 1),
       conv_shape(2, 34, 16, 16, 70, 1, 1),
+      conv_shape(2, 34, 10, 11, 41, 1, 1),
+      conv_shape(1, 60, 12, 12, 340, 1, 1, 1, 0, 1, 2),
+  };
+}
+
+// 1 x 1 over eight pixels or fewer: whole vectors of channels and parts of them, one and several blocks, odd numbers of filters.
+inline std::vector<ConvShape> few_pixels_shapes() {
+  return {
+      conv_shape(1, 16, 1, 1, 2, 1, 1),   conv_shape(1, 240, 1, 1, 97, 1, 1), conv_shape(3, 33, 1, 1, 66, 1, 1),
+      conv_shape(8, 71, 1, 1, 130, 1, 1), conv_shape(2, 530, 1, 1, 9, 1, 1),  conv_shape(5, 64, 1, 1, 64, 1, 1),
+      conv_shape(1, 40, 2, 3, 70, 1, 1),  conv_shape(1, 1100, 1, 1, 7, 1, 1), conv_shape(7, 5, 1, 1, 4, 1, 1),
   };
 }
 

@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "gemm/few_pixels_cpu.h"
 #include "gemm/grouped_cpu.h"
 #include "gemm/grouped_weight_cpu.h"
 #include "gemm/plane_map_cpu.h"
@@ -128,11 +129,12 @@ TEST(Gemm, DepthBlocksOfPairs) {
   }
 }
 
-// How the forward pass of a shape is computed, weights in the layout of the maps.
-ConvCut cut_of(ConvShape shape, bool channels_last) {
+// How a product of a shape is computed, weights in the layout of the maps.
+ConvCut cut_of(ConvShape shape, bool channels_last, bool transposed = false) {
   shape.channels_last = shape.weight_channels_last = channels_last;
   TappedProduct<float> p{};
   p.shape = shape;
+  p.transposed = transposed;
   ConvCut cut{};
   product_items<kIsa>(p, 1, cut);
   return cut;
@@ -180,6 +182,45 @@ TEST(Gemm, PlaneMapFits) {
   const ConvCut wide = cut_of(conv_shape(1, 1, 30000, 30000, 1, 1, 1), false);
   EXPECT_EQ(wide.form, ConvForm::kPlaneMap);
   EXPECT_LE(wide.block_pixels, kPlaneMapItemVectors + kFilterVectors) << "work items of bounded size";
+
+  const auto fits_back = [](const ConvShape& shape) { return cut_of(shape, false, true).form == ConvForm::kPlaneMap; };
+  int64_t taken = 0;
+  for (const ConvShape& shape : plane_map_shapes()) taken += fits_back(shape);
+  EXPECT_GE(taken, 6) << "of those that conv_transpose2d_test computes";
+  EXPECT_TRUE(fits_back(conv_shape(1, 256, 56, 56, 64, 1, 1)));
+  EXPECT_FALSE(fits_back(conv_shape(1, 256, 14, 14, 1024, 1, 1))) << "many weights";
+  EXPECT_FALSE(fits_back(conv_shape(1, 33, 14, 14, 64, 1, 1))) << "an odd number of neighbouring weights";
+  EXPECT_FALSE(fits_back(conv_shape(1, 64, 3, 7, 64, 1, 1))) << "few pixels";
+  EXPECT_FALSE(fits_back(conv_shape(1, 64, 14, 14, 64, 1, 1, 2))) << "a stride";
+}
+
+// Which leave weights as they lie because there is nothing else to do.
+TEST(Gemm, FewPixelsFit) {
+  const auto fits = [](const ConvShape& shape, bool last = false) {
+    return cut_of(shape, last, true).form == ConvForm::kFewPixels;
+  };
+  const auto weights_fit = [](const ConvShape& shape) {
+    TappedWeightGradient<float> p{};
+    p.shape = shape;
+    return few_pixels_fit<kIsa>(p);
+  };
+  int64_t taken = 0, weights_taken = 0;
+  for (const ConvShape& shape : few_pixels_shapes()) {
+    EXPECT_EQ(cut_of(shape, true).form, ConvForm::kFewPixels) << shape;
+    taken += fits(shape);
+    weights_taken += weights_fit(shape);
+  }
+  EXPECT_GE(taken, 8) << "of those that conv_transpose2d_test computes";
+  EXPECT_GE(weights_taken, 5) << "of those that conv2d_test computes";
+  EXPECT_TRUE(fits(conv_shape(8, 960, 1, 1, 240, 1, 1)));
+  EXPECT_FALSE(fits(conv_shape(9, 960, 1, 1, 240, 1, 1))) << "many images";
+  EXPECT_TRUE(fits(conv_shape(1, 960, 2, 4, 240, 1, 1), true));
+  EXPECT_FALSE(fits(conv_shape(1, 960, 2, 4, 240, 1, 1))) << "pixels are no rows of channels";
+  EXPECT_FALSE(fits(conv_shape(1, 3, 1, 1, 240, 1, 1))) << "less than a vector of channels";
+  EXPECT_FALSE(fits(conv_shape(1, 960, 1, 1, 240, 1, 1, 1, 0, 1, 2))) << "groups";
+  EXPECT_TRUE(weights_fit(conv_shape(1, 960, 1, 1, 240, 1, 1)));
+  EXPECT_FALSE(weights_fit(conv_shape(0, 960, 1, 1, 240, 1, 1))) << "no pixels";
+  EXPECT_FALSE(weights_fit(conv_shape(1, 960, 1, 1, 241, 1, 1))) << "an odd number of neighbouring filters";
 }
 
 // And whose weights' gradient is made of dot products of planes.
