@@ -93,6 +93,10 @@ CVK_HD void pack_weight_rows(const TappedProduct<T>& p, const TapGrid& grid, con
     for (int j = 0; j < rows; ++j) copy_row<isa>(from + j * w.column + block.t, block.depth(), to + j * pitch);
     return;
   }
+  if (p.shape.kernel_size() == 1) {
+    transpose_matrix<isa>(from, w.channel, to, pitch, block.channels, rows);
+    return;
+  }
   for (int c = 0; c < block.channels; ++c, from += w.channel) {
     for (int t = 0; t < block.taps; ++t) {
       const T* tap = from + kernel_of(grid, p.shape.kernel_width, block.t + t);
