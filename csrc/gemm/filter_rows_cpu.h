@@ -1,4 +1,5 @@
-// Filters as the rows of a register tile, where they lie in memory; what they are multiplied by is vectors of pixels.
+// Filters as the rows of a register tile, where they lie in memory; what they are multiplied by is vectors of pixels
+// (in few_pixels_cpu.h pixels are the rows, and vectors are of weights).
 //
 // The tile has few rows and three vectors, not 14 and two: filters are often a power of two apart, and more of them would not stay
 // in a set of L1. Its sums leave for either layout from here as well.

@@ -48,10 +48,11 @@ constexpr int kGemmTilesCost = 4;
 constexpr int kDotSetup = 200;
 constexpr int kDotColumns = 17;
 
-// A 1 x 1 convolution of so few pixels in all leaves weights as they lie. Filters of a work item; backwards columns of one at most, and
-// filters whose pieces of it are read at a time: these should follow one another in memory, and their sums stay in L1.
+// A 1 x 1 convolution of so few pixels in all leaves weights as they lie. Filters of a work item; backwards columns of one, at least and
+// at most, and filters whose pieces of it are read at a time: these should follow one another in memory, and their sums stay in L1.
 constexpr int kFewPixels = 8;
 constexpr int kFewPixelsFilters = 64;
+constexpr int kFewPixelsLeast = 96;
 constexpr int kFewPixelsColumns = 512;
 constexpr int kFewPixelsDepth = 32;
 
@@ -143,11 +144,11 @@ constexpr int kWinogradLeastChannels = 32;
 // By how many eighths the definition's count of cycles must exceed its own.
 constexpr int kWinogradGain = 9;
 
-// Columns that are multiplied at a time: 16 elements x 320 channels x 64 columns of transformed weights are 1.3 MB.
+// Columns that are multiplied at a time: 16 elements x 320 channels x 32 columns of transformed weights are 0.66 MB.
 constexpr int kWinogradColumns = 32;
 
 // Bytes of transformed weights that a thread keeps, of transformed pixels of a work item, and its tiles at most. With the sums of
-// the latter (16 x 112 x 64 float32, 0.5 MB) and what is turned for planes (0.4 MB) below 4 MiB; below 6 where some results are
+// the latter (16 x 112 x 32 float32, 0.2 MB) and what is turned for planes (0.3 MB) below 4 MiB; below 6 where some results are
 // not finite and the definition's scratch is needed as well.
 constexpr int64_t kWinogradWeightBytes = int64_t{3} << 19;
 constexpr int64_t kWinogradSourceBytes = int64_t{7} << 18;

@@ -159,12 +159,13 @@ inline std::vector<ConvShape> plane_map_shapes() {
   };
 }
 
-// 1 x 1 over eight pixels or fewer: whole vectors of channels and parts of them, one and several blocks, odd numbers of filters.
+// 1 x 1 over eight pixels or fewer: whole vectors of channels and parts of them, one and several blocks, odd numbers of filters, none.
 inline std::vector<ConvShape> few_pixels_shapes() {
   return {
       conv_shape(1, 16, 1, 1, 2, 1, 1),   conv_shape(1, 240, 1, 1, 97, 1, 1), conv_shape(3, 33, 1, 1, 66, 1, 1),
       conv_shape(8, 71, 1, 1, 130, 1, 1), conv_shape(2, 530, 1, 1, 9, 1, 1),  conv_shape(5, 64, 1, 1, 64, 1, 1),
       conv_shape(1, 40, 2, 3, 70, 1, 1),  conv_shape(1, 1100, 1, 1, 7, 1, 1), conv_shape(7, 5, 1, 1, 4, 1, 1),
+      conv_shape(2, 40, 1, 1, 0, 1, 1),
   };
 }
 

@@ -11,8 +11,6 @@
 #include "gemm/plane_weight_cpu.h"
 #include "gemm/small_map_cpu.h"
 #include "gemm/tapped_cpu.h"
-#include "gemm/thin_map_cpu.h"
-#include "gemm/winograd_cpu.h"
 #include "kernels/conv2d/conv2d.h"
 #include "tests/cpp/convolution.h"
 

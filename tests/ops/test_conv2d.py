@@ -638,6 +638,44 @@ def test_small_and_thin_maps(
 
 
 @pytest.mark.native
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("shape", "filters"),
+    [
+        ((3, 250, 1, 1), 340),  # eight pixels or fewer
+        ((1, 33, 2, 3), 66),  # the same in one layout
+        ((2, 40, 1, 1), 0),  # none to add up
+        ((2, 70, 14, 14), 350),  # many pixels, several blocks of the depth
+    ],
+)
+def test_gradients_of_1x1(
+    layout: str, dtype: torch.dtype, shape: tuple[int, ...], filters: int
+) -> None:
+    """Their own ways on the CPU: torch's gradients, and the same bits for any threads."""
+    x, w = normal(*shape).to(dtype), normal(filters, shape[1], 1, 1, seed=1).to(dtype)
+    grad = normal(shape[0], filters, *shape[2:], seed=2).to(dtype)
+    expected = (
+        torch.einsum("nohw,oc->nchw", grad.double(), w[:, :, 0, 0].double()),
+        torch.einsum("nohw,nchw->oc", grad.double(), x.double())[:, :, None, None],
+    )
+    x, w = (lay_out(t, layout).requires_grad_() for t in (x, w))
+    grad = lay_out(grad, layout)
+
+    def run() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(conv2d(x, w), (x, w), grad)
+
+    with threads(1):
+        one = run()
+    for found, wanted in zip(one, expected, strict=True):
+        assert_close(found, wanted, dtype)
+    for count in (2, 3, 7):
+        with threads(count):
+            for found, wanted in zip(run(), one, strict=True):
+                assert_same(found, wanted)
+
+
+@pytest.mark.native
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_sign_of_zero_does_not_depend_on_the_batch(layout: str) -> None:
     x = lay_out(torch.full((8, 20, 3, 3), -1e-30), layout)

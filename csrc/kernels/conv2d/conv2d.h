@@ -13,9 +13,10 @@
 //            maps: pixels are rows of the product; planes: pixels are its columns. Weights are packed block by block as well, so
 //            nothing is cached from call to call. A filter for each channel: gemm/depthwise_cpu.h. 3 x 3 taps of stride 1 and
 //            32 channels, not in float64: gemm/winograd_cpu.h where that pays. In float32 or float64, 1 x 1 over planes:
-//            gemm/plane_map_cpu.h and gemm/plane_weight_cpu.h; few pixels: gemm/small_map_cpu.h, gemm/few_pixels_cpu.h. Few channels:
-//            gemm/thin_map_cpu.h; in groups: gemm/grouped_cpu.h and gemm/grouped_weight_cpu.h. bfloat16 with AVX512_BF16
-//            or AMX: gemm/pairs_cpu.h and gemm/tiles_cpu.h, which take numbers below 2^-126 for 0.
+//            gemm/plane_map_cpu.h and gemm/plane_weight_cpu.h; few pixels: gemm/small_map_cpu.h. Eight pixels in all or fewer:
+//            gemm/few_pixels_cpu.h. Few channels: gemm/thin_map_cpu.h; in groups: gemm/grouped_cpu.h and
+//            gemm/grouped_weight_cpu.h. bfloat16 with AVX512_BF16 or AMX: gemm/pairs_cpu.h and gemm/tiles_cpu.h, which take
+//            numbers below 2^-126 for 0.
 // CUDA       gemm/gemm_mma.cuh: a tiled product on tensor cores with the gather in its copies. float32 as three products of TF32
 //            numbers, within float32's rounding, or one where `tf32` allows it. Few columns or little depth:
 //            gemm/gemm_cuda.cuh, plain multiply-adds. A filter for each channel: a thread for each result.
