@@ -7,8 +7,8 @@
 //
 // Of float32 and float64; forward of any type.
 //
-// Bound: bytes of the weights. 960 -> 240, one pixel, two threads of a Xeon, microseconds with the call from Python (18): backward 247 -> 37,
-// weights 181 -> 71.
+// Bound: bytes of the weights. 960 -> 240, one pixel, two threads of a Xeon, microseconds with the call from Python (18): backward
+// 247 -> 37, weights 181 -> 71.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +21,7 @@
 namespace cvk {
 
 CVK_HD bool has_few_pixels(const ConvShape& s) {
-  return s.groups == 1 && s.kernel_size() == 1 && s.out_pixels() == s.pixels() && s.stride_y == 1 && s.stride_x == 1 &&
-         s.pad_top == 0 && s.pad_left == 0 && s.batch * s.pixels() <= kFewPixels &&
+  return s.groups == 1 && reads_itself(correlation_grid(s)) && s.batch * s.pixels() <= kFewPixels &&
          (s.channels_last || s.pixels() == 1);
 }
 template <Isa isa, class T>
@@ -126,10 +125,9 @@ CVK_HD void few_pixels_back(const TappedProduct<T>& p, int64_t first, int64_t en
       const int stride = filter_sums_stride<isa, T>(vectors * kLanes);
       for (int i = 0, count; i < pixels; i += count) {
         count = filter_rows<isa>(pixels - i);
-        const GemmRows<T> rows{p.source + i * depth + o, count > 1 ? depth : 0};
         const GemmTarget<T, T> target{sums_of(j, skip) + i * stride, o > 0, nullptr};
-        multiply_filter_rows<isa>(rows, count, GemmPanel<T>{p.weights + o * columns + j, columns}, vectors * kLanes,
-                                  steps, target);
+        multiply_filters<isa>(p.source + i * depth + o, depth, count,
+                              GemmPanel<T>{p.weights + o * columns + j, columns}, vectors * kLanes, steps, target);
       }
     });
   }

@@ -297,7 +297,7 @@ class Winograd {
     A* panel = panel_.template as<A>();
     const Vec half = S::broadcast(A(0.5));
     const int64_t size = Plan::element_size(block.channels);
-    // Filters of planes are turned in the order that they have, others in taps, then channels.
+    // Filters of planes are turned in the order that they have (Perf: 3 to 5 % of a small map), others in taps, then channels.
     const bool as_they_lie = strides.tap == 1 && !p_.transposed;
     for (int j = 0; j < columns; j += Tile::kColumns, to += int64_t{block.channels} * Tile::kColumns) {
       const int width = min_of(Tile::kColumns, columns - j);
