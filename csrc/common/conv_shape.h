@@ -103,12 +103,16 @@ CVK_HD TapAxis transposed_axis(int phase, int extent, int target, int kernel, in
   return axis;
 }
 
-// One tap, which reads the pixel itself.
-CVK_HD bool reads_itself(const TapAxis& axis) {
-  return axis.taps == 1 && axis.source_step == 1 && axis.target_step == 1 && axis.first_offset == 0 &&
-         axis.grid == axis.extent;
+// One tap, and pixel i of the phase reads source pixel i, of which there are as many.
+CVK_HD bool reads_alike(const TapAxis& axis) {
+  return axis.taps == 1 && axis.source_step == 1 && axis.first_offset == 0 && axis.grid == axis.extent;
 }
-CVK_HD bool reads_itself(const TapGrid& grid) { return reads_itself(grid.y) && reads_itself(grid.x); }
+CVK_HD bool reads_alike(const TapGrid& grid) { return reads_alike(grid.y) && reads_alike(grid.x); }
+
+// One tap, which reads the pixel itself.
+CVK_HD bool reads_itself(const TapGrid& grid) {
+  return reads_alike(grid) && grid.y.target_step == 1 && grid.x.target_step == 1;
+}
 
 // Then rows of pixels follow one another, so all of them are one row. Long rows gain nothing.
 CVK_HD TapGrid simplified(TapGrid grid) {
@@ -160,6 +164,7 @@ enum class ConvForm { kTapped, kDepthwise, kFewPixels, kThinMap, kPlaneMap, kSma
 struct ConvCut {
   int64_t pixel_blocks, column_blocks;  // of every group (and phase)
   int64_t shares = 1;                   // of the pixel blocks, each with work of every phase
+  bool paired = false;                  // a work item has the phases of even and of odd columns of the target
   int block_pixels, block_columns;
   int64_t depth_blocks, parts, part_pixels;  // weight gradient
   ConvForm form;

@@ -216,6 +216,18 @@ struct EvenLanes {
   }
 };
 
+// The other way: elements of a and b by turns, from the first half of both (0) or from the second (1).
+template <Isa isa, class A, int half, int... I>
+CVK_HD typename Simd<isa, A>::Vec by_turns(typename Simd<isa, A>::Vec a, typename Simd<isa, A>::Vec b,
+                                           std::integer_sequence<int, I...>) {
+  constexpr int kLanes = Simd<isa, A>::kLanes;
+  return __builtin_shufflevector(a, b, ((half * kLanes + I) / 2 + I % 2 * kLanes)...);
+}
+template <Isa isa, class A, int half>
+CVK_HD typename Simd<isa, A>::Vec by_turns(typename Simd<isa, A>::Vec a, typename Simd<isa, A>::Vec b) {
+  return by_turns<isa, A, half>(a, b, std::make_integer_sequence<int, Simd<isa, A>::kLanes>{});
+}
+
 // Bit i moves to bit 2 i, for 16 bits.
 CVK_HD uint32_t even_bits(uint32_t bits) {
   bits = (bits | bits << 8) & 0x00ff00ffu;
@@ -257,8 +269,8 @@ class PlaneGatherer {
         const int run = min_of(end - i, walk.left_in_row());
         Segment& segment = segments[count++];
         segment.image = map_ + at.image * channels_ * plane_;
-        segment.y = grid.y.source(at.y, 0);
-        segment.x = grid.x.source(at.x, 0);
+        segment.y = int64_t{at.y} * grid.y.source_step;
+        segment.x = int64_t{at.x} * grid.x.source_step;
         segment.lane = i - vec * kLanes;
         segment.lanes = run;
         walk.advance(run);
@@ -268,14 +280,18 @@ class PlaneGatherer {
     begins[vec] = count;
   }
 
+  // The taps of another phase, which has the same pixels.
+  CVK_HD void turn_to(const TapGrid& grid) { grid_ = grid; }
+
   // Vectors [first, first + vecs) of those placed; row k at to + k * to_stride.
   CVK_HD void gather(const DepthBlock& block, int first, int vecs, int64_t to_stride, A* to) const {
-    const int64_t row_step = block.taps * to_stride;
+    const int64_t row_step = block.by_taps ? to_stride : block.taps * to_stride;
+    const int64_t tap_step = block.by_taps ? block.channels * to_stride : to_stride;
     for (int v = first; v < first + vecs; ++v, to += kLanes) {
       RowWalk walk(grid_, block);
       for (int t = 0; t < block.taps; ++t, walk.advance()) {
         const Pieces from = pieces(block, v, walk);
-        A* out = to + t * to_stride;
+        A* out = to + t * tap_step;
         if (from.whole()) {
           const T* source = from.piece[0].source;
           for (int c = 0; c < block.channels; ++c) S::store(out + c * row_step, S::load(source + c * plane_));
@@ -328,7 +344,7 @@ class PlaneGatherer {
   // A run of pixels of one row of the grid, in neighbouring lanes.
   struct Segment {
     const T* image;
-    int64_t y, x;  // source pixel of the first tap in the first lane
+    int64_t y, x;  // source pixel of the first lane, to which those of a tap are relative
     int lane, lanes;
   };
   // A block's rows in order: all taps of a channel, then of the next.
@@ -368,7 +384,7 @@ class PlaneGatherer {
 
   CVK_HD Pieces pieces(const DepthBlock& block, int vec, const RowWalk& row) const {
     const int step = grid_.x.source_step;
-    const int64_t offset_y = int64_t{row.y} * grid_.y.offset_step, offset_x = int64_t{row.x} * grid_.x.offset_step;
+    const int64_t offset_y = grid_.y.source(0, row.y), offset_x = grid_.x.source(0, row.x);
     const auto steps = [=](int64_t pixels) { return step == 1 ? pixels : ceil_div<int64_t>(pixels, step); };
     const Segment* segments = segments_.template as<Segment>();
     const int* begins = begins_.template as<int>();

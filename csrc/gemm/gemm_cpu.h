@@ -395,6 +395,7 @@ CVK_HD void gemm_block(int rows, int columns, int depth, const Left& left, const
 struct DepthBlock {
   int64_t c;
   int channels, t, taps;
+  bool by_taps = false;  // planes: a tap of all channels, then the next, not all taps of a channel
   CVK_HD int depth() const { return channels * taps; }
 };
 

@@ -99,9 +99,23 @@ CVK_HD bool phases_differ(const TappedProduct<T>& p) {
          (differ(s.kernel_height, s.stride_y, s.dilation_y) || differ(s.kernel_width, s.stride_x, s.dilation_x));
 }
 
+// Whether a work item takes the phases of even and of odd columns together: over planes they lie by turns in rows of the target.
+template <Isa isa, class P, class T>
+CVK_HD bool phases_pair(const TappedProduct<T>& p) {
+  return p.transposed && !p.shape.channels_last && p.shape.stride_x == 2 && p.shape.width > 1 &&
+         p.shape.kernel_size() <= DepthBlocks<isa, P>::kMost;
+}
+
+// Phases of which work items are, pairs counted once.
+template <class T>
+CVK_HD int64_t item_phases(const TappedProduct<T>& p, const ConvCut& cut) {
+  return p.phases() / (cut.paired ? 2 : 1);
+}
+
 template <Isa isa, class P, class T>
 CVK_HD void cut_product(const TappedProduct<T>& p, int threads, ConvCut& cut) {
   using Tile = GemmTile<isa, P>;
+  cut.paired = phases_pair<isa, P>(p);
   const int64_t columns = p.group_columns();
   const int64_t pixels = p.shape.batch * p.grid(0).pixels();  // the first phase has the most
   cut.column_blocks = max_of<int64_t>(1, ceil_div<int64_t>(columns, kGemmItemColumns));
@@ -111,7 +125,7 @@ CVK_HD void cut_product(const TappedProduct<T>& p, int threads, ConvCut& cut) {
   int64_t most = last ? Tile::kBlockRows : kGemmItemPanels * Tile::kColumns;
   if (last && bytes > kGemmNearBytes) most *= bytes > kGemmResidentBytes ? kGemmItemBlocks : 2;
   cut.pixel_blocks = max_of<int64_t>(1, ceil_div(pixels, most));
-  const int64_t others = p.phases() * p.shape.groups;
+  const int64_t others = item_phases(p, cut) * p.shape.groups;
   const bool few = pixels > 0 && columns > 0 && others * cut.column_blocks * cut.pixel_blocks < int64_t{16} * threads;
   const int row_unit = few ? Tile::kRowUnit : Tile::kRows;
   const int pixel_unit = last ? row_unit : Tile::kColumns, column_unit = last ? Tile::kColumns : row_unit;
@@ -162,7 +176,7 @@ CVK_HD int64_t tapped_cycles(const TappedProduct<T>& p) {
 
 template <class T>
 CVK_HD int64_t tapped_items(const TappedProduct<T>& p, const ConvCut& cut) {
-  return p.phases() * p.shape.groups * cut.column_blocks * cut.pixel_blocks;
+  return item_phases(p, cut) * p.shape.groups * cut.column_blocks * cut.pixel_blocks;
 }
 
 // ---- what becomes of the sums
@@ -242,13 +256,31 @@ CVK_HD void store_rows(const TappedProduct<T>& p, const TapGrid& grid, int64_t f
   }
 }
 
-// Columns of sums are pixels, rows channels.
+// Sums over planes, columns of which are pixels and rows channels: the next channels' tile is row_step tiles further, the next pixels'
+// column_step.
+template <Isa isa, class P>
+struct PlaneSums {
+  using S = Simd<isa, Acc<P>>;
+  using Tile = GemmTile<isa, P>;
+  const Acc<P>* at;
+  int64_t row_step, column_step;
+
+  // A vector of results: of channel `row`, and of pixels from `first` on.
+  template <class T>
+  CVK_HD typename S::Vec result(const TappedProduct<T>& p, int64_t first_column, int row, int first) const {
+    const int64_t tile = row / Tile::kRows * row_step + first / Tile::kColumns * column_step;
+    typename S::Vec value =
+        S::load(at + tile * Tile::kSize + row % Tile::kRows * Tile::kColumns + first % Tile::kColumns);
+    if (p.bias != nullptr) value = value + S::broadcast(to_acc(p.bias[first_column + row]));
+    return activate(p.activation, value);
+  }
+};
+
+// Pixels of a phase.
 template <Isa isa, class P, class T>
 CVK_HD void store_planes(const TappedProduct<T>& p, const TapGrid& grid, int64_t first_pixel, int count,
-                         int64_t first_column, int columns, const Acc<P>* sums, int64_t tile_stride) {
-  using A = Acc<P>;
-  using S = Simd<isa, A>;
-  using Tile = GemmTile<isa, P>;
+                         int64_t first_column, int columns, const PlaneSums<isa, P>& sums) {
+  using S = Simd<isa, Acc<P>>;
   const int64_t plane = p.target_plane();
   const bool dense = grid.x.target_step == 1 && grid.y.target_step == 1;  // rows of pixels follow one another
   GridWalk walk(grid, first_pixel);
@@ -268,12 +300,8 @@ CVK_HD void store_planes(const TappedProduct<T>& p, const TapGrid& grid, int64_t
       walk.advance(run);
       lane += run;
     }
-    const A* tile = sums + i / Tile::kColumns * Tile::kSize + i % Tile::kColumns;
     for (int j = 0; j < columns; ++j) {
-      typename S::Vec value =
-          S::load(tile + j / Tile::kRows * tile_stride * Tile::kSize + j % Tile::kRows * Tile::kColumns);
-      if (p.bias != nullptr) value = value + S::broadcast(to_acc(p.bias[first_column + j]));
-      value = activate(p.activation, value);
+      const typename S::Vec value = sums.result(p, first_column, j, i);
       T* out = p.target + (first_column + j) * plane;
       if (runs == end) {  // each on its own
         for (int lane = 0; lane < end; ++lane) out[places[lane]] = from_acc<T>(value[lane]);
@@ -292,12 +320,63 @@ CVK_HD void store_planes(const TappedProduct<T>& p, const TapGrid& grid, int64_t
   }
 }
 
+// The same for a pair of phases, `grid` that of the even columns of the target: two vectors by turns.
+template <Isa isa, class P, class T>
+CVK_HD void store_paired_planes(const TappedProduct<T>& p, const TapGrid& grid, int64_t first_pixel, int count,
+                                int64_t first_column, int columns, const PlaneSums<isa, P>& even,
+                                const PlaneSums<isa, P>& odd) {
+  using S = Simd<isa, Acc<P>>;
+  constexpr int kLanes = S::kLanes;
+  // Pixels of a row of the target, those of the sums from `pixel` on.
+  struct Run {
+    int64_t place;       // of the first lane of both vectors
+    uint32_t low, high;  // lanes of the first and of the second
+    int pixel;
+  };
+  const Scratch memory(count * static_cast<int64_t>(sizeof(Run)));
+  Run* const runs = memory.template as<Run>();
+  const int64_t plane = p.target_plane();
+  GridWalk walk(grid, first_pixel);
+  int all = 0;
+  for (int i = 0; i < count; ++all) {
+    const GridPixel& at = *walk;
+    const int lane = i % kLanes;
+    const int run = min_of(walk.left_in_row(), min_of(kLanes - lane, count - i));
+    const int begin = 2 * lane, end = begin + min_of(2 * run, p.target_width() - 2 * at.x);
+    runs[all].place = at.image * p.columns() * plane + target_pixel(grid, p.target_width(), at.y, at.x) - begin;
+    runs[all].low = S::lane_range(min_of(begin, kLanes), min_of(end, kLanes));
+    runs[all].high = S::lane_range(max_of(begin - kLanes, 0), max_of(end - kLanes, 0));
+    runs[all].pixel = i - lane;
+    walk.advance(run);
+    i += run;
+  }
+  const auto store = [](T* to, typename S::Vec value, uint32_t lanes) {
+    if (lanes == S::kAllLanes) {
+      S::store(to, value);
+    } else if (lanes != 0) {
+      S::store_lanes(to, value, lanes);
+    }
+  };
+  // Perf: plane by plane, for each has its own pages. 256 -> 256 2x2/2, 32 images of 14x14: 17.0 -> 13.9 ms (two threads of a Xeon).
+  for (int j = 0; j < columns; ++j) {
+    T* out = p.target + (first_column + j) * plane;
+    for (int i = 0; i < all; ++i) {
+      const auto first = even.result(p, first_column, j, runs[i].pixel),
+                 second = odd.result(p, first_column, j, runs[i].pixel);
+      store(out + runs[i].place, by_turns<isa, Acc<P>, 0>(first, second), runs[i].low);
+      store(out + runs[i].place + kLanes, by_turns<isa, Acc<P>, 1>(first, second), runs[i].high);
+    }
+  }
+}
+
 // ---- the loop over work items
 
 // A work item: pixels [first_pixel, first_pixel + pixels) of a phase by columns [first_column, first_column + width) of a group.
 struct TapItem {
   TapGrid grid;
-  int64_t key;  // of the weights that it needs
+  bool paired;   // with the phase behind it,
+  TapGrid next;  // as if it had as many pixels in a row
+  int64_t key;   // of the weights that it needs
   int64_t group, first_column, first_pixel;
   int pixels, width;
 };
@@ -305,11 +384,16 @@ struct TapItem {
 template <class T>
 CVK_HD TapItem tap_item(const TappedProduct<T>& p, const ConvCut& cut, int64_t index) {
   // In the order of shares, groups, columns, phases and pixels of a share.
-  const int64_t phases = p.phases(), blocks = cut.pixel_blocks / cut.shares;
+  const int64_t phases = item_phases(p, cut), blocks = cut.pixel_blocks / cut.shares;
   TapItem item{};
   const int64_t keys = phases * p.shape.groups * cut.column_blocks;
   item.key = index / blocks % keys;
-  item.grid = p.grid(item.key % phases);
+  item.paired = cut.paired;
+  item.grid = p.grid(item.key % phases * (cut.paired ? 2 : 1));
+  if (cut.paired) {
+    item.next = p.grid(item.key % phases * 2 + 1);
+    item.next.x.grid = item.grid.x.grid;
+  }
   item.group = item.key / phases / cut.column_blocks;
   item.first_column = item.key / phases % cut.column_blocks * cut.block_columns;
   item.first_pixel = (index / blocks / keys * blocks + index % blocks) * cut.block_pixels;
@@ -330,9 +414,13 @@ struct TapScratch {
       : last(p.shape.channels_last),
         row_tiles(ceil_div(last ? cut.block_pixels : cut.block_columns, Tile::kRows)),
         panels(ceil_div(last ? cut.block_columns : cut.block_pixels, Tile::kColumns)),
-        sums_memory(int64_t{row_tiles} * panels * Tile::kSize * sizeof(A)),
+        tiles(row_tiles * panels),
+        sums_memory((int64_t{tiles} * (cut.paired ? 2 : 1) + 1) * Tile::kSize * sizeof(A)),
         pixel_memory(int64_t{last ? Tile::kBlockRows * Tile::kPitch : Tile::kDepth * Tile::kColumns} * sizeof(P)),
-        wide_memory(PairScratch<isa, P>::kSize * sizeof(float)) {}
+        wide_memory(PairScratch<isa, P>::kSize * sizeof(float)),
+        zeros(sums(cut.paired ? 2 * tiles : tiles)) {
+    for (int i = 0; i < Tile::kSize; ++i) zeros[i] = 0;
+  }
   CVK_HD ~TapScratch() {}
 
   CVK_HD A* sums(int tile) const { return sums_memory.template as<A>() + int64_t{tile} * Tile::kSize; }
@@ -340,9 +428,10 @@ struct TapScratch {
   CVK_HD float* wide() const { return wide_memory.template as<float>(); }
 
   bool last;
-  int row_tiles, panels;  // of a work item
+  int row_tiles, panels, tiles;  // of a phase of a work item
   Scratch sums_memory, pixel_memory, wide_memory;
   PackedBlocks<P> packed;
+  A* zeros;  // a tile of sums of nothing
 };
 
 // Whether results may leave for the target from registers: their pixels follow one another there.
@@ -356,7 +445,7 @@ CVK_HD bool finishes_in_registers(const TappedProduct<T>& p, const TapGrid& grid
 // neither converted nor so far apart that they would fall into few sets of L1, and all rows that are computed inside the map.
 template <Isa isa, class P, class T>
 CVK_HD bool rows_in_map(const TappedProduct<T>& p, const TapItem& item) {
-  return std::is_same_v<P, T> && p.shape.groups == 1 && reads_itself(item.grid) && near_in_map<P>(p.channels()) &&
+  return std::is_same_v<P, T> && p.shape.groups == 1 && reads_alike(item.grid) && near_in_map<P>(p.channels()) &&
          item.first_pixel + round_up(item.pixels, GemmTile<isa, P>::kRowUnit) <= p.shape.batch * p.source_plane();
 }
 
@@ -425,36 +514,72 @@ CVK_HD void multiply_planes(const TappedProduct<T>& p, const TapItem& item, TapS
   const int64_t channels = p.group_channels(), column = item.group * p.group_columns() + item.first_column;
   const auto strides = p.strides();
   const T* weights = p.weights + item.group * strides.group + item.first_column * strides.column;
-  const DepthBlocks<isa, P> blocks(channels, item.grid.taps());
-  scratch.packed.begin(item.key, blocks.count(), int64_t{scratch.row_tiles} * Tile::kRows * Tile::kPitch,
-                       kGemmResidentBytes);
+  const int phases = item.paired ? 2 : 1;
+  const TapGrid grids[2] = {item.grid, item.next};
+  // Of both phases the same channels, so that weights are read once.
+  const DepthBlocks<isa, P> blocks(channels, max_of(item.grid.taps(), item.paired ? item.next.taps() : 0));
+  const int64_t rows_size = int64_t{scratch.row_tiles} * Tile::kRows * Tile::kPitch;
+  scratch.packed.begin(item.key, blocks.count(), phases * rows_size, kGemmResidentBytes);
   gatherer.place(item.grid, item.first_pixel, item.pixels);
-  const bool dense = finishes_in_registers(p, item.grid);
+  const bool same_pixels =
+      item.paired && item.next.x.taps == item.grid.x.taps && item.next.x.first_offset == item.grid.x.first_offset;
+  const bool dense = !item.paired && finishes_in_registers(p, item.grid);
   const int64_t plane = p.target_plane();
+  const auto sums_of = [&](int phase, int i) -> PlaneSums<isa, P> {
+    if (channels * grids[phase].taps() == 0) return {scratch.zeros, 0, 0};
+    return {scratch.sums(phase * scratch.tiles + i / Tile::kColumns), scratch.panels, 1};
+  };
+  const auto store = [&](int i, int count) {
+    const int64_t first = item.first_pixel + i;
+    store_planes<isa, P>(p, item.grid, first, count, column, item.width, sums_of(0, i));
+  };
   for (int64_t b = 0; b < blocks.count(); ++b) {
-    const DepthBlock block = blocks[b];
+    DepthBlock block = blocks[b];
+    block.by_taps = p.transposed && kGemmElements<P> == 1;
+    const auto of_phase = [&](int phase) {
+      DepthBlock own = block;
+      if (item.paired) own.taps = grids[phase].taps();
+      return own;
+    };
+    const P* rows = scratch.packed.get(b, [&](P* to) {
+      if constexpr (kGemmElements<P> == 1) {
+        if (block.by_taps) {
+          turn_weight_rows<isa>(p, grids, phases, weights, block, item.width, Tile::kPitch, rows_size, to);
+          return;
+        }
+      }
+      for (int phase = 0; phase < phases; ++phase) {
+        make_weight_rows<isa>(p, grids[phase], weights, of_phase(phase), item.width, scratch.wide(),
+                              to + phase * rows_size);
+      }
+    });
     const bool last = b == blocks.count() - 1;
-    const P* rows = scratch.packed.get(
-        b, [&](P* to) { make_weight_rows<isa>(p, item.grid, weights, block, item.width, scratch.wide(), to); });
     for (int i = 0; i < item.pixels; i += Tile::kColumns) {
       const int count = min_of(Tile::kColumns, item.pixels - i);
-      A* sums = scratch.sums(i / Tile::kColumns);
-      make_pixel_panel<isa>(gatherer, block, i / Tile::kLanes, ceil_div(count, Tile::kLanes), scratch.pixels());
       const int64_t image = (item.first_pixel + i) / plane, at = (item.first_pixel + i) % plane;
       const bool finishes = dense && at + count <= plane;  // all in one image
       GemmFinish<T> finish{p.target + (image * p.columns() + column) * plane + at, plane,
                            p.bias != nullptr ? p.bias + column : nullptr, true, p.activation == Activation::kRelu};
-      gemm_block<isa>(item.width, count, gemm_operands<P>(block.depth()), GemmRows<P>{rows, Tile::kPitch},
-                      scratch.pixels(), Tile::kColumns, 0, sums, scratch.panels, b > 0,
-                      last && finishes ? &finish : nullptr);
-      if (last && !finishes) {
-        store_planes<isa, P>(p, item.grid, item.first_pixel + i, count, column, item.width, sums, scratch.panels);
+      for (int phase = 0; phase < phases; ++phase) {
+        const DepthBlock own = of_phase(phase);
+        if (own.taps == 0) continue;
+        if (phase == 0 || !same_pixels) {
+          if (item.paired) gatherer.turn_to(grids[phase]);
+          make_pixel_panel<isa>(gatherer, own, i / Tile::kLanes, ceil_div(count, Tile::kLanes), scratch.pixels());
+        }
+        gemm_block<isa>(item.width, count, gemm_operands<P>(own.depth()),
+                        GemmRows<P>{rows + phase * rows_size, Tile::kPitch}, scratch.pixels(), Tile::kColumns, 0,
+                        scratch.sums(phase * scratch.tiles + i / Tile::kColumns), scratch.panels, b > 0,
+                        last && finishes ? &finish : nullptr);
       }
+      if (last && !finishes && !item.paired) store(i, count);
     }
   }
-  if (blocks.count() == 0) {
-    store_planes<isa, P>(p, item.grid, item.first_pixel, item.pixels, column, item.width, scratch.sums(0),
-                         scratch.panels);
+  if (item.paired) {
+    store_paired_planes<isa, P>(p, item.grid, item.first_pixel, item.pixels, column, item.width, sums_of(0, 0),
+                                sums_of(1, 0));
+  } else if (blocks.count() == 0) {
+    for (int i = 0; i < item.pixels; i += Tile::kColumns) store(i, min_of(Tile::kColumns, item.pixels - i));
   }
 }
 
@@ -477,11 +602,11 @@ template <Isa isa, class P, class T>
 CVK_HD void multiply_item(const TappedProduct<T>& p, const TapItem& item, TapScratch<isa, P>& scratch,
                           TapGatherers<isa, P, T>& gatherers) {
   using Tile = GemmTile<isa, P>;
-  if (p.group_channels() * item.grid.taps() == 0) {
-    for (int64_t i = 0; i < int64_t{scratch.row_tiles} * scratch.panels * Tile::kSize; ++i) scratch.sums(0)[i] = 0;
-  }
   const int64_t first_channel = item.group * p.group_channels();
   if (p.shape.channels_last) {
+    if (p.group_channels() * item.grid.taps() == 0) {
+      for (int64_t i = 0; i < int64_t{scratch.tiles} * Tile::kSize; ++i) scratch.sums(0)[i] = 0;
+    }
     using Element = typename TapGatherers<isa, P, T>::Element;
     gatherers.rows.set_map(reinterpret_cast<const Element*>(p.source + first_channel));
     multiply_rows(p, item, scratch, gatherers.rows);

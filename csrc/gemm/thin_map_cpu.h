@@ -284,7 +284,8 @@ class ThinMap {
                                   GemmPlaces<A>{row + x, places_.template as<int>()}, depth_, target, part, count);
         }
         if (!finishes) {
-          store_planes<isa, A>(p_, grid_, item.image * plane + pixel, count, item.column, item.columns, sums(), 1);
+          store_planes(p_, grid_, item.image * plane + pixel, count, item.column, item.columns,
+                       PlaneSums<isa, A>{sums(), 1, 0});
         }
       }
     }

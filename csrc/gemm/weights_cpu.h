@@ -83,6 +83,56 @@ CVK_HD void pack_weight_columns(const TappedProduct<T>& p, const TapGrid& grid, 
   }
 }
 
+// Rows of a block of a transposed product, the depth in taps then channels, for phases that have the block's channels: those of the
+// second are phase_size elements behind those of the first. A channel's weights lie in a row, columns and their kernel elements, and
+// are turned in squares, so all phases cost one.
+template <Isa isa, class A, class T>
+CVK_HD void turn_weight_rows(const TappedProduct<T>& p, const TapGrid* grids, int phases, const T* weights,
+                             const DepthBlock& block, int rows, int64_t pitch, int64_t phase_size, A* to) {
+  using S = Simd<isa, A>;
+  constexpr int kLanes = S::kLanes;
+  const int64_t channel = p.strides().channel;
+  const int size = p.shape.kernel_size();
+  const Scratch memory(size * static_cast<int64_t>(sizeof(int64_t)));
+  int64_t* place = memory.template as<int64_t>();  // of a kernel element of row 0
+  for (int k = 0; k < size; ++k) place[k] = -1;
+  for (int phase = 0; phase < phases; ++phase) {
+    for (int t = 0; t < grids[phase].taps(); ++t) {
+      if (t < block.t || t >= block.t + block.taps) continue;
+      place[kernel_of(grids[phase], p.shape.kernel_width, t)] = phase * phase_size + (t - block.t) * block.channels;
+    }
+  }
+  const T* from = weights + block.c * channel;
+  const int64_t length = int64_t{rows} * size;
+  for (int c = 0; c < block.channels; c += kLanes, from += kLanes * channel) {
+    const int channels = min_of(kLanes, block.channels - c);
+    int k = 0;
+    A* row = to + c;
+    for (int64_t e = 0; e < length; e += kLanes) {
+      const int count = static_cast<int>(min_of<int64_t>(kLanes, length - e));
+      typename S::Vec square[kLanes];
+      for (int i = 0; i < kLanes; ++i) {
+        const T* part = from + i * channel + e;
+        square[i] = i >= channels ? typename S::Vec{} : count == kLanes ? S::load(part) : S::load_partial(part, count);
+      }
+      S::transpose(square);
+      for (int i = 0; i < count; ++i) {
+        if (place[k] >= 0) {
+          if (channels == kLanes) {
+            S::store(row + place[k], square[i]);
+          } else {
+            S::store_partial(row + place[k], square[i], channels);
+          }
+        }
+        if (++k == size) {
+          k = 0;
+          row += pitch;
+        }
+      }
+    }
+  }
+}
+
 // Rows of a block, the depth in channels then taps.
 template <Isa isa, class A, class T>
 CVK_HD void pack_weight_rows(const TappedProduct<T>& p, const TapGrid& grid, const T* weights, const DepthBlock& block,
@@ -93,8 +143,8 @@ CVK_HD void pack_weight_rows(const TappedProduct<T>& p, const TapGrid& grid, con
     for (int j = 0; j < rows; ++j) copy_row<isa>(from + j * w.column + block.t, block.depth(), to + j * pitch);
     return;
   }
-  if (p.shape.kernel_size() == 1) {
-    transpose_matrix<isa>(from, w.channel, to, pitch, block.channels, rows);
+  if (block.taps == 1) {  // the same order
+    turn_weight_rows<isa>(p, &grid, 1, weights, block, rows, pitch, 0, to);
     return;
   }
   for (int c = 0; c < block.channels; ++c, from += w.channel) {

@@ -71,6 +71,10 @@ TYPED_TEST(ConvTranspose2dTest, CpuEqualsTheDefinitionOfFewPixels) {
   expect_cpu_equals_the_definition<TypeParam>(few_pixels_shapes(), 500);
 }
 
+TYPED_TEST(ConvTranspose2dTest, CpuEqualsTheDefinitionOfPairedPhases) {
+  expect_cpu_equals_the_definition<TypeParam>(paired_shapes(), 600);
+}
+
 TYPED_TEST(ConvTranspose2dTest, EmulatedCudaEqualsTheDefinition) {
   uint64_t seed = 0;
   for (const ConvShape& any : conv_shapes()) {

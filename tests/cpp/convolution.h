@@ -159,6 +159,22 @@ inline std::vector<ConvShape> plane_map_shapes() {
   };
 }
 
+// Transposed with steps of two along rows, over planes: targets of even and odd width and of one column, phases without taps, with as many
+// and with different ones, that read the same pixels or not, several blocks of the depth and of columns, several items, groups.
+inline std::vector<ConvShape> paired_shapes() {
+  std::vector<ConvShape> shapes = {
+      conv_shape(2, 17, 12, 30, 20, 2, 2, 2),          conv_shape(1, 30, 9, 23, 37, 3, 3, 2, 1),
+      conv_shape(1, 290, 6, 9, 130, 3, 3, 2, 1),       conv_shape(3, 5, 7, 41, 70, 1, 1, 2),
+      conv_shape(1, 24, 21, 1, 16, 3, 1, 2, 1),        conv_shape(1, 21, 17, 2, 18, 3, 2, 2),
+      conv_shape(2, 18, 10, 70, 34, 4, 4, 2, 1),       conv_shape(1, 16, 40, 91, 40, 5, 5, 2, 2),
+      conv_shape(1, 40, 11, 18, 60, 3, 4, 2, 1, 1, 2), conv_shape(1, 12, 13, 26, 33, 3, 3, 2, 2, 2),
+      conv_shape(1, 3, 40, 37, 2, 17, 19, 2, 8),
+  };
+  shapes[1].stride_y = 1;
+  shapes[1].out_height = 9;
+  return shapes;
+}
+
 // 1 x 1 over eight pixels or fewer: whole vectors of channels and parts of them, one and several blocks, odd numbers of filters, none.
 inline std::vector<ConvShape> few_pixels_shapes() {
   return {

@@ -436,6 +436,7 @@ TEST(Gemm, ItemsCoverEveryPhaseOnce) {
         p.transposed = true;
         const ConvCut cut = tapped_cut<kIsa>(p, threads);
         shared += cut.shares > 1;
+        EXPECT_EQ(cut.paired, !last && any.stride_x == 2) << any;
         // Of a target pixel and column.
         std::vector<int> seen(p.shape.batch * p.target_plane() * p.columns());
         for (int64_t index = 0; index < tapped_items(p, cut); ++index) {
@@ -443,12 +444,16 @@ TEST(Gemm, ItemsCoverEveryPhaseOnce) {
           for (int i = 0; i < item.pixels; ++i) {
             const int64_t pixel = item.first_pixel + i, image = pixel / item.grid.pixels();
             const int at = static_cast<int>(pixel % item.grid.pixels());
-            const int64_t place =
-                target_pixel(item.grid, p.target_width(), at / item.grid.x.grid, at % item.grid.x.grid);
-            for (int j = 0; j < item.width; ++j) {
-              const int64_t column = item.group * p.group_columns() + item.first_column + j;
-              ++seen.at((image * p.target_plane() + place) * p.columns() + column);
-            }
+            const int y = at / item.grid.x.grid, x = at % item.grid.x.grid;
+            const auto see = [&](const TapGrid& grid) {
+              const int64_t place = target_pixel(grid, p.target_width(), y, x);
+              for (int j = 0; j < item.width; ++j) {
+                const int64_t column = item.group * p.group_columns() + item.first_column + j;
+                ++seen.at((image * p.target_plane() + place) * p.columns() + column);
+              }
+            };
+            see(item.grid);
+            if (item.paired && 2 * x + 1 < p.target_width()) see(item.next);
           }
         }
         EXPECT_EQ(seen, std::vector<int>(seen.size(), 1)) << any << ", " << threads << " threads" << last;
