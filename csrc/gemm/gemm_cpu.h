@@ -177,14 +177,19 @@ struct GemmRows {
   CVK_HD GemmRows from(int64_t row) const { return {at + row * pitch, pitch}; }
 };
 
-// The same where a step of the depth is what is apart, and rows are neighbours. An even number of them is read.
-template <class P>
+// The same where a step of the depth is what is apart, and rows are neighbours. An even number of them is read. Both operands of a step
+// are asked for `steps_ahead` steps before, if any.
+template <class P, int steps_ahead = 0>
 struct GemmColumns {
   const P* at;
   int64_t stride;
   CVK_HD GemmColumns from(int64_t row) const { return {at + row, stride}; }
   CVK_HD P operator()(int i, int p) const { return at[p * stride + i]; }
 };
+template <class Left>
+inline constexpr int kGemmAhead = 0;
+template <class P, int steps>
+inline constexpr int kGemmAhead<GemmColumns<P, steps>> = steps;
 
 // Rows of a tile of the left operand, as the loop over the depth reads them.
 template <int rows, class P>
@@ -220,8 +225,8 @@ template <int rows, class P>
 CVK_HD TilePlacedRows<rows, P> tile_left(const GemmPlacedRows<P>& left) {
   return {TileRows<rows, P>(left.rows), left.places};
 }
-template <int rows, class P>
-CVK_HD GemmColumns<P> tile_left(const GemmColumns<P>& left) {
+template <int rows, class P, int ahead>
+CVK_HD GemmColumns<P, ahead> tile_left(const GemmColumns<P, ahead>& left) {
   return left;
 }
 
@@ -251,6 +256,12 @@ __attribute__((noinline)) void gemm_tile(const Left left, const Right right, int
   clear_sums<isa, Acc<P>>(sum);
   const auto values = tile_left<rows>(left);
   for (int p = 0; p < depth; ++p) {
+    if constexpr (kGemmAhead<Left> > 0) {
+      const int ahead = p + kGemmAhead<Left>;
+      __builtin_prefetch(left.at + ahead * left.stride);
+      __builtin_prefetch(left.at + ahead * left.stride + rows - 1);
+      for (int j = 0; j < vecs; ++j) __builtin_prefetch(right(ahead) + j * S::kLanes);
+    }
     add_products<isa>(sum, right(p), [&](int i) { return values(i, p); });
   }
   // A block's sums begin from zero and are added as a whole: of 2,304 products the error is a third of one long sum's.

@@ -172,9 +172,16 @@ constexpr int kWinogradTargetCost = 2;
 constexpr int kWeightItems = 32;
 constexpr int kWeightPartBlocks = 4;
 
+// Depths of a part at least where there would be an odd number of items below this otherwise: the last of five has one thread only.
+constexpr int kWeightFewItems = 6;
+constexpr int kWeightFewPartBlocks = 2;
+
 // Where they are still fewer than this, filters are dealt out in blocks of no fewer than that.
 constexpr int kWeightLeastItems = 4;
 constexpr int kWeightLeastFilters = 64;
+
+// Pixels ahead of those that are multiplied for which memory is asked where they lie in a map.
+constexpr int kWeightAhead = 8;
 
 // Depthwise: neighbours that are summed together. With two multiply-adds a cycle of four cycles each eight would be under way, but
 // the sides of classifiers' maps are multiples of seven: 7 x 7 pixels take 15 to 30 % less time than with eight, large maps as much.

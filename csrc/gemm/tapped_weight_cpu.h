@@ -3,7 +3,8 @@
 // Channels-last maps: filters are the rows of the product, channels and taps the columns. Planes: the other way round. So the
 // gatherers are those of the forward pass, and their result is used where it lies. Channels-last, of the type of the sums and near
 // to one another, filters are read in the map (an even number), and with them whole vectors of channels under a 1 x 1 kernel.
-// Perf: 64 -> 64 1 x 1 over 8 maps of 56 x 56 takes 1016 -> 930 us so, 16 -> 64 over 112 x 112 1660 -> 1405 (Xeon, two threads).
+// Perf: 64 -> 64 1 x 1 over 8 maps of 56 x 56 takes 1016 -> 930 us so, 16 -> 64 over 112 x 112 1660 -> 1405 (Xeon, two threads). Asked
+// for ahead, 64 -> 256 over 56 x 56 takes 3230 -> 2780 us, 256 -> 128 6160 -> 5560, 64 -> 64 3 x 3 6890 -> 6720.
 #pragma once
 
 #include <cstdint>
@@ -14,9 +15,13 @@
 
 namespace cvk {
 
+CVK_HD int64_t weight_items(const ConvShape& s, const ConvCut& cut) {
+  return s.groups * cut.column_blocks * cut.depth_blocks * cut.parts;
+}
+
 // The number of parts into which the pixels are cut must not depend on the number of threads: it decides the order of sums.
 template <Isa isa, class T>
-CVK_HD ConvCut weight_cut(const ConvShape& s) {
+CVK_HD ConvCut weight_cut(const ConvShape& s, int part_blocks) {
   using A = Acc<T>;
   using Tile = GemmTile<isa, A>;
   ConvCut cut{};
@@ -25,7 +30,7 @@ CVK_HD ConvCut weight_cut(const ConvShape& s) {
   cut.depth_blocks = DepthBlocks<isa, A>(s.group_channels(), s.kernel_size()).count();
   const int64_t pixels = s.batch * s.out_pixels();
   const int64_t items = max_of<int64_t>(1, s.groups * cut.column_blocks * cut.depth_blocks);
-  const int64_t most = ceil_div<int64_t>(pixels, int64_t{kWeightPartBlocks} * Tile::kDepth);
+  const int64_t most = ceil_div<int64_t>(pixels, int64_t{part_blocks} * Tile::kDepth);
   cut.parts = max_of<int64_t>(1, min_of(most, ceil_div<int64_t>(kWeightItems, items)));
   // Where that gives few items, the filters are cut as well: it costs gathering, but no sum another order.
   const int64_t least = ceil_div<int64_t>(kWeightLeastItems, items * cut.parts);
@@ -40,8 +45,11 @@ CVK_HD ConvCut weight_cut(const ConvShape& s) {
   return cut;
 }
 
-CVK_HD int64_t weight_items(const ConvShape& s, const ConvCut& cut) {
-  return s.groups * cut.column_blocks * cut.depth_blocks * cut.parts;
+template <Isa isa, class T>
+CVK_HD ConvCut weight_cut(const ConvShape& s) {
+  const ConvCut cut = weight_cut<isa, T>(s, kWeightPartBlocks);
+  const int64_t items = weight_items(s, cut);
+  return items % 2 != 0 && items < kWeightFewItems ? weight_cut<isa, T>(s, kWeightFewPartBlocks) : cut;
 }
 
 // Panels of filters, the depth in pixels, from planes.
@@ -199,7 +207,7 @@ CVK_HD void weight_gradient_of(const TappedWeightGradient<T>& p, const ConvCut& 
         if constexpr (std::is_same_v<T, P>) {
           if (filters_in_map) {
             const T* map = p.input + pixel * s.channels + group * channels + block.c;
-            multiply(GemmColumns<P>{grads, s.filters}, pixels_in_map ? map : pixels,
+            multiply(GemmColumns<P, kWeightAhead>{grads, s.filters}, pixels_in_map ? map : pixels,
                      pixels_in_map ? s.channels : Tile::kPitch);
             continue;
           }
