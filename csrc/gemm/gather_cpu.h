@@ -216,18 +216,6 @@ struct EvenLanes {
   }
 };
 
-// The other way: elements of a and b by turns, from the first half of both (0) or from the second (1).
-template <Isa isa, class A, int half, int... I>
-CVK_HD typename Simd<isa, A>::Vec by_turns(typename Simd<isa, A>::Vec a, typename Simd<isa, A>::Vec b,
-                                           std::integer_sequence<int, I...>) {
-  constexpr int kLanes = Simd<isa, A>::kLanes;
-  return __builtin_shufflevector(a, b, ((half * kLanes + I) / 2 + I % 2 * kLanes)...);
-}
-template <Isa isa, class A, int half>
-CVK_HD typename Simd<isa, A>::Vec by_turns(typename Simd<isa, A>::Vec a, typename Simd<isa, A>::Vec b) {
-  return by_turns<isa, A, half>(a, b, std::make_integer_sequence<int, Simd<isa, A>::kLanes>{});
-}
-
 // Bit i moves to bit 2 i, for 16 bits.
 CVK_HD uint32_t even_bits(uint32_t bits) {
   bits = (bits | bits << 8) & 0x00ff00ffu;

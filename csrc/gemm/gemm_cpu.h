@@ -402,11 +402,11 @@ CVK_HD void gemm_block(int rows, int columns, int depth, const Left& left, const
 // ---- the depth of a convolution: channels times taps, cut into blocks that fit
 
 // Block b holds the channels [c, c + channels) and the taps [t, t + taps) of these; all taps unless there are more than a block
-// is deep. The order within a block is the gatherer's.
+// is deep. The order within a block is the gatherer's; one of planes has two.
 struct DepthBlock {
   int64_t c;
   int channels, t, taps;
-  bool by_taps = false;  // planes: a tap of all channels, then the next, not all taps of a channel
+  bool by_taps = false;  // planes of numbers: a tap of all channels, then the next, not all taps of a channel
   CVK_HD int depth() const { return channels * taps; }
 };
 

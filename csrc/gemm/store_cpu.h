@@ -3,8 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
-#include "common/scratch.h"
+#include "common/simd.h"
 #include "gemm/gather_cpu.h"
 #include "gemm/tapped.h"
 
@@ -105,21 +106,32 @@ CVK_HD void store_planes(const TappedProduct<T>& p, const TapGrid& grid, int64_t
   }
 }
 
-// The same for a pair of phases, `grid` that of the even columns of the target: two vectors by turns.
+// Elements of a and b by turns, from the first half of both (0) or from the second (1).
+template <Isa isa, class A, int half, int... I>
+CVK_HD typename Simd<isa, A>::Vec by_turns(typename Simd<isa, A>::Vec a, typename Simd<isa, A>::Vec b,
+                                           std::integer_sequence<int, I...>) {
+  constexpr int kLanes = Simd<isa, A>::kLanes;
+  return __builtin_shufflevector(a, b, ((half * kLanes + I) / 2 + I % 2 * kLanes)...);
+}
+template <Isa isa, class A, int half>
+CVK_HD typename Simd<isa, A>::Vec by_turns(typename Simd<isa, A>::Vec a, typename Simd<isa, A>::Vec b) {
+  return by_turns<isa, A, half>(a, b, std::make_integer_sequence<int, Simd<isa, A>::kLanes>{});
+}
+
+// Pixels of a row of the target in two vectors by turns, made of the sums of pixels [pixel, pixel + kLanes) of a pair of phases.
+struct PairedRun {
+  int64_t place;       // of the first lane of both vectors
+  uint32_t low, high;  // lanes of the first and of the second
+  int pixel;
+};
+
+// The same for a pair of phases, `grid` that of the even columns of the target. `runs`: scratch for as many as pixels.
 template <Isa isa, class P, class T>
 CVK_HD void store_paired_planes(const TappedProduct<T>& p, const TapGrid& grid, int64_t first_pixel, int count,
                                 int64_t first_column, int columns, const PlaneSums<isa, P>& even,
-                                const PlaneSums<isa, P>& odd) {
+                                const PlaneSums<isa, P>& odd, PairedRun* runs) {
   using S = Simd<isa, Acc<P>>;
   constexpr int kLanes = S::kLanes;
-  // Pixels of a row of the target, those of the sums from `pixel` on.
-  struct Run {
-    int64_t place;       // of the first lane of both vectors
-    uint32_t low, high;  // lanes of the first and of the second
-    int pixel;
-  };
-  const Scratch memory(count * static_cast<int64_t>(sizeof(Run)));
-  Run* const runs = memory.template as<Run>();
   const int64_t plane = p.target_plane();
   GridWalk walk(grid, first_pixel);
   int all = 0;
@@ -145,11 +157,16 @@ CVK_HD void store_paired_planes(const TappedProduct<T>& p, const TapGrid& grid, 
   // Perf: plane by plane, for each has its own pages. 256 -> 256 2x2/2, 32 images of 14x14: 17.0 -> 13.9 ms (two threads of a Xeon).
   for (int j = 0; j < columns; ++j) {
     T* out = p.target + (first_column + j) * plane;
+    typename S::Vec low{}, high{};
     for (int i = 0; i < all; ++i) {
-      const auto first = even.result(p, first_column, j, runs[i].pixel),
-                 second = odd.result(p, first_column, j, runs[i].pixel);
-      store(out + runs[i].place, by_turns<isa, Acc<P>, 0>(first, second), runs[i].low);
-      store(out + runs[i].place + kLanes, by_turns<isa, Acc<P>, 1>(first, second), runs[i].high);
+      const int pixel = runs[i].pixel;
+      if (i == 0 || pixel != runs[i - 1].pixel) {
+        const auto first = even.result(p, first_column, j, pixel), second = odd.result(p, first_column, j, pixel);
+        low = by_turns<isa, Acc<P>, 0>(first, second);
+        high = by_turns<isa, Acc<P>, 1>(first, second);
+      }
+      store(out + runs[i].place, low, runs[i].low);
+      store(out + runs[i].place + kLanes, high, runs[i].high);
     }
   }
 }

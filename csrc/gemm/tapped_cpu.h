@@ -141,7 +141,7 @@ CVK_HD void cut_product(const TappedProduct<T>& p, int threads, ConvCut& cut) {
     cut_blocks(pixels, pixel_unit, columns, column_unit, cut);
   }
   // Phases differ in their taps, down to none. Threads take neighbouring items: each finds as much of every phase.
-  if (cut.pixel_blocks >= threads && phases_differ(p)) {
+  if (cut.pixel_blocks >= threads && item_phases(p, cut) > 1 && phases_differ(p)) {
     cut.shares = threads;
     cut.pixel_blocks = round_up<int64_t>(cut.pixel_blocks, threads);  // the last may have no pixels
     cut.block_pixels = static_cast<int>(round_up<int64_t>(ceil_div(pixels, cut.pixel_blocks), pixel_unit));
@@ -231,8 +231,8 @@ CVK_HD void dot_block(int rows, int begin, int columns, int depth, const GemmRow
 // A work item: pixels [first_pixel, first_pixel + pixels) of a phase by columns [first_column, first_column + width) of a group.
 struct TapItem {
   TapGrid grid;
-  bool paired;   // with the phase behind it,
-  TapGrid next;  // as if it had as many pixels in a row
+  bool paired;   // with the next phase
+  TapGrid next;  // where paired: as if it had as many pixels in a row
   int64_t key;   // of the weights that it needs
   int64_t group, first_column, first_pixel;
   int pixels, width;
@@ -275,6 +275,7 @@ struct TapScratch {
         sums_memory((int64_t{tiles} * (cut.paired ? 2 : 1) + 1) * Tile::kSize * sizeof(A)),
         pixel_memory(int64_t{last ? Tile::kBlockRows * Tile::kPitch : Tile::kDepth * Tile::kColumns} * sizeof(P)),
         wide_memory(PairScratch<isa, P>::kSize * sizeof(float)),
+        runs_memory(cut.paired ? cut.block_pixels * static_cast<int64_t>(sizeof(PairedRun)) : 0),
         zeros(sums(cut.paired ? 2 * tiles : tiles)) {
     for (int i = 0; i < Tile::kSize; ++i) zeros[i] = 0;
   }
@@ -283,22 +284,39 @@ struct TapScratch {
   CVK_HD A* sums(int tile) const { return sums_memory.template as<A>() + int64_t{tile} * Tile::kSize; }
   CVK_HD P* pixels() const { return pixel_memory.template as<P>(); }
   CVK_HD float* wide() const { return wide_memory.template as<float>(); }
+  CVK_HD PairedRun* runs() const { return runs_memory.template as<PairedRun>(); }
 
   bool last;
   int row_tiles, panels, tiles;  // of a phase of a work item
-  Scratch sums_memory, pixel_memory, wide_memory;
+  Scratch sums_memory, pixel_memory, wide_memory, runs_memory;
   PackedBlocks<P> packed;
   A* zeros;  // a tile of sums of nothing
 };
 
-// Whether results may leave for the target from registers: their pixels follow one another there.
+// Whether results may leave for the target from registers: with their
+// activation, and where their pixels follow one another there.
+template <class T>
+CVK_HD bool finishes_in_registers(const TappedProduct<T>& p) {
+  return p.activation == Activation::kNone || p.activation == Activation::kRelu;
+}
 template <class T>
 CVK_HD bool finishes_in_registers(const TappedProduct<T>& p, const TapGrid& grid) {
-  return grid.x.target_step == 1 && grid.y.target_step == 1 &&
-         (p.activation == Activation::kNone || p.activation == Activation::kRelu);
+  return grid.x.target_step == 1 && grid.y.target_step == 1 && finishes_in_registers(p);
 }
 
-// Whether rows of the product are pixels of a channels-last map as they lie: one tap, which reads the pixel itself, operands that are
+// Whether those of a channels-last phase do so a row of pixels at a time, in
+// one block of the depth. What a row leaves of its last tile must cost less
+// than scratch does.
+template <Isa isa, class P, class T>
+CVK_HD bool finishes_by_rows(const TappedProduct<T>& p, const TapGrid& grid, const DepthBlocks<isa, P>& blocks) {
+  using Tile = GemmTile<isa, P>;
+  const int width = grid.x.grid, rest = width % Tile::kRows;
+  const int idle = rest == 0 ? 0 : max_of(kGemmLeastRows, round_up(rest, Tile::kRowUnit)) - rest;
+  return grid.x.target_step > 1 && finishes_in_registers(p) && blocks.count() == 1 && width >= Tile::kRows &&
+         int64_t{idle} * blocks[0].depth() <= int64_t{kGemmScratchCost} * width;
+}
+
+// Whether rows of the product are pixels of a channels-last map as they lie: of one tap, which reads them in order, operands that are
 // neither converted nor so far apart that they would fall into few sets of L1, and all rows that are computed inside the map.
 template <Isa isa, class P, class T>
 CVK_HD bool rows_in_map(const TappedProduct<T>& p, const TapItem& item) {
@@ -323,7 +341,8 @@ CVK_HD void multiply_rows(const TappedProduct<T>& p, const TapItem& item, TapScr
   scratch.packed.begin(item.key, blocks.count(), panel_size + Tile::kLanes * Tile::kPitch, kGemmResidentBytes);
   const bool in_map = rows_in_map<isa, P>(p, item);
   if (!in_map) gatherer.place(item.grid, item.first_pixel, item.pixels);
-  const bool finishes = finishes_in_registers(p, item.grid);
+  const bool by_rows = finishes_by_rows(p, item.grid, blocks);
+  const bool finishes = by_rows || finishes_in_registers(p, item.grid);
   for (int64_t b = 0; b < blocks.count(); ++b) {
     const DepthBlock block = blocks[b];
     const int depth = gemm_operands<P>(block.depth());
@@ -333,8 +352,18 @@ CVK_HD void multiply_rows(const TappedProduct<T>& p, const TapItem& item, TapScr
       make_weight_columns<isa>(p, item.grid, weights + width * strides.column, block, dots, scratch.wide(),
                                to + panel_size);
     });
-    for (int i = 0; i < item.pixels; i += Tile::kBlockRows) {
-      const int rows = min_of(Tile::kBlockRows, item.pixels - i);
+    for (int i = 0, rows; i < item.pixels; i += rows) {
+      rows = min_of(Tile::kBlockRows, item.pixels - i);
+      GemmFinish<T> finish{p.target + (item.first_pixel + i) * p.columns() + column, p.columns(),
+                           p.bias != nullptr ? p.bias + column : nullptr, false, p.activation == Activation::kRelu};
+      if (by_rows) {
+        const GridWalk walk(item.grid, item.first_pixel + i);
+        rows = min_of(rows, walk.left_in_row());
+        const GridPixel& at = *walk;
+        const int64_t pixel = at.image * p.target_plane() + target_pixel(item.grid, p.target_width(), at.y, at.x);
+        finish.to = p.target + pixel * p.columns() + column;
+        finish.stride = item.grid.x.target_step * p.columns();
+      }
       A* sums = scratch.sums(i / Tile::kRows * scratch.panels);
       GemmRows<P> left{scratch.pixels(), Tile::kPitch};
       if (in_map) {
@@ -343,8 +372,6 @@ CVK_HD void multiply_rows(const TappedProduct<T>& p, const TapItem& item, TapScr
         gatherer.gather(in_operands<P>(block), i, rows, scratch.pixels());
         pad_rows<isa>(rows, in_operands<P>(block).depth(), scratch.pixels());
       }
-      GemmFinish<T> finish{p.target + (item.first_pixel + i) * p.columns() + column, p.columns(),
-                           p.bias != nullptr ? p.bias + column : nullptr, false, p.activation == Activation::kRelu};
       const GemmFinish<T>* done = last && finishes ? &finish : nullptr;
       gemm_block<isa>(rows, width, depth, left, panels, Tile::kColumns, int64_t{depth} * Tile::kColumns, sums,
                       scratch.panels, b > 0, done);
@@ -392,23 +419,10 @@ CVK_HD void multiply_planes(const TappedProduct<T>& p, const TapItem& item, TapS
   };
   for (int64_t b = 0; b < blocks.count(); ++b) {
     DepthBlock block = blocks[b];
-    block.by_taps = p.transposed && kGemmElements<P> == 1;
-    const auto of_phase = [&](int phase) {
-      DepthBlock own = block;
-      if (item.paired) own.taps = grids[phase].taps();
-      return own;
-    };
+    const int taps = item.paired ? item.grid.taps() + item.next.taps() : block.taps;
+    block.by_taps = kGemmElements<P> == 1 && weights_turn<isa, A>(p, taps, block.channels);
     const P* rows = scratch.packed.get(b, [&](P* to) {
-      if constexpr (kGemmElements<P> == 1) {
-        if (block.by_taps) {
-          turn_weight_rows<isa>(p, grids, phases, weights, block, item.width, Tile::kPitch, rows_size, to);
-          return;
-        }
-      }
-      for (int phase = 0; phase < phases; ++phase) {
-        make_weight_rows<isa>(p, grids[phase], weights, of_phase(phase), item.width, scratch.wide(),
-                              to + phase * rows_size);
-      }
+      make_weight_rows<isa>(p, grids, phases, weights, block, item.width, rows_size, scratch.wide(), to);
     });
     const bool last = b == blocks.count() - 1;
     for (int i = 0; i < item.pixels; i += Tile::kColumns) {
@@ -418,7 +432,7 @@ CVK_HD void multiply_planes(const TappedProduct<T>& p, const TapItem& item, TapS
       GemmFinish<T> finish{p.target + (image * p.columns() + column) * plane + at, plane,
                            p.bias != nullptr ? p.bias + column : nullptr, true, p.activation == Activation::kRelu};
       for (int phase = 0; phase < phases; ++phase) {
-        const DepthBlock own = of_phase(phase);
+        const DepthBlock own = phase_block(block, grids[phase], phases);
         if (own.taps == 0) continue;
         if (phase == 0 || !same_pixels) {
           if (item.paired) gatherer.turn_to(grids[phase]);
@@ -434,7 +448,7 @@ CVK_HD void multiply_planes(const TappedProduct<T>& p, const TapItem& item, TapS
   }
   if (item.paired) {
     store_paired_planes<isa, P>(p, item.grid, item.first_pixel, item.pixels, column, item.width, sums_of(0, 0),
-                                sums_of(1, 0));
+                                sums_of(1, 0), scratch.runs());
   } else if (blocks.count() == 0) {
     for (int i = 0; i < item.pixels; i += Tile::kColumns) store(i, min_of(Tile::kColumns, item.pixels - i));
   }

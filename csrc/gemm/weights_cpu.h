@@ -83,9 +83,15 @@ CVK_HD void pack_weight_columns(const TappedProduct<T>& p, const TapGrid& grid, 
   }
 }
 
-// Rows of a block of a transposed product, the depth in taps then channels, for phases that have the block's channels: those of the
-// second are phase_size elements behind those of the first. A channel's weights lie in a row, columns and their kernel elements, and
-// are turned in squares, so all phases cost one.
+// Whether rows of weights are turned: of a transposed product, where enough of what is turned are `taps` and channels of a block.
+template <Isa isa, class A, class T>
+CVK_HD bool weights_turn(const TappedProduct<T>& p, int taps, int channels) {
+  return p.transposed && kGemmTurnedTaps * taps >= p.shape.kernel_size() &&
+         kGemmTurnedChannels * channels >= Simd<isa, A>::kLanes;
+}
+
+// Rows of a block so, the depth in taps then channels, for phases that have the block's channels: those of the second are phase_size
+// elements behind those of the first. A channel's weights lie in a row, columns and their kernel elements, and are turned in squares.
 template <Isa isa, class A, class T>
 CVK_HD void turn_weight_rows(const TappedProduct<T>& p, const TapGrid* grids, int phases, const T* weights,
                              const DepthBlock& block, int rows, int64_t pitch, int64_t phase_size, A* to) {
@@ -97,8 +103,7 @@ CVK_HD void turn_weight_rows(const TappedProduct<T>& p, const TapGrid* grids, in
   int64_t* place = memory.template as<int64_t>();  // of a kernel element of row 0
   for (int k = 0; k < size; ++k) place[k] = -1;
   for (int phase = 0; phase < phases; ++phase) {
-    for (int t = 0; t < grids[phase].taps(); ++t) {
-      if (t < block.t || t >= block.t + block.taps) continue;
+    for (int t = block.t; t < min_of(block.t + block.taps, grids[phase].taps()); ++t) {
       place[kernel_of(grids[phase], p.shape.kernel_width, t)] = phase * phase_size + (t - block.t) * block.channels;
     }
   }
@@ -143,7 +148,7 @@ CVK_HD void pack_weight_rows(const TappedProduct<T>& p, const TapGrid& grid, con
     for (int j = 0; j < rows; ++j) copy_row<isa>(from + j * w.column + block.t, block.depth(), to + j * pitch);
     return;
   }
-  if (block.taps == 1) {  // the same order
+  if (block.taps == 1 && weights_turn<isa, A>(p, 1, block.channels)) {  // the same order
     turn_weight_rows<isa>(p, &grid, 1, weights, block, rows, pitch, 0, to);
     return;
   }
@@ -223,8 +228,8 @@ CVK_HD void make_weight_columns(const TappedProduct<T>& p, const TapGrid& grid, 
 }
 
 template <Isa isa, class P, class T>
-CVK_HD void make_weight_rows(const TappedProduct<T>& p, const TapGrid& grid, const T* weights, const DepthBlock& block,
-                             int rows, float* wide, P* to) {
+CVK_HD void make_phase_rows(const TappedProduct<T>& p, const TapGrid& grid, const T* weights, const DepthBlock& block,
+                            int rows, float* wide, P* to) {
   constexpr int kPitch = GemmTile<isa, P>::kPitch;
   if constexpr (kGemmElements<P> == 2) {
     using Room = PairScratch<isa, P>;
@@ -246,6 +251,28 @@ CVK_HD void make_weight_rows(const TappedProduct<T>& p, const TapGrid& grid, con
     pad_rows<isa>(rows, ceil_div(depth, 2), to);
   } else {
     pack_weight_rows<isa>(p, grid, weights, block, rows, kPitch, to);
+  }
+}
+
+// What of a block is a phase's: several phases of a work item have the same channels, each with its own taps.
+CVK_HD DepthBlock phase_block(DepthBlock block, const TapGrid& grid, int phases) {
+  if (phases > 1) block.taps = grid.taps();
+  return block;
+}
+
+// Rows of all phases of a work item, those of the second phase_size elements behind those of the first.
+template <Isa isa, class P, class T>
+CVK_HD void make_weight_rows(const TappedProduct<T>& p, const TapGrid* grids, int phases, const T* weights,
+                             const DepthBlock& block, int rows, int64_t phase_size, float* wide, P* to) {
+  if constexpr (kGemmElements<P> == 1) {
+    if (block.by_taps) {
+      turn_weight_rows<isa>(p, grids, phases, weights, block, rows, GemmTile<isa, P>::kPitch, phase_size, to);
+      return;
+    }
+  }
+  for (int phase = 0; phase < phases; ++phase) {
+    make_phase_rows<isa>(p, grids[phase], weights, phase_block(block, grids[phase], phases), rows, wide,
+                         to + phase * phase_size);
   }
 }
 

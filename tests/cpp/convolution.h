@@ -159,7 +159,7 @@ inline std::vector<ConvShape> plane_map_shapes() {
   };
 }
 
-// Transposed with steps of two along rows, over planes: targets of even and odd width and of one column, phases without taps, with as many
+// Transposed with steps of two along rows and more: targets of even and odd width and of one column, phases without taps, with as many
 // and with different ones, that read the same pixels or not, several blocks of the depth and of columns, several items, groups.
 inline std::vector<ConvShape> paired_shapes() {
   std::vector<ConvShape> shapes = {
@@ -168,7 +168,9 @@ inline std::vector<ConvShape> paired_shapes() {
       conv_shape(1, 24, 21, 1, 16, 3, 1, 2, 1),        conv_shape(1, 21, 17, 2, 18, 3, 2, 2),
       conv_shape(2, 18, 10, 70, 34, 4, 4, 2, 1),       conv_shape(1, 16, 40, 91, 40, 5, 5, 2, 2),
       conv_shape(1, 40, 11, 18, 60, 3, 4, 2, 1, 1, 2), conv_shape(1, 12, 13, 26, 33, 3, 3, 2, 2, 2),
-      conv_shape(1, 3, 40, 37, 2, 17, 19, 2, 8),
+      conv_shape(1, 3, 40, 37, 2, 17, 19, 2, 8),       conv_shape(1, 5, 40, 35, 6, 8, 8, 8),
+      conv_shape(1, 2, 40, 41, 3, 27, 25, 2, 12),      conv_shape(1, 30, 16, 70, 40, 2, 2, 2),
+      conv_shape(2, 9, 17, 57, 24, 3, 3, 2, 1),
   };
   shapes[1].stride_y = 1;
   shapes[1].out_height = 9;
