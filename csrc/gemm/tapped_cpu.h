@@ -317,11 +317,15 @@ CVK_HD bool finishes_by_rows(const TappedProduct<T>& p, const TapGrid& grid, con
 }
 
 // Whether rows of the product are pixels of a channels-last map as they lie: of one tap, which reads them in order, operands that are
-// neither converted nor so far apart that they would fall into few sets of L1, and all rows that are computed inside the map.
+// neither converted nor so far apart that they would fall into few sets of L1, and all rows that are computed inside the map: a part of
+// a tile rounds its rows up, which is what ends the item, or with `by_rows` any row of the target.
 template <Isa isa, class P, class T>
-CVK_HD bool rows_in_map(const TappedProduct<T>& p, const TapItem& item) {
+CVK_HD bool rows_in_map(const TappedProduct<T>& p, const TapItem& item, bool by_rows) {
+  constexpr int kUnit = GemmTile<isa, P>::kRowUnit;
+  const bool whole = !by_rows || (item.grid.x.grid % kUnit == 0 && item.first_pixel % kUnit == 0);
+  const int64_t end = item.first_pixel + (whole ? round_up(item.pixels, kUnit) : item.pixels + kUnit - 1);
   return std::is_same_v<P, T> && p.shape.groups == 1 && reads_alike(item.grid) && near_in_map<P>(p.channels()) &&
-         item.first_pixel + round_up(item.pixels, GemmTile<isa, P>::kRowUnit) <= p.shape.batch * p.source_plane();
+         end <= p.shape.batch * p.source_plane();
 }
 
 // Channels-last maps: pixels are rows, which `gatherer` makes.
@@ -339,9 +343,9 @@ CVK_HD void multiply_rows(const TappedProduct<T>& p, const TapItem& item, TapScr
   // Panels, and behind them the rows of dot products.
   const int64_t panel_size = int64_t{scratch.panels} * Tile::kColumns * Tile::kDepth;
   scratch.packed.begin(item.key, blocks.count(), panel_size + Tile::kLanes * Tile::kPitch, kGemmResidentBytes);
-  const bool in_map = rows_in_map<isa, P>(p, item);
-  if (!in_map) gatherer.place(item.grid, item.first_pixel, item.pixels);
   const bool by_rows = finishes_by_rows(p, item.grid, blocks);
+  const bool in_map = rows_in_map<isa, P>(p, item, by_rows);
+  if (!in_map) gatherer.place(item.grid, item.first_pixel, item.pixels);
   const bool finishes = by_rows || finishes_in_registers(p, item.grid);
   for (int64_t b = 0; b < blocks.count(); ++b) {
     const DepthBlock block = blocks[b];
