@@ -164,7 +164,7 @@ enum class ConvForm { kTapped, kDepthwise, kFewPixels, kThinMap, kPlaneMap, kSma
 struct ConvCut {
   int64_t pixel_blocks, column_blocks;  // of every group (and phase)
   int64_t shares = 1;                   // of the pixel blocks, each with work of every phase
-  bool paired = false;                  // a work item has the phases of even and of odd columns of the target
+  int phases = 1;                       // of a work item: two are those of even and of odd columns of the target
   int block_pixels, block_columns;
   int64_t depth_blocks, parts, part_pixels;  // weight gradient
   ConvForm form;

@@ -399,6 +399,18 @@ CVK_HD void gemm_block(int rows, int columns, int depth, const Left& left, const
   }
 }
 
+// Sums as gemm_block leaves them: tile (i, j) begins at tiles + (i * row_step + j * column_step) * kSize.
+template <Isa isa, class P>
+struct GemmSums {
+  using Tile = GemmTile<isa, P>;
+  Acc<P>* tiles;
+  int64_t row_step, column_step;
+  CVK_HD Acc<P>* at(int row, int column) const {
+    return tiles + (row / Tile::kRows * row_step + column / Tile::kColumns * column_step) * Tile::kSize +
+           row % Tile::kRows * Tile::kColumns + column % Tile::kColumns;
+  }
+};
+
 // ---- the depth of a convolution: channels times taps, cut into blocks that fit
 
 // Block b holds the channels [c, c + channels) and the taps [t, t + taps) of these; all taps unless there are more than a block

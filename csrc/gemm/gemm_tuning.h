@@ -40,14 +40,14 @@ constexpr int64_t kGemmNearBytes = int64_t{3} << 18;
 constexpr int kGemmTileCost = 14;
 constexpr int kGemmOperandCost = 3;
 
+// The same of tiles under AMX: four products of 16 cycles for 16 steps of 32 x 32 sums, as it is documented; not measured.
+constexpr int kGemmTilesCost = 4;
+
 // Rows that a part of a tile costs at least: so many sums are under way. And the steps of the depth, of a row and a panel, that its sums
 // cost which wait in scratch for a strided target. 2 x 2 / 2 over 14 to 64 pixels a row, depths of 16 to 256, on a Xeon of the Emerald
 // Rapids generation: up to 16 % faster, none slower.
 constexpr int kGemmLeastRows = 4;
 constexpr int kGemmScratchCost = 16;
-
-// The same of tiles under AMX: four products of 16 cycles for 16 steps of 32 x 32 sums, as it is documented; not measured.
-constexpr int kGemmTilesCost = 4;
 
 // Weights of transposed products over planes are turned in squares where a work item takes at least one in so many kernel elements, and
 // its block a channel for so many lanes: 16 x 16 / 16 with one element in 256 would take up to ten times as long, 4 x 4 / 4 1.2 times.
@@ -183,13 +183,13 @@ constexpr int kWinogradTargetCost = 2;
 constexpr int kWeightItems = 32;
 constexpr int kWeightPartBlocks = 4;
 
-// Where they are one, three or five, a part is of fewer depths: of five items of one length two threads take three and two.
-constexpr int kWeightFewItems = 6;
-constexpr int kWeightFewPartBlocks = 2;
-
 // Where they are still fewer than this, filters are dealt out in blocks of no fewer than that.
 constexpr int kWeightLeastItems = 4;
 constexpr int kWeightLeastFilters = 64;
+
+// Where they are one, three or five then, a part is of fewer depths: of five items of one length two threads take three and two.
+constexpr int kWeightFewItems = 6;
+constexpr int kWeightFewPartBlocks = 2;
 
 // Pixels ahead of those that are multiplied for which memory is asked where they lie in a map.
 constexpr int kWeightAhead = 8;

@@ -14,20 +14,17 @@ namespace cvk {
 // Rows of sums are pixels, columns channels.
 template <Isa isa, class P, class T>
 CVK_HD void store_rows(const TappedProduct<T>& p, const TapGrid& grid, int64_t first_pixel, int rows,
-                       int64_t first_column, int columns, const Acc<P>* sums, int64_t tile_stride) {
-  using A = Acc<P>;
-  using S = Simd<isa, A>;
-  using Tile = GemmTile<isa, P>;
+                       int64_t first_column, int columns, const GemmSums<isa, P>& sums) {
+  using S = Simd<isa, Acc<P>>;
   GridWalk walk(grid, first_pixel);
   const int64_t pixels = p.target_plane();
   for (int i = 0; i < rows; ++i, walk.advance(1)) {
     T* out = p.target +
              ((*walk).image * pixels + target_pixel(grid, p.target_width(), (*walk).y, (*walk).x)) * p.columns() +
              first_column;
-    const A* row = sums + i / Tile::kRows * tile_stride * Tile::kSize + i % Tile::kRows * Tile::kColumns;
     for (int j = 0; j < columns; j += S::kLanes) {
       const int count = min_of(S::kLanes, columns - j);
-      typename S::Vec value = S::load(row + j / Tile::kColumns * Tile::kSize + j % Tile::kColumns);
+      typename S::Vec value = S::load(sums.at(i, j));
       if (p.bias != nullptr) {
         const T* bias = p.bias + first_column + j;
         value = value + (count == S::kLanes ? S::load(bias) : S::load_partial(bias, count));
@@ -42,30 +39,20 @@ CVK_HD void store_rows(const TappedProduct<T>& p, const TapGrid& grid, int64_t f
   }
 }
 
-// Sums over planes, columns of which are pixels and rows channels: the next channels' tile is row_step tiles further, the next pixels'
-// column_step.
-template <Isa isa, class P>
-struct PlaneSums {
+// Columns of sums are pixels, rows channels: a vector of results of one of these, for pixels from `pixel` on.
+template <Isa isa, class P, class T>
+CVK_HD typename Simd<isa, Acc<P>>::Vec plane_result(const TappedProduct<T>& p, int64_t first_column, int row, int pixel,
+                                                    const GemmSums<isa, P>& sums) {
   using S = Simd<isa, Acc<P>>;
-  using Tile = GemmTile<isa, P>;
-  const Acc<P>* at;
-  int64_t row_step, column_step;
-
-  // A vector of results: of channel `row`, and of pixels from `first` on.
-  template <class T>
-  CVK_HD typename S::Vec result(const TappedProduct<T>& p, int64_t first_column, int row, int first) const {
-    const int64_t tile = row / Tile::kRows * row_step + first / Tile::kColumns * column_step;
-    typename S::Vec value =
-        S::load(at + tile * Tile::kSize + row % Tile::kRows * Tile::kColumns + first % Tile::kColumns);
-    if (p.bias != nullptr) value = value + S::broadcast(to_acc(p.bias[first_column + row]));
-    return activate(p.activation, value);
-  }
-};
+  typename S::Vec value = S::load(sums.at(row, pixel));
+  if (p.bias != nullptr) value = value + S::broadcast(to_acc(p.bias[first_column + row]));
+  return activate(p.activation, value);
+}
 
 // Pixels of a phase.
 template <Isa isa, class P, class T>
 CVK_HD void store_planes(const TappedProduct<T>& p, const TapGrid& grid, int64_t first_pixel, int count,
-                         int64_t first_column, int columns, const PlaneSums<isa, P>& sums) {
+                         int64_t first_column, int columns, const GemmSums<isa, P>& sums) {
   using S = Simd<isa, Acc<P>>;
   const int64_t plane = p.target_plane();
   const bool dense = grid.x.target_step == 1 && grid.y.target_step == 1;  // rows of pixels follow one another
@@ -87,7 +74,7 @@ CVK_HD void store_planes(const TappedProduct<T>& p, const TapGrid& grid, int64_t
       lane += run;
     }
     for (int j = 0; j < columns; ++j) {
-      const typename S::Vec value = sums.result(p, first_column, j, i);
+      const typename S::Vec value = plane_result(p, first_column, j, i, sums);
       T* out = p.target + (first_column + j) * plane;
       if (runs == end) {  // each on its own
         for (int lane = 0; lane < end; ++lane) out[places[lane]] = from_acc<T>(value[lane]);
@@ -128,8 +115,8 @@ struct PairedRun {
 // The same for a pair of phases, `grid` that of the even columns of the target. `runs`: scratch for as many as pixels.
 template <Isa isa, class P, class T>
 CVK_HD void store_paired_planes(const TappedProduct<T>& p, const TapGrid& grid, int64_t first_pixel, int count,
-                                int64_t first_column, int columns, const PlaneSums<isa, P>& even,
-                                const PlaneSums<isa, P>& odd, PairedRun* runs) {
+                                int64_t first_column, int columns, const GemmSums<isa, P>& even,
+                                const GemmSums<isa, P>& odd, PairedRun* runs) {
   using S = Simd<isa, Acc<P>>;
   constexpr int kLanes = S::kLanes;
   const int64_t plane = p.target_plane();
@@ -161,7 +148,8 @@ CVK_HD void store_paired_planes(const TappedProduct<T>& p, const TapGrid& grid, 
     for (int i = 0; i < all; ++i) {
       const int pixel = runs[i].pixel;
       if (i == 0 || pixel != runs[i - 1].pixel) {
-        const auto first = even.result(p, first_column, j, pixel), second = odd.result(p, first_column, j, pixel);
+        const auto first = plane_result(p, first_column, j, pixel, even);
+        const auto second = plane_result(p, first_column, j, pixel, odd);
         low = by_turns<isa, Acc<P>, 0>(first, second);
         high = by_turns<isa, Acc<P>, 1>(first, second);
       }

@@ -107,16 +107,16 @@ CVK_HD bool phases_pair(const TappedProduct<T>& p) {
          p.shape.kernel_size() <= DepthBlocks<isa, P>::kMost;
 }
 
-// Phases of which work items are, pairs counted once.
+// Phases, or pairs of them, of which work items are.
 template <class T>
 CVK_HD int64_t item_phases(const TappedProduct<T>& p, const ConvCut& cut) {
-  return p.phases() / (cut.paired ? 2 : 1);
+  return p.phases() / cut.phases;
 }
 
 template <Isa isa, class P, class T>
 CVK_HD void cut_product(const TappedProduct<T>& p, int threads, ConvCut& cut) {
   using Tile = GemmTile<isa, P>;
-  cut.paired = phases_pair<isa, P>(p);
+  cut.phases = phases_pair<isa, P>(p) ? 2 : 1;
   const int64_t columns = p.group_columns();
   const int64_t pixels = p.shape.batch * p.grid(0).pixels();  // the first phase has the most
   cut.column_blocks = max_of<int64_t>(1, ceil_div<int64_t>(columns, kGemmItemColumns));
@@ -193,13 +193,12 @@ CVK_HD int dot_columns(int columns, int depth) {
 // Columns [begin, begin + columns) of sums by dot products; with `finish` they leave for it.
 template <Isa isa, class P, class T>
 CVK_HD void dot_block(int rows, int begin, int columns, int depth, const GemmRows<P>& left, const P* right,
-                      Acc<P>* sums, int64_t tile_stride, bool add, const GemmFinish<T>* finish) {
+                      const GemmSums<isa, P>& sums, bool add, const GemmFinish<T>* finish) {
   using A = Acc<P>;
   using S = Simd<isa, A>;
   using Tile = GemmTile<isa, P>;
   const auto put = [&](int row, int column, A value) {
-    A* sum = sums + (row / Tile::kRows * tile_stride + column / Tile::kColumns) * Tile::kSize +
-             row % Tile::kRows * Tile::kColumns + column % Tile::kColumns;
+    A* sum = sums.at(row, column);
     if (add) value += *sum;
     if (finish == nullptr) {
       *sum = value;
@@ -228,12 +227,11 @@ CVK_HD void dot_block(int rows, int begin, int columns, int depth, const GemmRow
 
 // ---- the loop over work items
 
-// A work item: pixels [first_pixel, first_pixel + pixels) of a phase by columns [first_column, first_column + width) of a group.
+// A work item: pixels [first_pixel, first_pixel + pixels) of one or two phases by columns [first_column, first_column + width) of a group.
 struct TapItem {
-  TapGrid grid;
-  bool paired;   // with the next phase
-  TapGrid next;  // where paired: as if it had as many pixels in a row
-  int64_t key;   // of the weights that it needs
+  TapGrid grids[2];  // of two phases, the second has as many pixels in a row as the first
+  int phases;
+  int64_t key;  // of the weights that it needs
   int64_t group, first_column, first_pixel;
   int pixels, width;
 };
@@ -245,16 +243,15 @@ CVK_HD TapItem tap_item(const TappedProduct<T>& p, const ConvCut& cut, int64_t i
   TapItem item{};
   const int64_t keys = phases * p.shape.groups * cut.column_blocks;
   item.key = index / blocks % keys;
-  item.paired = cut.paired;
-  item.grid = p.grid(item.key % phases * (cut.paired ? 2 : 1));
-  if (cut.paired) {
-    item.next = p.grid(item.key % phases * 2 + 1);
-    item.next.x.grid = item.grid.x.grid;
+  item.phases = cut.phases;
+  for (int i = 0; i < cut.phases; ++i) {
+    item.grids[i] = p.grid(item.key % phases * cut.phases + i);
+    item.grids[i].x.grid = item.grids[0].x.grid;
   }
   item.group = item.key / phases / cut.column_blocks;
   item.first_column = item.key / phases % cut.column_blocks * cut.block_columns;
   item.first_pixel = (index / blocks / keys * blocks + index % blocks) * cut.block_pixels;
-  const int64_t rest = p.shape.batch * item.grid.pixels() - item.first_pixel;  // a later phase may have fewer
+  const int64_t rest = p.shape.batch * item.grids[0].pixels() - item.first_pixel;  // a later phase may have fewer
   item.pixels = static_cast<int>(max_of<int64_t>(0, min_of<int64_t>(cut.block_pixels, rest)));
   item.width = static_cast<int>(min_of<int64_t>(cut.block_columns, p.group_columns() - item.first_column));
   return item;
@@ -272,11 +269,11 @@ struct TapScratch {
         row_tiles(ceil_div(last ? cut.block_pixels : cut.block_columns, Tile::kRows)),
         panels(ceil_div(last ? cut.block_columns : cut.block_pixels, Tile::kColumns)),
         tiles(row_tiles * panels),
-        sums_memory((int64_t{tiles} * (cut.paired ? 2 : 1) + 1) * Tile::kSize * sizeof(A)),
+        sums_memory((int64_t{tiles} * cut.phases + 1) * Tile::kSize * sizeof(A)),
         pixel_memory(int64_t{last ? Tile::kBlockRows * Tile::kPitch : Tile::kDepth * Tile::kColumns} * sizeof(P)),
         wide_memory(PairScratch<isa, P>::kSize * sizeof(float)),
-        runs_memory(cut.paired ? cut.block_pixels * static_cast<int64_t>(sizeof(PairedRun)) : 0),
-        zeros(sums(cut.paired ? 2 * tiles : tiles)) {
+        runs_memory(cut.phases > 1 ? cut.block_pixels * static_cast<int64_t>(sizeof(PairedRun)) : 0),
+        zeros(sums(cut.phases * tiles)) {
     for (int i = 0; i < Tile::kSize; ++i) zeros[i] = 0;
   }
   CVK_HD ~TapScratch() {}
@@ -293,38 +290,38 @@ struct TapScratch {
   A* zeros;  // a tile of sums of nothing
 };
 
-// Whether results may leave for the target from registers: with their
-// activation, and where their pixels follow one another there.
+// Whether the activation is done in registers (GemmFinish), and whether results may leave for the target from there: their pixels follow
+// one another in it.
 template <class T>
-CVK_HD bool finishes_in_registers(const TappedProduct<T>& p) {
+CVK_HD bool activates_in_registers(const TappedProduct<T>& p) {
   return p.activation == Activation::kNone || p.activation == Activation::kRelu;
 }
 template <class T>
 CVK_HD bool finishes_in_registers(const TappedProduct<T>& p, const TapGrid& grid) {
-  return grid.x.target_step == 1 && grid.y.target_step == 1 && finishes_in_registers(p);
+  return grid.x.target_step == 1 && grid.y.target_step == 1 && activates_in_registers(p);
 }
 
-// Whether those of a channels-last phase do so a row of pixels at a time, in
-// one block of the depth. What a row leaves of its last tile must cost less
-// than scratch does.
+// Whether those of a channels-last phase do so a row of pixels at a time, in one block of the depth. What a row leaves of its last tile
+// must cost less than scratch does.
 template <Isa isa, class P, class T>
 CVK_HD bool finishes_by_rows(const TappedProduct<T>& p, const TapGrid& grid, const DepthBlocks<isa, P>& blocks) {
   using Tile = GemmTile<isa, P>;
   const int width = grid.x.grid, rest = width % Tile::kRows;
   const int idle = rest == 0 ? 0 : max_of(kGemmLeastRows, round_up(rest, Tile::kRowUnit)) - rest;
-  return grid.x.target_step > 1 && finishes_in_registers(p) && blocks.count() == 1 && width >= Tile::kRows &&
+  return grid.x.target_step > 1 && activates_in_registers(p) && blocks.count() == 1 && width >= Tile::kRows &&
          int64_t{idle} * blocks[0].depth() <= int64_t{kGemmScratchCost} * width;
 }
 
 // Whether rows of the product are pixels of a channels-last map as they lie: of one tap, which reads them in order, operands that are
-// neither converted nor so far apart that they would fall into few sets of L1, and all rows that are computed inside the map: a part of
-// a tile rounds its rows up, which is what ends the item, or with `by_rows` any row of the target.
+// neither converted nor so far apart that they would fall into few sets of L1, and all rows that are computed inside the map: the last
+// tile of the item, or with `by_rows` of any row of the target, rounds its rows up.
 template <Isa isa, class P, class T>
 CVK_HD bool rows_in_map(const TappedProduct<T>& p, const TapItem& item, bool by_rows) {
   constexpr int kUnit = GemmTile<isa, P>::kRowUnit;
-  const bool whole = !by_rows || (item.grid.x.grid % kUnit == 0 && item.first_pixel % kUnit == 0);
+  const TapGrid& grid = item.grids[0];
+  const bool whole = !by_rows || (grid.x.grid % kUnit == 0 && item.first_pixel % kUnit == 0);
   const int64_t end = item.first_pixel + (whole ? round_up(item.pixels, kUnit) : item.pixels + kUnit - 1);
-  return std::is_same_v<P, T> && p.shape.groups == 1 && reads_alike(item.grid) && near_in_map<P>(p.channels()) &&
+  return std::is_same_v<P, T> && p.shape.groups == 1 && reads_alike(grid) && near_in_map<P>(p.channels()) &&
          end <= p.shape.batch * p.source_plane();
 }
 
@@ -335,40 +332,40 @@ CVK_HD void multiply_rows(const TappedProduct<T>& p, const TapItem& item, TapScr
   using A = Acc<P>;
   using Tile = GemmTile<isa, P>;
   const int64_t channels = p.group_channels(), column = item.group * p.group_columns() + item.first_column;
+  const TapGrid& grid = item.grids[0];
   const auto strides = p.strides();
   const T* weights = p.weights + item.group * strides.group + item.first_column * strides.column;
-  const DepthBlocks<isa, P> blocks(channels, item.grid.taps());
+  const DepthBlocks<isa, P> blocks(channels, grid.taps());
   const int dots = blocks.count() > 0 ? dot_columns<isa, P>(item.width, gemm_operands<P>(blocks[0].depth())) : 0;
   const int width = item.width - dots;
   // Panels, and behind them the rows of dot products.
   const int64_t panel_size = int64_t{scratch.panels} * Tile::kColumns * Tile::kDepth;
   scratch.packed.begin(item.key, blocks.count(), panel_size + Tile::kLanes * Tile::kPitch, kGemmResidentBytes);
-  const bool by_rows = finishes_by_rows(p, item.grid, blocks);
+  const bool by_rows = finishes_by_rows(p, grid, blocks);
   const bool in_map = rows_in_map<isa, P>(p, item, by_rows);
-  if (!in_map) gatherer.place(item.grid, item.first_pixel, item.pixels);
-  const bool finishes = by_rows || finishes_in_registers(p, item.grid);
+  if (!in_map) gatherer.place(grid, item.first_pixel, item.pixels);
+  const bool finishes = by_rows || finishes_in_registers(p, grid);
   for (int64_t b = 0; b < blocks.count(); ++b) {
     const DepthBlock block = blocks[b];
     const int depth = gemm_operands<P>(block.depth());
     const bool last = b == blocks.count() - 1;
     const P* panels = scratch.packed.get(b, [&](P* to) {
-      make_weight_panels<isa>(p, item.grid, weights, block, width, scratch.wide(), to);
-      make_weight_columns<isa>(p, item.grid, weights + width * strides.column, block, dots, scratch.wide(),
-                               to + panel_size);
+      make_weight_panels<isa>(p, grid, weights, block, width, scratch.wide(), to);
+      make_weight_columns<isa>(p, grid, weights + width * strides.column, block, dots, scratch.wide(), to + panel_size);
     });
     for (int i = 0, rows; i < item.pixels; i += rows) {
       rows = min_of(Tile::kBlockRows, item.pixels - i);
       GemmFinish<T> finish{p.target + (item.first_pixel + i) * p.columns() + column, p.columns(),
                            p.bias != nullptr ? p.bias + column : nullptr, false, p.activation == Activation::kRelu};
       if (by_rows) {
-        const GridWalk walk(item.grid, item.first_pixel + i);
+        const GridWalk walk(grid, item.first_pixel + i);
         rows = min_of(rows, walk.left_in_row());
         const GridPixel& at = *walk;
-        const int64_t pixel = at.image * p.target_plane() + target_pixel(item.grid, p.target_width(), at.y, at.x);
+        const int64_t pixel = at.image * p.target_plane() + target_pixel(grid, p.target_width(), at.y, at.x);
         finish.to = p.target + pixel * p.columns() + column;
-        finish.stride = item.grid.x.target_step * p.columns();
+        finish.stride = grid.x.target_step * p.columns();
       }
-      A* sums = scratch.sums(i / Tile::kRows * scratch.panels);
+      const GemmSums<isa, P> sums{scratch.sums(i / Tile::kRows * scratch.panels), scratch.panels, 1};
       GemmRows<P> left{scratch.pixels(), Tile::kPitch};
       if (in_map) {
         if constexpr (std::is_same_v<P, T>) left = {p.source + (item.first_pixel + i) * channels + block.c, channels};
@@ -377,19 +374,18 @@ CVK_HD void multiply_rows(const TappedProduct<T>& p, const TapItem& item, TapScr
         pad_rows<isa>(rows, in_operands<P>(block).depth(), scratch.pixels());
       }
       const GemmFinish<T>* done = last && finishes ? &finish : nullptr;
-      gemm_block<isa>(rows, width, depth, left, panels, Tile::kColumns, int64_t{depth} * Tile::kColumns, sums,
+      gemm_block<isa>(rows, width, depth, left, panels, Tile::kColumns, int64_t{depth} * Tile::kColumns, sums.tiles,
                       scratch.panels, b > 0, done);
       if constexpr (!kGemmTiles<P>) {
-        dot_block<isa>(rows, width, dots, depth, left, panels + panel_size, sums, scratch.panels, b > 0, done);
+        dot_block<isa>(rows, width, dots, depth, left, panels + panel_size, sums, b > 0, done);
       }
       if (last && !finishes) {
-        store_rows<isa, P>(p, item.grid, item.first_pixel + i, rows, column, item.width, sums, scratch.panels);
+        store_rows(p, grid, item.first_pixel + i, rows, column, item.width, sums);
       }
     }
   }
   if (blocks.count() == 0) {
-    store_rows<isa, P>(p, item.grid, item.first_pixel, item.pixels, column, item.width, scratch.sums(0),
-                       scratch.panels);
+    store_rows(p, grid, item.first_pixel, item.pixels, column, item.width, GemmSums<isa, P>{scratch.zeros, 0, 0});
   }
 }
 
@@ -402,28 +398,26 @@ CVK_HD void multiply_planes(const TappedProduct<T>& p, const TapItem& item, TapS
   const int64_t channels = p.group_channels(), column = item.group * p.group_columns() + item.first_column;
   const auto strides = p.strides();
   const T* weights = p.weights + item.group * strides.group + item.first_column * strides.column;
-  const int phases = item.paired ? 2 : 1;
-  const TapGrid grids[2] = {item.grid, item.next};
+  const int phases = item.phases;
+  const TapGrid(&grids)[2] = item.grids;
   // Of both phases the same channels, so that weights are read once.
-  const DepthBlocks<isa, P> blocks(channels, max_of(item.grid.taps(), item.paired ? item.next.taps() : 0));
+  const DepthBlocks<isa, P> blocks(channels, max_of(grids[0].taps(), grids[1].taps()));
   const int64_t rows_size = int64_t{scratch.row_tiles} * Tile::kRows * Tile::kPitch;
   scratch.packed.begin(item.key, blocks.count(), phases * rows_size, kGemmResidentBytes);
-  gatherer.place(item.grid, item.first_pixel, item.pixels);
-  const bool same_pixels =
-      item.paired && item.next.x.taps == item.grid.x.taps && item.next.x.first_offset == item.grid.x.first_offset;
-  const bool dense = !item.paired && finishes_in_registers(p, item.grid);
+  gatherer.place(grids[0], item.first_pixel, item.pixels);
+  const bool same_pixels = grids[0].x.taps == grids[1].x.taps && grids[0].x.first_offset == grids[1].x.first_offset;
+  const bool dense = finishes_in_registers(p, grids[0]);
   const int64_t plane = p.target_plane();
-  const auto sums_of = [&](int phase, int i) -> PlaneSums<isa, P> {
+  const auto sums_of = [&](int phase, int i) -> GemmSums<isa, P> {
     if (channels * grids[phase].taps() == 0) return {scratch.zeros, 0, 0};
     return {scratch.sums(phase * scratch.tiles + i / Tile::kColumns), scratch.panels, 1};
   };
   const auto store = [&](int i, int count) {
-    const int64_t first = item.first_pixel + i;
-    store_planes<isa, P>(p, item.grid, first, count, column, item.width, sums_of(0, i));
+    store_planes(p, grids[0], item.first_pixel + i, count, column, item.width, sums_of(0, i));
   };
   for (int64_t b = 0; b < blocks.count(); ++b) {
     DepthBlock block = blocks[b];
-    const int taps = item.paired ? item.grid.taps() + item.next.taps() : block.taps;
+    const int taps = phases > 1 ? grids[0].taps() + grids[1].taps() : block.taps;
     block.by_taps = kGemmElements<P> == 1 && weights_turn<isa, A>(p, taps, block.channels);
     const P* rows = scratch.packed.get(b, [&](P* to) {
       make_weight_rows<isa>(p, grids, phases, weights, block, item.width, rows_size, scratch.wide(), to);
@@ -439,7 +433,7 @@ CVK_HD void multiply_planes(const TappedProduct<T>& p, const TapItem& item, TapS
         const DepthBlock own = phase_block(block, grids[phase], phases);
         if (own.taps == 0) continue;
         if (phase == 0 || !same_pixels) {
-          if (item.paired) gatherer.turn_to(grids[phase]);
+          if (phases > 1) gatherer.turn_to(grids[phase]);
           make_pixel_panel<isa>(gatherer, own, i / Tile::kLanes, ceil_div(count, Tile::kLanes), scratch.pixels());
         }
         gemm_block<isa>(item.width, count, gemm_operands<P>(own.depth()),
@@ -447,12 +441,12 @@ CVK_HD void multiply_planes(const TappedProduct<T>& p, const TapItem& item, TapS
                         scratch.sums(phase * scratch.tiles + i / Tile::kColumns), scratch.panels, b > 0,
                         last && finishes ? &finish : nullptr);
       }
-      if (last && !finishes && !item.paired) store(i, count);
+      if (last && !finishes && phases == 1) store(i, count);
     }
   }
-  if (item.paired) {
-    store_paired_planes<isa, P>(p, item.grid, item.first_pixel, item.pixels, column, item.width, sums_of(0, 0),
-                                sums_of(1, 0), scratch.runs());
+  if (phases > 1) {
+    store_paired_planes(p, grids[0], item.first_pixel, item.pixels, column, item.width, sums_of(0, 0), sums_of(1, 0),
+                        scratch.runs());
   } else if (blocks.count() == 0) {
     for (int i = 0; i < item.pixels; i += Tile::kColumns) store(i, min_of(Tile::kColumns, item.pixels - i));
   }
@@ -476,12 +470,8 @@ struct TapGatherers {
 template <Isa isa, class P, class T>
 CVK_HD void multiply_item(const TappedProduct<T>& p, const TapItem& item, TapScratch<isa, P>& scratch,
                           TapGatherers<isa, P, T>& gatherers) {
-  using Tile = GemmTile<isa, P>;
   const int64_t first_channel = item.group * p.group_channels();
   if (p.shape.channels_last) {
-    if (p.group_channels() * item.grid.taps() == 0) {
-      for (int64_t i = 0; i < int64_t{scratch.tiles} * Tile::kSize; ++i) scratch.sums(0)[i] = 0;
-    }
     using Element = typename TapGatherers<isa, P, T>::Element;
     gatherers.rows.set_map(reinterpret_cast<const Element*>(p.source + first_channel));
     multiply_rows(p, item, scratch, gatherers.rows);

@@ -260,7 +260,7 @@ class ThinMap {
           multiply(row, s_.dilation_y * strip_.row_size, s_.kernel_height, length, panels + int64_t{j} * depth_, target,
                    count, part);
         }
-        if (!finishes) store_rows<isa, A>(p_, grid_, pixel, count, item.column, item.columns, sums(), 0);
+        if (!finishes) store_rows(p_, grid_, pixel, count, item.column, item.columns, GemmSums<isa, A>{sums(), 0, 1});
       }
     }
   }
@@ -285,7 +285,7 @@ class ThinMap {
         }
         if (!finishes) {
           store_planes(p_, grid_, item.image * plane + pixel, count, item.column, item.columns,
-                       PlaneSums<isa, A>{sums(), 1, 0});
+                       GemmSums<isa, A>{sums(), 1, 1});
         }
       }
     }

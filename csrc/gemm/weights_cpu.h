@@ -116,11 +116,7 @@ CVK_HD void turn_weight_rows(const TappedProduct<T>& p, const TapGrid* grids, in
     for (int64_t e = 0; e < length; e += kLanes) {
       const int count = static_cast<int>(min_of<int64_t>(kLanes, length - e));
       typename S::Vec square[kLanes];
-      for (int i = 0; i < kLanes; ++i) {
-        const T* part = from + i * channel + e;
-        square[i] = i >= channels ? typename S::Vec{} : count == kLanes ? S::load(part) : S::load_partial(part, count);
-      }
-      S::transpose(square);
+      turn_square<isa, A>(from + e, channel, channels, count, square);
       for (int i = 0; i < count; ++i) {
         if (place[k] >= 0) {
           if (channels == kLanes) {

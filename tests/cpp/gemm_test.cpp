@@ -436,15 +436,15 @@ TEST(Gemm, ItemsCoverEveryPhaseOnce) {
         p.transposed = true;
         const ConvCut cut = tapped_cut<kIsa>(p, threads);
         shared += cut.shares > 1;
-        EXPECT_EQ(cut.paired, !last && any.stride_x == 2) << any;
+        EXPECT_EQ(cut.phases, !last && any.stride_x == 2 ? 2 : 1) << any;
         // Of a target pixel and column.
         std::vector<int> seen(p.shape.batch * p.target_plane() * p.columns());
         for (int64_t index = 0; index < tapped_items(p, cut); ++index) {
           const TapItem item = tap_item(p, cut, index);
           for (int i = 0; i < item.pixels; ++i) {
-            const int64_t pixel = item.first_pixel + i, image = pixel / item.grid.pixels();
-            const int at = static_cast<int>(pixel % item.grid.pixels());
-            const int y = at / item.grid.x.grid, x = at % item.grid.x.grid;
+            const int64_t pixel = item.first_pixel + i, image = pixel / item.grids[0].pixels();
+            const int at = static_cast<int>(pixel % item.grids[0].pixels());
+            const int y = at / item.grids[0].x.grid, x = at % item.grids[0].x.grid;
             const auto see = [&](const TapGrid& grid) {
               const int64_t place = target_pixel(grid, p.target_width(), y, x);
               for (int j = 0; j < item.width; ++j) {
@@ -452,8 +452,8 @@ TEST(Gemm, ItemsCoverEveryPhaseOnce) {
                 ++seen.at((image * p.target_plane() + place) * p.columns() + column);
               }
             };
-            see(item.grid);
-            if (item.paired && 2 * x + 1 < p.target_width()) see(item.next);
+            see(item.grids[0]);
+            if (item.phases > 1 && 2 * x + 1 < p.target_width()) see(item.grids[1]);
           }
         }
         EXPECT_EQ(seen, std::vector<int>(seen.size(), 1)) << any << ", " << threads << " threads" << last;
