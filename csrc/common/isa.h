@@ -28,7 +28,7 @@ bool cpu_has_bf16_dot();
 enum class Bf16Tiles { kNone, kAmx, kEmulated };
 Bf16Tiles cpu_bf16_tiles();
 
-// Whether 3 x 3 convolutions may take Winograd's form (gemm/winograd_cpu.h). Not if CVKERNELS_WINOGRAD=0.
+// Whether 3 x 3 convolutions, and gradients of their weights, may take Winograd's form (gemm/winograd_cpu.h). Not if CVKERNELS_WINOGRAD=0.
 bool cpu_may_winograd();
 
 // "x86-64-v4" and the like.

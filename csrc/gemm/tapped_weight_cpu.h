@@ -77,20 +77,25 @@ CVK_HD void pair_left(float* left, int rows, int depth) {
   }
 }
 
+// Stores to neighbouring weights of a part of the sums, from one on: store(to), of either type.
+template <class T, class Store>
+CVK_HD void put_neighbours(const TappedWeightGradient<T>& p, int64_t part, int64_t weight, const Store& store) {
+  if (p.partials != nullptr) {
+    store(p.partials + part * p.shape.weights() + weight);
+  } else {
+    store(p.grad_weight + weight);
+  }
+}
+
 // Copies elements [0, count) of a filter's gradient to where they belong.
 template <Isa isa, class A, class T>
 CVK_HD void put_run(const TappedWeightGradient<T>& p, int64_t part, int64_t weight, const A* from, int count) {
-  const auto copy = [&](auto* to) {
-    using S = Simd<isa, A>;
+  using S = Simd<isa, A>;
+  put_neighbours(p, part, weight, [&](auto* to) {
     int i = 0;
     for (; i + S::kLanes <= count; i += S::kLanes) S::store(to + i, S::load(from + i));
     if (i < count) S::store_partial(to + i, S::load(from + i), count - i);
-  };
-  if (p.partials != nullptr) {
-    copy(p.partials + part * p.shape.weights() + weight);
-  } else {
-    copy(p.grad_weight + weight);
-  }
+  });
 }
 
 // A block of a filter's gradient, in the order of the gatherers. Perf: a number at a time, with its place divided out of its index,
@@ -148,114 +153,145 @@ CVK_HD void put_weights(const TappedWeightGradient<T>& p, int64_t part, int64_t 
   }
 }
 
+// A slice of work items: some filters of a group by a block of the depth, over a part of the pixels.
 template <Isa isa, class P, class T>
-CVK_HD void weight_gradient_of(const TappedWeightGradient<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
+class TappedWeights {
   using A = Acc<T>;
   using Tile = GemmTile<isa, A>;
-  constexpr bool kPairs = kGemmElements<P> == 2;
-  const ConvShape& s = p.shape;
-  const int64_t channels = s.group_channels(), filters = s.group_filters();
-  const TapGrid grid = correlation_grid(s);
-  const DepthBlocks<isa, A> blocks(channels, grid.taps());
-  constexpr int kFilterTiles = kGemmItemColumns / Tile::kRows + 1,
-                kFilterPanels = kGemmItemColumns / Tile::kColumns + 1;
-  constexpr int kDepthTiles = Tile::kDepth / Tile::kRows + 1, kDepthPanels = Tile::kDepth / Tile::kColumns + 1;
-  Scratch sums_memory(max_of(kFilterTiles * kDepthPanels, kDepthTiles * kFilterPanels) * Tile::kSize * sizeof(A));
-  Scratch pixel_memory(int64_t{Tile::kDepth} * Tile::kPitch * sizeof(A));
-  Scratch filter_memory(max_of<int64_t>(int64_t{kFilterTiles} * Tile::kRows * Tile::kPitch,
-                                        int64_t{kFilterPanels} * Tile::kColumns * Tile::kDepth) *
-                        sizeof(A));
-  Scratch line_memory(int64_t{Tile::kLanes} * Tile::kPitch * sizeof(A));
-  A* sums = sums_memory.template as<A>();
-  A* pixels = pixel_memory.template as<A>();
-  A* filter = filter_memory.template as<A>();
-  A* lines = line_memory.template as<A>();
-  for (int64_t item = first; item < last; ++item) {
-    const int64_t part = item % cut.parts;
-    const DepthBlock block = blocks[item / cut.parts % cut.depth_blocks];
-    const int64_t first_filter = item / cut.parts / cut.depth_blocks % cut.column_blocks * cut.block_columns;
-    const int64_t group = item / cut.parts / cut.depth_blocks / cut.column_blocks;
-    const int count = static_cast<int>(min_of<int64_t>(cut.block_columns, filters - first_filter));
-    const int64_t global_filter = group * filters + first_filter;
-    const int64_t begin = part * cut.part_pixels, end = min_of(begin + cut.part_pixels, p.pixels());
-    const int depth = block.depth();
-    // Tiles (i, j): filters by depth, or depth by filters.
-    const int panels = ceil_div(s.channels_last ? depth : count, Tile::kColumns);
-    if (begin >= end) {
-      for (int64_t i = 0; i < int64_t{ceil_div(s.channels_last ? count : depth, Tile::kRows)} * panels * Tile::kSize;
-           ++i) {
-        sums[i] = A(0);
-      }
-    }
-    if (s.channels_last) {
-      RowGatherer<isa, A, T> gatherer(p.input + group * channels, s.channels, channels, Tile::kDepth);
-      // What lies in the maps as a tile reads it stays there.
-      const bool filters_in_map = std::is_same_v<T, P> && count % 2 == 0 && near_in_map<T>(s.filters);
-      const bool pixels_in_map =
-          filters_in_map && reads_itself(grid) && channels % Tile::kLanes == 0 && near_in_map<T>(s.channels);
-      for (int64_t pixel = begin; pixel < end; pixel += Tile::kDepth) {
-        const int run = static_cast<int>(min_of<int64_t>(Tile::kDepth, end - pixel));
-        if (!pixels_in_map) {
-          gatherer.place(grid, pixel, run);
-          gatherer.gather(block, 0, run, pixels);
-        }
-        const auto multiply = [&](const auto& left, const P* right, int64_t stride) {
-          gemm_block<isa, P, A>(count, depth, gemm_operands<P>(run), left, right, stride, Tile::kColumns, sums, panels,
-                                pixel > begin, nullptr);
-        };
-        const T* grads = p.grad_output + pixel * s.filters + global_filter;
-        if constexpr (std::is_same_v<T, P>) {
-          if (filters_in_map) {
-            const T* map = p.input + pixel * s.channels + group * channels + block.c;
-            multiply(GemmColumns<P, kWeightAhead>{grads, s.filters}, pixels_in_map ? map : pixels,
-                     pixels_in_map ? s.channels : Tile::kPitch);
-            continue;
-          }
-        }
-        transpose_matrix<isa>(grads, s.filters, filter, Tile::kPitch, run, count);
-        if constexpr (kPairs) {
-          pair_left<isa>(filter, count, run);
-          pair_rows<isa>(pixels, Tile::kPitch, run, round_up(depth, Tile::kLanes), Tile::kPitch,
-                         reinterpret_cast<word_t*>(pixels));
-        }
-        multiply(GemmRows<P>{reinterpret_cast<const P*>(filter), Tile::kPitch}, reinterpret_cast<const P*>(pixels),
-                 Tile::kPitch);
-      }
-    } else {
-      PlaneGatherer<isa, A, T> gatherer(p.input + group * channels * s.pixels(), s.channels, Tile::kDepth);
-      for (int64_t pixel = begin; pixel < end; pixel += Tile::kDepth) {
-        const int run = static_cast<int>(min_of<int64_t>(Tile::kDepth, end - pixel));
-        gatherer.place(grid, pixel, run);
-        gatherer.gather(block, 0, ceil_div(run, Tile::kLanes), Tile::kPitch, pixels);
-        gather_filter_panels<isa>(p.grad_output + global_filter * s.out_pixels(), s.filters, s.out_pixels(), pixel, run,
-                                  count, filter);
-        constexpr int64_t kPanel = int64_t{Tile::kDepth} * Tile::kColumns;
-        if constexpr (kPairs) {
-          pair_left<isa>(pixels, depth, run);
-          for (int j = 0; j < panels; ++j) {
-            float* panel = filter + j * kPanel;
-            pair_rows<isa>(panel, Tile::kColumns, run, Tile::kColumns, Tile::kColumns,
-                           reinterpret_cast<word_t*>(panel));
-          }
-        }
-        gemm_block<isa, P, A>(
-            depth, count, gemm_operands<P>(run), GemmRows<P>{reinterpret_cast<const P*>(pixels), Tile::kPitch},
-            reinterpret_cast<const P*>(filter), Tile::kColumns, kPanel, sums, panels, pixel > begin, nullptr);
-      }
-    }
-    put_weights<isa>(p, part, global_filter, count, block, sums, panels, lines);
+  static constexpr bool kPairs = kGemmElements<P> == 2;
+  static constexpr int kFilterTiles = kGemmItemColumns / Tile::kRows + 1,
+                       kFilterPanels = kGemmItemColumns / Tile::kColumns + 1;
+  static constexpr int kDepthTiles = Tile::kDepth / Tile::kRows + 1, kDepthPanels = Tile::kDepth / Tile::kColumns + 1;
+
+ public:
+  CVK_HD TappedWeights(const TappedWeightGradient<T>& p, const ConvCut& cut)
+      : p_(p),
+        cut_(cut),
+        grid_(correlation_grid(p.shape)),
+        sums_(max_of(kFilterTiles * kDepthPanels, kDepthTiles * kFilterPanels) * Tile::kSize * sizeof(A)),
+        pixels_(int64_t{Tile::kDepth} * Tile::kPitch * sizeof(A)),
+        filters_(max_of<int64_t>(int64_t{kFilterTiles} * Tile::kRows * Tile::kPitch,
+                                 int64_t{kFilterPanels} * Tile::kColumns * Tile::kDepth) *
+                 sizeof(A)),
+        lines_(int64_t{Tile::kLanes} * Tile::kPitch * sizeof(A)) {}
+
+  CVK_HD void item(int64_t index) {
+    const ConvShape& s = p_.shape;
+    const int64_t part = index % cut_.parts, block = index / cut_.parts % cut_.depth_blocks;
+    const int64_t column = index / cut_.parts / cut_.depth_blocks;
+    const int64_t first = column % cut_.column_blocks * cut_.block_columns;
+    const int count = static_cast<int>(min_of<int64_t>(cut_.block_columns, s.group_filters() - first));
+    const int64_t begin = part * cut_.part_pixels;
+    multiply(part, column / cut_.column_blocks, first, count,
+             DepthBlocks<isa, A>(s.group_channels(), grid_.taps())[block], begin,
+             min_of(begin + cut_.part_pixels, p_.pixels()));
   }
-}
+
+  // Filters [first, first + count) of a group by a block of the depth, over pixels [begin, end), which are a part.
+  CVK_HD void multiply(int64_t part, int64_t group, int64_t first, int count, const DepthBlock& block, int64_t begin,
+                       int64_t end) {
+    const ConvShape& s = p_.shape;
+    const int64_t filter = group * s.group_filters() + first;
+    // Tiles (i, j): filters by depth, or depth by filters.
+    const int panels = ceil_div(s.channels_last ? block.depth() : count, Tile::kColumns);
+    A* sums = sums_.template as<A>();
+    if (begin >= end) {
+      const int rows = ceil_div(s.channels_last ? count : block.depth(), Tile::kRows);
+      for (int64_t i = 0; i < int64_t{rows} * panels * Tile::kSize; ++i) sums[i] = A(0);
+    } else if (s.channels_last) {
+      multiply_rows(group, filter, count, block, begin, end, panels);
+    } else {
+      multiply_planes(group, filter, count, block, begin, end, panels);
+    }
+    put_weights<isa>(p_, part, filter, count, block, sums, panels, lines_.template as<A>());
+  }
+
+ private:
+  CVK_HD void multiply_rows(int64_t group, int64_t filter, int count, const DepthBlock& block, int64_t begin,
+                            int64_t end, int panels) {
+    const ConvShape& s = p_.shape;
+    const int64_t channels = s.group_channels();
+    const int depth = block.depth();
+    A* pixels = pixels_.template as<A>();
+    A* filters = filters_.template as<A>();
+    RowGatherer<isa, A, T> gatherer(p_.input + group * channels, s.channels, channels, Tile::kDepth);
+    // What lies in the maps as a tile reads it stays there.
+    const bool filters_in_map = std::is_same_v<T, P> && count % 2 == 0 && near_in_map<T>(s.filters);
+    const bool pixels_in_map =
+        filters_in_map && reads_itself(grid_) && channels % Tile::kLanes == 0 && near_in_map<T>(s.channels);
+    for (int64_t pixel = begin; pixel < end; pixel += Tile::kDepth) {
+      const int run = static_cast<int>(min_of<int64_t>(Tile::kDepth, end - pixel));
+      if (!pixels_in_map) {
+        gatherer.place(grid_, pixel, run);
+        gatherer.gather(block, 0, run, pixels);
+      }
+      const auto multiply = [&](const auto& left, const P* right, int64_t stride) {
+        gemm_block<isa, P, A>(count, depth, gemm_operands<P>(run), left, right, stride, Tile::kColumns,
+                              sums_.template as<A>(), panels, pixel > begin, nullptr);
+      };
+      const T* grads = p_.grad_output + pixel * s.filters + filter;
+      if constexpr (std::is_same_v<T, P>) {
+        if (filters_in_map) {
+          const T* map = p_.input + pixel * s.channels + group * channels + block.c;
+          multiply(GemmColumns<P, kWeightAhead>{grads, s.filters}, pixels_in_map ? map : pixels,
+                   pixels_in_map ? s.channels : Tile::kPitch);
+          continue;
+        }
+      }
+      transpose_matrix<isa>(grads, s.filters, filters, Tile::kPitch, run, count);
+      if constexpr (kPairs) {
+        pair_left<isa>(filters, count, run);
+        pair_rows<isa>(pixels, Tile::kPitch, run, round_up(depth, Tile::kLanes), Tile::kPitch,
+                       reinterpret_cast<word_t*>(pixels));
+      }
+      multiply(GemmRows<P>{reinterpret_cast<const P*>(filters), Tile::kPitch}, reinterpret_cast<const P*>(pixels),
+               Tile::kPitch);
+    }
+  }
+
+  CVK_HD void multiply_planes(int64_t group, int64_t filter, int count, const DepthBlock& block, int64_t begin,
+                              int64_t end, int panels) {
+    const ConvShape& s = p_.shape;
+    constexpr int64_t kPanel = int64_t{Tile::kDepth} * Tile::kColumns;
+    const int depth = block.depth();
+    A* pixels = pixels_.template as<A>();
+    A* filters = filters_.template as<A>();
+    PlaneGatherer<isa, A, T> gatherer(p_.input + group * s.group_channels() * s.pixels(), s.channels, Tile::kDepth);
+    for (int64_t pixel = begin; pixel < end; pixel += Tile::kDepth) {
+      const int run = static_cast<int>(min_of<int64_t>(Tile::kDepth, end - pixel));
+      gatherer.place(grid_, pixel, run);
+      gatherer.gather(block, 0, ceil_div(run, Tile::kLanes), Tile::kPitch, pixels);
+      gather_filter_panels<isa>(p_.grad_output + filter * s.out_pixels(), s.filters, s.out_pixels(), pixel, run, count,
+                                filters);
+      if constexpr (kPairs) {
+        pair_left<isa>(pixels, depth, run);
+        for (int j = 0; j < panels; ++j) {
+          float* panel = filters + j * kPanel;
+          pair_rows<isa>(panel, Tile::kColumns, run, Tile::kColumns, Tile::kColumns, reinterpret_cast<word_t*>(panel));
+        }
+      }
+      gemm_block<isa, P, A>(depth, count, gemm_operands<P>(run),
+                            GemmRows<P>{reinterpret_cast<const P*>(pixels), Tile::kPitch},
+                            reinterpret_cast<const P*>(filters), Tile::kColumns, kPanel, sums_.template as<A>(), panels,
+                            pixel > begin, nullptr);
+    }
+  }
+
+  const TappedWeightGradient<T>& p_;
+  const ConvCut& cut_;
+  TapGrid grid_;
+  Scratch sums_, pixels_, filters_, lines_;
+};
 
 template <Isa isa, class T>
 CVK_HD void weight_gradient(const TappedWeightGradient<T>& p, const ConvCut& cut, int64_t first, int64_t last) {
   if constexpr (kGemmPairs<isa, T>) {
     if (cut.operands == ConvOperands::kPairs) {
-      weight_gradient_of<isa, word_t>(p, cut, first, last);
+      form_slice<TappedWeights<isa, word_t, T>>(p, cut, first, last);
       return;
     }
   }
-  weight_gradient_of<isa, Acc<T>>(p, cut, first, last);
+  form_slice<TappedWeights<isa, Acc<T>, T>>(p, cut, first, last);
 }
 
 }  // namespace cvk

@@ -5,6 +5,7 @@
 #include "gemm/grouped_weight_cpu.h"
 #include "gemm/plane_weight_cpu.h"
 #include "gemm/tapped_weight_cpu.h"
+#include "gemm/winograd_weight_cpu.h"
 
 namespace cvk {
 
@@ -31,7 +32,11 @@ int64_t weight_gradient_items(const TappedWeightGradient<T>& p, ConvCut& cut) {
     cut = plane_weight_cut<isa, T>(p.shape);
     return plane_weight_items(p.shape, cut);
   }
-  cut = weight_cut<isa, T>(p.shape);
+  if (winograd_weight_pays<isa, T>(p.shape)) {
+    cut = winograd_weight_cut<isa, T>(p.shape);
+  } else {
+    cut = weight_cut<isa, T>(p.shape);
+  }
   return weight_items(p.shape, cut);
 }
 
@@ -48,6 +53,9 @@ void weight_gradient_slice(const TappedWeightGradient<T>& p, const ConvCut& cut,
     case ConvForm::kPlaneMap:
       if constexpr (std::is_same_v<T, Acc<T>>) return form_slice<PlaneWeights<isa, T>>(p, cut, first, last);
       return;  // not in half formats: plane_weight_pays
+    case ConvForm::kWinograd:
+      if constexpr (!std::is_same_v<T, double>) return form_slice<WinogradWeights<isa, T>>(p, cut, first, last);
+      return;  // not in float64: winograd_weight_pays
     default:
       return weight_gradient<isa>(p, cut, first, last);
   }

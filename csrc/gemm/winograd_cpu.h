@@ -25,18 +25,9 @@
 #include <optional>
 
 #include "gemm/tapped_cpu.h"
+#include "gemm/winograd_map_cpu.h"
 
 namespace cvk {
-
-// What a tile of 4 x 4 becomes along one axis, in place: B'.
-template <class Vec>
-CVK_HD void winograd_source(Vec& a, Vec& b, Vec& c, Vec& d) {
-  const Vec a_c = a - c, b_c = b + c, c_b = c - b, b_d = b - d;
-  a = a_c;
-  b = b_c;
-  c = c_b;
-  d = b_d;
-}
 
 // Three weights along one axis: G.
 template <class Vec>
@@ -57,9 +48,7 @@ CVK_HD void winograd_target(Vec a, Vec b, Vec c, Vec d, Vec& first, Vec& second)
 
 // ---- when and how
 
-template <class T>
-CVK_HD bool winograd_fits(const TappedProduct<T>& p) {
-  const ConvShape& s = p.shape;
+CVK_HD bool winograd_fits(const ConvShape& s) {
   return s.kernel_height == 3 && s.kernel_width == 3 && s.stride_y == 1 && s.stride_x == 1 && s.dilation_y == 1 &&
          s.dilation_x == 1;
 }
@@ -72,15 +61,13 @@ struct WinogradPlan {
 
   CVK_HD explicit WinogradPlan(const TappedProduct<T>& p)
       : grid(p.grid(0)),
-        tiles_y(grid.y.grid / 2 + grid.y.grid % 2),
-        tiles_x(grid.x.grid / 2 + grid.x.grid % 2),
+        tiles(grid),
         blocks(p.group_channels(), 1),
         most_channels(round_up(blocks[0].channels, Tile::kLanes)),
         // Elements 0..15 lie side by side in a row of the left operand as far as its pitch goes.
         per_row(min_of(16, Tile::kDepth / most_channels)),
         rows_per_tile(ceil_div(16, per_row)) {}
 
-  CVK_HD int64_t image_tiles() const { return int64_t{tiles_y} * tiles_x; }
   // Bytes of V for one tile.
   CVK_HD int64_t tile_bytes() const {
     return blocks.count() * rows_per_tile * Tile::kPitch * static_cast<int64_t>(sizeof(A));
@@ -109,7 +96,7 @@ struct WinogradPlan {
   }
 
   TapGrid grid;
-  int tiles_y, tiles_x;
+  WinogradTiles tiles;  // of an image
   DepthBlocks<isa, A> blocks;
   int most_channels, per_row, rows_per_tile;
 };
@@ -123,9 +110,9 @@ CVK_HD bool winograd_pays(const TappedProduct<T>& p, int64_t there) {
   } else {
     if (!cpu_may_winograd()) return false;
     const int64_t channels = p.group_channels(), columns = p.group_columns();
-    if (!winograd_fits(p) || channels < kWinogradLeastChannels || columns < kWinogradLeastChannels) return false;
+    if (!winograd_fits(p.shape) || channels < kWinogradLeastChannels || columns < kWinogradLeastChannels) return false;
     const WinogradPlan<isa, T> plan(p);
-    const int64_t tiles = plan.image_tiles();
+    const int64_t tiles = plan.tiles.count();
     if (tiles == 0) return false;
     const int64_t items = ceil_div(tiles, plan.most_tiles());
     const int64_t here = items * plan.cost(channels, ceil_div(tiles, items), columns, items);
@@ -137,7 +124,7 @@ CVK_HD bool winograd_pays(const TappedProduct<T>& p, int64_t there) {
 template <Isa isa, class T>
 CVK_HD ConvCut winograd_cut(const TappedProduct<T>& p, int threads) {
   const WinogradPlan<isa, T> plan(p);
-  const int64_t tiles = p.shape.batch * plan.image_tiles(), columns = p.group_columns();
+  const int64_t tiles = p.shape.batch * plan.tiles.count(), columns = p.group_columns();
   ConvCut cut{};
   cut.form = ConvForm::kWinograd;
   cut.column_blocks = 1;
@@ -167,55 +154,37 @@ class Winograd {
         cut_(cut),
         plan_(p),
         row_tiles_(ceil_div(cut.block_pixels, Tile::kRows)),
-        window_(min_of(cut.block_pixels, plan_.tiles_x) * 2 + 2),
+        window_width_(min_of(cut.block_pixels, plan_.tiles.x) * 2 + 2),
         source_size_(int64_t{row_tiles_} * Tile::kRows * Tile::kPitch),
         source_(plan_.blocks.count() * plan_.rows_per_tile * source_size_ * static_cast<int64_t>(sizeof(A))),
         sums_(int64_t{16} * sums_size() * static_cast<int64_t>(sizeof(A))),
         panel_(int64_t{9} * kWinogradPackChannels * Tile::kColumns * static_cast<int64_t>(sizeof(A))),
-        pixels_(p.shape.channels_last ? 0 : int64_t{4} * window_ * kWinogradWindow * static_cast<int64_t>(sizeof(A))),
-        results_(p.shape.channels_last ? 0 : int64_t{2} * window_ * kWinogradColumns * static_cast<int64_t>(sizeof(A))),
-        zeros_(plan_.most_channels * static_cast<int64_t>(sizeof(T))),
-        finite_(cut.block_pixels) {
-    memset(zeros_.template as<char>(), 0, static_cast<size_t>(plan_.most_channels) * sizeof(T));
-  }
+        results_(p.shape.channels_last
+                     ? 0
+                     : int64_t{2} * window_width_ * kWinogradColumns * static_cast<int64_t>(sizeof(A))),
+        finite_(cut.block_pixels),
+        map_{p.source, plan_.grid.y.extent, plan_.grid.x.extent, p.channels(), p.shape.channels_last},
+        window_(4, window_width_, plan_.most_channels, p.shape.channels_last) {}
   CVK_HD ~Winograd() {}
 
   CVK_HD void item(int64_t index) {
     item_ = tap_item(p_, cut_, index);
     const int64_t first = item_.first_pixel;
     const int tiles =
-        static_cast<int>(min_of<int64_t>(cut_.block_pixels, p_.shape.batch * plan_.image_tiles() - first));
-    for_each_run(first, tiles, [&](const Run& run) { make_source(run); });
+        static_cast<int>(min_of<int64_t>(cut_.block_pixels, p_.shape.batch * plan_.tiles.count() - first));
+    plan_.tiles.for_each_run(first, tiles, [&](const WinogradRun& run) { make_source(run); });
     weights_.begin(item_.key, plan_.blocks.count() * plan_.blocks_of_columns(item_.width), plan_.block_size(),
                    kWinogradWeightBytes);
     for (int column = 0; column < item_.width; column += kWinogradColumns) {
       const int columns = min_of(kWinogradColumns, item_.width - column);
       multiply(tiles, column, columns);
-      for_each_run(first, tiles, [&](const Run& run) {
+      plan_.tiles.for_each_run(first, tiles, [&](const WinogradRun& run) {
         if (!finish(run, column, columns)) by_definition(run, column, columns);
       });
     }
   }
 
  private:
-  // Tiles [x, x + count) of a row of tiles; tile `place` of the item is the first.
-  struct Run {
-    int64_t image;
-    int y, x, count, place;
-  };
-
-  template <class F>
-  CVK_HD void for_each_run(int64_t first, int tiles, F&& f) const {
-    for (int i = 0; i < tiles;) {
-      const int64_t rest = (first + i) % plan_.image_tiles();
-      Run run{(first + i) / plan_.image_tiles(), static_cast<int>(rest / plan_.tiles_x),
-              static_cast<int>(rest % plan_.tiles_x), 0, i};
-      run.count = min_of(tiles - i, plan_.tiles_x - run.x);
-      f(run);
-      i += run.count;
-    }
-  }
-
   CVK_HD int64_t sums_size() const { return int64_t{row_tiles_} * Plan::kPanels * Tile::kSize + kWinogradSkew; }
   // Row 0 of element e of V for a block of channels.
   CVK_HD A* source(int64_t b, int e) const {
@@ -225,67 +194,17 @@ class Winograd {
 
   // ---- V
 
-  CVK_HD void make_source(const Run& run) {
-    const int width = 2 * run.count + 2;
+  CVK_HD void make_source(const WinogradRun& run) {
     const int64_t y = int64_t{2} * run.y + plan_.grid.y.first_offset,
                   x = int64_t{2} * run.x + plan_.grid.x.first_offset;
-    const int64_t stride_y = plan_.grid.y.extent, stride_x = plan_.grid.x.extent;
-    const auto inside = [&](int i, int j) { return y + i >= 0 && y + i < stride_y && x + j >= 0 && x + j < stride_x; };
     for (int64_t b = 0; b < plan_.blocks.count(); ++b) {
       const DepthBlock block = plan_.blocks[b];
-      if (p_.shape.channels_last) {
-        const T* image =
-            p_.source + run.image * stride_y * stride_x * p_.channels() + item_.group * p_.group_channels() + block.c;
-        transform(run, b, 0, block.channels, [&](int i, int j) {
-          return inside(i, j) ? image + ((y + i) * stride_x + x + j) * p_.channels() : zeros_.template as<T>();
-        });
-      } else {
-        const int64_t plane = stride_y * stride_x;
-        const T* image = p_.source + (run.image * p_.channels() + item_.group * p_.group_channels() + block.c) * plane;
-        A* pixels = pixels_.template as<A>();
-        const int begin = static_cast<int>(min_of<int64_t>(width, max_of<int64_t>(0, -x)));
-        const int end = static_cast<int>(max_of<int64_t>(begin, min_of<int64_t>(width, stride_x - x)));
-        for (int c = 0; c < block.channels; c += kWinogradWindow) {
-          const int channels = min_of(kWinogradWindow, block.channels - c);
-          for (int i = 0; i < 4; ++i) {
-            A* row = pixels + int64_t{i} * width * kWinogradWindow;
-            const bool there = y + i >= 0 && y + i < stride_y && begin < end;
-            const int from = there ? begin : width, to = there ? end : width;
-            memset(row, 0, static_cast<size_t>(from) * kWinogradWindow * sizeof(A));
-            memset(row + int64_t{to} * kWinogradWindow, 0,
-                   static_cast<size_t>(width - to) * kWinogradWindow * sizeof(A));
-            if (there) {
-              transpose_matrix<isa>(image + c * plane + (y + i) * stride_x + x + from, plane,
-                                    row + int64_t{from} * kWinogradWindow, kWinogradWindow, channels, to - from);
-            }
-          }
-          transform(run, b, c, channels,
-                    [&](int i, int j) { return pixels + (int64_t{i} * width + j) * kWinogradWindow; });
-        }
-      }
-    }
-  }
-
-  // Channels [c, c + channels) of block b; pixel (i, j) of the window begins at at(i, j).
-  template <class At>
-  CVK_HD void transform(const Run& run, int64_t b, int c, int channels, const At& at) {
-    A* to[16];
-    for (int e = 0; e < 16; ++e) to[e] = source(b, e) + int64_t{run.place} * Tile::kPitch + c;
-    for (int t = 0; t < run.count; ++t) {
-      decltype(at(0, 0)) from[16];
-      for (int e = 0; e < 16; ++e) from[e] = at(e / 4, 2 * t + e % 4);
-      for (int v = 0; v < channels; v += kLanes) {
-        Vec d[4][4];
-        if (v + kLanes <= channels) {
-          for (int e = 0; e < 16; ++e) d[e / 4][e % 4] = S::load(from[e] + v);
-        } else {
-          for (int e = 0; e < 16; ++e) d[e / 4][e % 4] = S::load_partial(from[e] + v, channels - v);
-        }
-        for (int j = 0; j < 4; ++j) winograd_source(d[0][j], d[1][j], d[2][j], d[3][j]);
-        for (int i = 0; i < 4; ++i) winograd_source(d[i][0], d[i][1], d[i][2], d[i][3]);
-        for (int e = 0; e < 16; ++e) S::store(to[e] + v, d[e / 4][e % 4]);
-      }
-      for (int e = 0; e < 16; ++e) to[e] += Tile::kPitch;
+      window_.read(map_, run.image, y, x, 2 * run.count + 2, item_.group * p_.group_channels() + block.c,
+                   block.channels, [&](int c, int channels, const auto& at) {
+                     A* to[16];
+                     for (int e = 0; e < 16; ++e) to[e] = source(b, e) + int64_t{run.place} * Tile::kPitch + c;
+                     winograd_transform_source<isa>(at, run.count, channels, to, Tile::kPitch);
+                   });
     }
   }
 
@@ -349,7 +268,7 @@ class Winograd {
   // ---- the results
 
   // Whether all of them are finite.
-  CVK_HD bool finish(const Run& run, int column, int columns) {
+  CVK_HD bool finish(const WinogradRun& run, int column, int columns) {
     const int64_t global = item_.group * p_.group_columns() + item_.first_column + column;
     const int64_t plane = p_.target_plane(), y = int64_t{2} * run.y, x = int64_t{2} * run.x;
     const int height = min_of(2, plan_.grid.y.grid - 2 * run.y),
@@ -372,7 +291,7 @@ class Winograd {
 
   // Target pixel (i, j) of the run to to[i * row_step + j * step], channels along it. Notes of each tile whether it is finite.
   template <class Out>
-  CVK_HD bool results(const Run& run, int64_t global, int columns, int height, int width, Out* to, int64_t step,
+  CVK_HD bool results(const WinogradRun& run, int64_t global, int columns, int height, int width, Out* to, int64_t step,
                       int64_t row_step) const {
     const T* bias = p_.bias != nullptr ? p_.bias + global : nullptr;
     const int64_t size = sums_size();
@@ -416,7 +335,7 @@ class Winograd {
   }
 
   // The tiles of a run that are not finite, neighbours together.
-  CVK_HD void by_definition(const Run& run, int column, int columns) {
+  CVK_HD void by_definition(const WinogradRun& run, int column, int columns) {
     const int most = round_up(2 * cut_.block_pixels, Tile::kColumns);
     if (!definition_.has_value()) {
       ConvCut cut{};
@@ -447,9 +366,11 @@ class Winograd {
   const TappedProduct<T>& p_;
   const ConvCut& cut_;
   Plan plan_;
-  int row_tiles_, window_;
+  int row_tiles_, window_width_;
   int64_t source_size_;  // of a row of elements of V, for all tiles
-  Scratch source_, sums_, panel_, pixels_, results_, zeros_, finite_;
+  Scratch source_, sums_, panel_, results_, finite_;
+  MapPlanes<T> map_;
+  WinogradWindow<isa, T> window_;
   PackedBlocks<A> weights_;
   std::optional<TapScratch<isa, A>> definition_;  // where it is needed
   std::optional<TapGatherers<isa, A, T>> gatherers_;

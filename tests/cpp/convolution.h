@@ -91,6 +91,8 @@ inline std::vector<ConvShape> conv_shapes() {
       conv_shape(2, 40, 29, 31, 70, 3, 3, 1, 1),  // Winograd's form on the CPU: odd sizes, several items
       conv_shape(1, 64, 20, 21, 72, 3, 3, 1, 0, 1, 2),
       conv_shape(1, 340, 13, 14, 36, 3, 3, 1, 2),    // several blocks of channels
+      conv_shape(2, 19, 33, 34, 21, 3, 3, 1, 1),     // the gradient of weights alone, in parts
+      conv_shape(3, 70, 4, 3, 66, 3, 3, 1, 3),       // tiles outside the map
       conv_shape(2, 6, 9, 20, 6, 3, 3, 1, 1, 1, 6),  // depthwise from here on
       conv_shape(1, 70, 8, 7, 70, 5, 5, 2, 2, 1, 70),
       conv_shape(1, 3, 18, 40, 3, 4, 2, 3, 1, 2, 3),

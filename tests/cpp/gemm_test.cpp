@@ -11,6 +11,7 @@
 #include "gemm/plane_weight_cpu.h"
 #include "gemm/small_map_cpu.h"
 #include "gemm/tapped_cpu.h"
+#include "gemm/winograd_weight_cpu.h"
 #include "kernels/conv2d/conv2d.h"
 #include "tests/cpp/convolution.h"
 
@@ -368,6 +369,35 @@ TEST(Gemm, WinogradPays) {
   EXPECT_FALSE(pays(conv_shape(1, 256, 50, 84, 256, 3, 3, 2, 1))) << "a stride";
   EXPECT_FALSE(pays(conv_shape(1, 256, 50, 84, 256, 3, 3, 1, 2, 2))) << "a dilation";
   EXPECT_FALSE(pays(conv_shape(1, 256, 50, 84, 256, 3, 1, 1, 1))) << "another kernel";
+}
+
+// Which gradients of weights do, and that work items have every filter, channel and row of tiles once.
+TEST(Gemm, WinogradPaysForWeights) {
+  const auto pays = [](const ConvShape& shape) { return winograd_weight_pays<kIsa, float>(shape); };
+  if (!cpu_may_winograd()) GTEST_SKIP() << "CVKERNELS_WINOGRAD=0";
+  EXPECT_FALSE((winograd_weight_pays<kIsa, double>(conv_shape(8, 64, 56, 56, 64, 3, 3, 1, 1))));
+  EXPECT_FALSE(pays(conv_shape(8, 15, 56, 56, 64, 3, 3, 1, 1))) << "few channels";
+  EXPECT_FALSE(pays(conv_shape(8, 64, 56, 56, 15, 3, 3, 1, 1))) << "few filters";
+  EXPECT_FALSE(pays(conv_shape(8, 64, 1, 1, 64, 3, 3, 1, 1))) << "a pixel is a tile";
+  EXPECT_FALSE(pays(conv_shape(0, 64, 8, 8, 64, 3, 3, 1, 1))) << "no images";
+  EXPECT_FALSE(pays(conv_shape(8, 64, 56, 56, 64, 3, 3, 2, 1))) << "a stride";
+  EXPECT_FALSE(pays(conv_shape(8, 64, 56, 56, 64, 3, 3, 1, 2, 2))) << "a dilation";
+  EXPECT_FALSE(pays(conv_shape(8, 64, 56, 56, 64, 3, 1, 1, 1))) << "another kernel";
+  for (const ConvShape& shape :
+       {conv_shape(8, 64, 56, 56, 64, 3, 3, 1, 1), conv_shape(1, 512, 7, 7, 512, 3, 3, 1, 1),
+        conv_shape(1, 16, 28, 28, 16, 3, 3, 1, 1), conv_shape(3, 130, 13, 9, 195, 3, 3, 1, 1),
+        conv_shape(64, 256, 2, 2, 256, 3, 3, 1, 1), conv_shape(1, 320, 14, 14, 64, 3, 3, 1, 1)}) {
+    EXPECT_TRUE(pays(shape)) << shape;
+    const ConvCut cut = winograd_weight_cut<kIsa, float>(shape);
+    const int64_t rows = shape.batch * ((shape.out_height + 1) / 2);
+    EXPECT_GE(cut.parts * cut.part_pixels, rows) << shape;
+    EXPECT_LT((cut.parts - 1) * cut.part_pixels, rows) << shape;
+    EXPECT_GE(cut.column_blocks * cut.block_columns, shape.group_filters()) << shape;
+    EXPECT_LT((cut.column_blocks - 1) * cut.block_columns, shape.group_filters()) << shape;
+    EXPECT_LE(cut.block_columns, kWinogradWeightFilters) << shape;
+    EXPECT_GE(cut.depth_blocks * kWinogradWeightChannels, shape.group_channels()) << shape;
+    EXPECT_GE(weight_items(shape, cut), shape.filters > kWinogradLeastFilters ? 2 : 1) << shape;
+  }
 }
 
 TEST(Gemm, DepthBlocksCoverTheDepthOnce) {

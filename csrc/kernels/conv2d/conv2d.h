@@ -12,7 +12,8 @@
 // CPU        The matrix engine (gemm/README.md): maps are gathered block by block, the column matrix never exists. Channels-last
 //            maps: pixels are rows of the product; planes: pixels are its columns. Weights are packed block by block as well, so
 //            nothing is cached from call to call. A filter for each channel: gemm/depthwise_cpu.h. 3 x 3 taps of stride 1 and
-//            32 channels, not in float64: gemm/winograd_cpu.h where that pays. In float32 or float64, 1 x 1 over planes:
+//            32 channels, not in float64: gemm/winograd_cpu.h where that pays; the gradient of their weights from 16 channels on:
+//            gemm/winograd_weight_cpu.h. In float32 or float64, 1 x 1 over planes:
 //            gemm/plane_map_cpu.h and gemm/plane_weight_cpu.h; few pixels: gemm/small_map_cpu.h. Eight pixels in all or fewer:
 //            gemm/few_pixels_cpu.h. Few channels: gemm/thin_map_cpu.h; in groups: gemm/grouped_cpu.h and
 //            gemm/grouped_weight_cpu.h. bfloat16 with AVX512_BF16 or AMX: gemm/pairs_cpu.h and gemm/tiles_cpu.h, which take

@@ -1,0 +1,243 @@
+// Winograd's minimal filtering on the CPU: the gradient of 3 x 3 weights of step 1 in 16 multiplications for each 2 x 2 pixels of
+// grad_output, where the definition takes 36.
+//
+//   D = B' d B     of a tile d of 4 x 4 input pixels, channel by channel: what the product makes of them (winograd_cpu.h)
+//   Y = A y A'     of the 2 x 2 pixels y of grad_output, filter by filter
+//   M = Y' D       sums over the tiles, for each of the 16 elements: products of matrices of filters x tiles x channels
+//   G' M G         the 3 x 3 weights
+//
+// B and A hold 0, 1 and -1, G halves; here A and G have the last row of the other sign. A value is multiplied with no other tile's,
+// but within a tile the error is relative to the largest pixels, where the definition's is relative to the largest products. Where
+// a result is not finite, its block of filters and channels is computed again, by definition.
+//
+// Work item: a block of filters of a group by a block of channels, over some rows of tiles, which are a part. Shapes alone decide the
+// order of sums: the same bits for any number of threads.
+//
+// Source: Winograd 1980; Lavin and Gray 2015 (arXiv 1509.09308).
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include "gemm/tapped_weight_cpu.h"
+#include "gemm/winograd_cpu.h"
+
+namespace cvk {
+
+// Two pixels of grad_output along one axis: A.
+template <class Vec>
+CVK_HD void winograd_grads(Vec a, Vec b, Vec (&to)[4]) {
+  to[0] = a;
+  to[1] = a + b;
+  to[2] = a - b;
+  to[3] = b;
+}
+
+// Four sums along one axis to three weights: G'.
+template <class Vec>
+CVK_HD void winograd_weight_sums(Vec a, Vec b, Vec c, Vec d, Vec half, Vec (&to)[3]) {
+  const Vec sum = (b + c) * half;
+  to[0] = a + sum;
+  to[1] = (b - c) * half;
+  to[2] = sum - d;
+}
+
+template <Isa isa, class T>
+CVK_HD bool winograd_weight_pays(const ConvShape& s) {
+  if (std::is_same_v<T, double> || !cpu_may_winograd() || !winograd_fits(s)) return false;
+  const int64_t channels = s.group_channels(), tiles = s.batch * WinogradTiles(correlation_grid(s)).count();
+  if (channels < kWinogradWeightLeast || s.group_filters() < kWinogradWeightLeast || tiles == 0) return false;
+  const int64_t here = kWinogradTileCost * tiles + kWinogradPutCost,
+                there = kWinogradPixelCost * s.batch * s.out_pixels();
+  return round_up<int64_t>(channels, Simd<isa, Acc<T>>::kLanes) * here < channels * there;
+}
+
+template <Isa isa, class T>
+CVK_HD ConvCut winograd_weight_cut(const ConvShape& s) {
+  const WinogradTiles tiles(correlation_grid(s));
+  ConvCut cut{};
+  cut.form = ConvForm::kWinograd;
+  cut.depth_blocks = ceil_div<int64_t>(s.group_channels(), kWinogradWeightChannels);
+  const int64_t rows = s.batch * tiles.y, filters = ceil_div<int64_t>(s.group_filters(), kWinogradWeightFilters);
+  const int64_t blocks = s.groups * cut.depth_blocks * filters;
+  const int64_t most = max_of<int64_t>(1, rows * tiles.x / kWinogradPartTiles);
+  const int64_t parts = min_of(min_of(rows, most), ceil_div<int64_t>(kWeightItems, blocks));
+  cut.part_pixels = ceil_div(rows, parts);  // rows of tiles
+  cut.parts = ceil_div(rows, cut.part_pixels);
+  // Where that gives few items, or an odd number of them, the filters are cut further.
+  const int64_t items = blocks * cut.parts;
+  const int64_t further = items < kWeightLeastItems ? ceil_div<int64_t>(kWeightLeastItems, items)
+                                                    : 1 + (items % 2 != 0 && items < kWeightFewItems);
+  const int64_t narrow = ceil_div<int64_t>(s.group_filters(), kWinogradLeastFilters);
+  const int64_t wanted = max_of(filters, min_of(filters * further, narrow));
+  cut.block_columns = static_cast<int>(round_up<int64_t>(ceil_div(s.group_filters(), wanted), 2));
+  cut.column_blocks = ceil_div<int64_t>(s.group_filters(), cut.block_columns);
+  return cut;
+}
+
+template <Isa isa, class T>
+class WinogradWeights {
+  using A = Acc<T>;
+  using S = Simd<isa, A>;
+  using Vec = typename S::Vec;
+  using Tile = GemmTile<isa, A>;
+  static constexpr int kLanes = S::kLanes;
+  static constexpr int kMost =
+      kWinogradWeightFilters > kWinogradWeightChannels ? kWinogradWeightFilters : kWinogradWeightChannels;
+  static constexpr int64_t kPitch = kMost + kLanes;
+  static constexpr int64_t kElement = kPitch * kWinogradWeightTiles + kWinogradSkew;
+  static constexpr int kPanels = kWinogradWeightChannels / Tile::kColumns;
+  static constexpr int64_t kSums =
+      int64_t{kWinogradWeightFilters / Tile::kRows + 1} * kPanels * Tile::kSize + kWinogradSkew;
+
+ public:
+  CVK_HD WinogradWeights(const TappedWeightGradient<T>& p, const ConvCut& cut)
+      : p_(p),
+        cut_(cut),
+        grid_(correlation_grid(p.shape)),
+        tiles_(grid_),
+        input_{p.input, p.shape.height, p.shape.width, p.shape.channels, p.shape.channels_last},
+        grads_{p.grad_output, p.shape.out_height, p.shape.out_width, p.shape.filters, p.shape.channels_last},
+        input_window_(4, width() + 2, kMost, p.shape.channels_last),
+        grads_window_(2, width(), kMost, p.shape.channels_last),
+        source_(16 * kElement * static_cast<int64_t>(sizeof(A))),
+        target_(16 * kElement * static_cast<int64_t>(sizeof(A))),
+        sums_(16 * kSums * static_cast<int64_t>(sizeof(A))) {}
+  CVK_HD ~WinogradWeights() {}
+
+  CVK_HD void item(int64_t index) {
+    const ConvShape& s = p_.shape;
+    part_ = index % cut_.parts;
+    const int64_t block = index / cut_.parts % cut_.depth_blocks, column = index / cut_.parts / cut_.depth_blocks;
+    group_ = column / cut_.column_blocks;
+    filter_ = column % cut_.column_blocks * cut_.block_columns;
+    filters_ = static_cast<int>(min_of<int64_t>(cut_.block_columns, s.group_filters() - filter_));
+    const int64_t channels = round_up<int64_t>(ceil_div(s.group_channels(), cut_.depth_blocks), kLanes);
+    channel_ = block * channels;
+    channels_ = static_cast<int>(min_of(channels, s.group_channels() - channel_));
+    const int64_t begin = part_ * cut_.part_pixels, end = min_of(begin + cut_.part_pixels, s.batch * tiles_.y);
+    for (int64_t tile = begin * tiles_.x; tile < end * tiles_.x; tile += kWinogradWeightTiles) {
+      const int tiles = static_cast<int>(min_of<int64_t>(kWinogradWeightTiles, end * tiles_.x - tile));
+      tiles_.for_each_run(tile, tiles, [&](const WinogradRun& run) { transform(run); });
+      for (int e = 0; e < 16; ++e) {
+        gemm_block<isa, A, A>(filters_, channels_, tiles,
+                              GemmColumns<A>{target_.template as<A>() + e * kElement, kPitch},
+                              source_.template as<A>() + e * kElement, kPitch, Tile::kColumns,
+                              sums_.template as<A>() + e * kSums, kPanels, tile > begin * tiles_.x, nullptr);
+      }
+    }
+    if (!finish()) by_definition(pixel(begin), pixel(end));
+  }
+
+ private:
+  CVK_HD int width() const { return 2 * min_of(kWinogradWeightTiles, tiles_.x); }
+
+  // The first pixel of a row of tiles.
+  CVK_HD int64_t pixel(int64_t row) const {
+    return row / tiles_.y * p_.shape.out_pixels() + row % tiles_.y * 2 * p_.shape.out_width;
+  }
+
+  CVK_HD void transform(const WinogradRun& run) {
+    const ConvShape& s = p_.shape;
+    const auto to_elements = [&](const Scratch& of, int c, A*(&to)[16]) {
+      for (int e = 0; e < 16; ++e) to[e] = of.template as<A>() + e * kElement + run.place * kPitch + c;
+    };
+    const int64_t y = int64_t{2} * run.y, x = int64_t{2} * run.x;
+    input_window_.read(input_, run.image, y + grid_.y.first_offset, x + grid_.x.first_offset, 2 * run.count + 2,
+                       group_ * s.group_channels() + channel_, channels_, [&](int c, int channels, const auto& at) {
+                         A* to[16];
+                         to_elements(source_, c, to);
+                         winograd_transform_source<isa>(at, run.count, channels, to, kPitch);
+                       });
+    grads_window_.read(grads_, run.image, y, x, 2 * run.count, group_ * s.group_filters() + filter_, filters_,
+                       [&](int c, int filters, const auto& at) {
+                         A* to[16];
+                         to_elements(target_, c, to);
+                         winograd_transform<isa, A, 2>(at, run.count, filters, to, kPitch,
+                                                       [](const Vec(&g)[2][2], Vec(&elements)[4][4]) {
+                                                         Vec half_way[2][4];
+                                                         for (int j = 0; j < 2; ++j) {
+                                                           winograd_grads(g[0][j], g[1][j], half_way[j]);
+                                                         }
+                                                         for (int i = 0; i < 4; ++i) {
+                                                           winograd_grads(half_way[0][i], half_way[1][i], elements[i]);
+                                                         }
+                                                       });
+                       });
+  }
+
+  // Whether all results are finite.
+  CVK_HD bool finish() {
+    const ConvShape& s = p_.shape;
+    const Vec half = S::broadcast(A(0.5));
+    typename S::IntVec odd{};
+    for (int i = 0; i < filters_; ++i) {
+      const int64_t filter = group_ * s.group_filters() + filter_ + i;
+      for (int c = 0; c < channels_; c += kLanes) {
+        const int count = min_of(kLanes, channels_ - c);
+        const A* m = GemmSums<isa, A>{sums_.template as<A>(), kPanels, 1}.at(i, c);
+        const auto sum = [&](int y, int x) { return S::load(m + (4 * y + x) * kSums); };
+        Vec half_way[4][3], weights[9];
+        for (int x = 0; x < 4; ++x) winograd_weight_sums(sum(0, x), sum(1, x), sum(2, x), sum(3, x), half, half_way[x]);
+        for (int y = 0; y < 3; ++y) {
+          Vec row[3];
+          winograd_weight_sums(half_way[0][y], half_way[1][y], half_way[2][y], half_way[3][y], half, row);
+          for (int x = 0; x < 3; ++x) {
+            weights[3 * y + x] = row[x];
+            odd |= row[x] - row[x] != Vec{};
+          }
+        }
+        put(filter, channel_ + c, count, weights);
+      }
+    }
+    return !S::any(odd);
+  }
+
+  // A filter's weights of some channels, taps apart.
+  CVK_HD void put(int64_t filter, int64_t channel, int count, const Vec (&weights)[9]) const {
+    const int64_t first = p_.weight_at(filter, channel, 0);
+    if (p_.shape.weight_channels_last) {
+      for (int t = 0; t < 9; ++t) {
+        put_neighbours(p_, part_, first + t * p_.shape.group_channels(), [&](auto* to) {
+          if (count == kLanes) {
+            S::store(to, weights[t]);
+          } else {
+            S::store_partial(to, weights[t], count);
+          }
+        });
+      }
+    } else {
+      A lines[9 * kLanes], turned[9 * kLanes];
+      for (int t = 0; t < 9; ++t) S::store(lines + t * kLanes, weights[t]);
+      for (int t = 0; t < 9; t += kLanes) {
+        Vec square[kLanes];
+        turn_square<isa, A>(lines + t * kLanes, kLanes, 9 - t, kLanes, square);
+        for (int j = 0; j < kLanes; ++j) S::store_partial(turned + 9 * j + t, square[j], min_of(kLanes, 9 - t));
+      }
+      put_run<isa>(p_, part_, first, turned, 9 * count);
+    }
+  }
+
+  CVK_HD void by_definition(int64_t begin, int64_t end) {
+    if (!definition_.has_value()) definition_.emplace(p_, cut_);
+    const DepthBlocks<isa, A> blocks(channels_, 9);
+    for (int64_t b = 0; b < blocks.count(); ++b) {
+      DepthBlock block = blocks[b];
+      block.c += channel_;
+      definition_->multiply(part_, group_, filter_, filters_, block, begin, end);
+    }
+  }
+
+  const TappedWeightGradient<T>& p_;
+  const ConvCut& cut_;
+  TapGrid grid_;
+  WinogradTiles tiles_;
+  MapPlanes<T> input_, grads_;
+  WinogradWindow<isa, T> input_window_, grads_window_;
+  Scratch source_, target_, sums_;                      // D, Y and M
+  std::optional<TappedWeights<isa, A, T>> definition_;  // where it is needed
+  int64_t part_, group_, filter_, channel_;             // of the item at work; the first of its group's
+  int filters_, channels_;
+};
+
+}  // namespace cvk
