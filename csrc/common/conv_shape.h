@@ -157,7 +157,7 @@ CVK_HD int64_t transposed_source(int64_t i, int k, int stride, int pad, int dila
 enum class ConvOperands { kNumbers, kPairs, kTiles, kEmulatedTiles };
 
 // What computes a pass on the CPU (gemm/product_cpu.cpp, gemm/weight_gradient_cpu.cpp). For kWinograd, pixels of the cut are tiles
-// of 2 x 2, those of a part rows of tiles.
+// of 2 x 2.
 enum class ConvForm { kTapped, kDepthwise, kFewPixels, kThinMap, kPlaneMap, kSmallMap, kGrouped, kWinograd };
 
 // How the CPU cuts a pass into work items.

@@ -48,11 +48,6 @@ CVK_HD void winograd_target(Vec a, Vec b, Vec c, Vec d, Vec& first, Vec& second)
 
 // ---- when and how
 
-CVK_HD bool winograd_fits(const ConvShape& s) {
-  return s.kernel_height == 3 && s.kernel_width == 3 && s.stride_y == 1 && s.stride_x == 1 && s.dilation_y == 1 &&
-         s.dilation_x == 1;
-}
-
 template <Isa isa, class T>
 struct WinogradPlan {
   using A = Acc<T>;
@@ -369,7 +364,7 @@ class Winograd {
   int row_tiles_, window_width_;
   int64_t source_size_;  // of a row of elements of V, for all tiles
   Scratch source_, sums_, panel_, results_, finite_;
-  MapPlanes<T> map_;
+  WinogradMap<T> map_;
   WinogradWindow<isa, T> window_;
   PackedBlocks<A> weights_;
   std::optional<TapScratch<isa, A>> definition_;  // where it is needed

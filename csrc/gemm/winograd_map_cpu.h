@@ -3,12 +3,18 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "common/conv_shape.h"
 #include "common/scratch.h"
 #include "gemm/pack_cpu.h"
 
 namespace cvk {
+
+CVK_HD bool winograd_fits(const ConvShape& s) {
+  return s.kernel_height == 3 && s.kernel_width == 3 && s.stride_y == 1 && s.stride_x == 1 && s.dilation_y == 1 &&
+         s.dilation_x == 1;
+}
 
 // What a tile of 4 x 4 becomes along one axis, in place: B'.
 template <class Vec>
@@ -47,9 +53,9 @@ struct WinogradTiles {
   int y, x;
 };
 
-// A map of either layout, and where its group's channels begin.
+// A map of either layout.
 template <class T>
-struct MapPlanes {
+struct WinogradMap {
   const T* at;
   int64_t height, width, channels;
   bool channels_last;
@@ -75,8 +81,8 @@ class WinogradWindow {
   // Pixels [x, x + width) of rows from y on: use(c, count, at) for some of the channels, [c, c + count) of [first, first + channels), of
   // which at(i, j) has those of pixel (y + i, x + j).
   template <class Use>
-  CVK_HD void read(const MapPlanes<T>& map, int64_t image, int64_t y, int64_t x, int width, int64_t first, int channels,
-                   const Use& use) const {
+  CVK_HD void read(const WinogradMap<T>& map, int64_t image, int64_t y, int64_t x, int width, int64_t first,
+                   int channels, const Use& use) const {
     const T* pixels = map.pixels(image, first);
     if (map.channels_last) {
       use(0, channels, [&](int i, int j) {
@@ -111,10 +117,11 @@ class WinogradWindow {
   Scratch turned_, zeros_;
 };
 
-// Vectors of channels of `rows` x 2 or `rows` x 4 pixels, tile by tile: make(pixels, elements) turns those of a tile into 16 elements,
-// which go to to[e] + tile * pitch.
+// Tiles of `side` x `side` pixels, two pixels apart, a vector of channels at a time: make(pixels, elements) turns them into 16 elements, of
+// which e goes to to[e] + tile * pitch.
 template <Isa isa, class A, int side, class At, class Make>
-CVK_HD void winograd_transform(const At& at, int tiles, int channels, A* (&to)[16], int64_t pitch, const Make& make) {
+CVK_HD void winograd_transform(const At& at, int tiles, int channels, A* const (&to)[16], int64_t pitch,
+                               const Make& make) {
   using S = Simd<isa, A>;
   constexpr int kLanes = S::kLanes;
   for (int t = 0; t < tiles; ++t) {
@@ -130,15 +137,14 @@ CVK_HD void winograd_transform(const At& at, int tiles, int channels, A* (&to)[1
         }
       }
       make(pixels, elements);
-      for (int e = 0; e < 16; ++e) S::store(to[e] + v, elements[e / 4][e % 4]);
+      for (int e = 0; e < 16; ++e) S::store(to[e] + t * pitch + v, elements[e / 4][e % 4]);
     }
-    for (int e = 0; e < 16; ++e) to[e] += pitch;
   }
 }
 
 // The 16 elements of source pixels: B' d B.
 template <Isa isa, class A, class At>
-CVK_HD void winograd_transform_source(const At& at, int tiles, int channels, A* (&to)[16], int64_t pitch) {
+CVK_HD void winograd_transform_source(const At& at, int tiles, int channels, A* const (&to)[16], int64_t pitch) {
   using Vec = typename Simd<isa, A>::Vec;
   winograd_transform<isa, A, 4>(at, tiles, channels, to, pitch, [](const Vec(&d)[4][4], Vec(&v)[4][4]) {
     for (int i = 0; i < 4; ++i) {

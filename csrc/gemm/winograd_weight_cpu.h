@@ -20,7 +20,7 @@
 #include <optional>
 
 #include "gemm/tapped_weight_cpu.h"
-#include "gemm/winograd_cpu.h"
+#include "gemm/winograd_map_cpu.h"
 
 namespace cvk {
 
@@ -44,12 +44,23 @@ CVK_HD void winograd_weight_sums(Vec a, Vec b, Vec c, Vec d, Vec half, Vec (&to)
 
 template <Isa isa, class T>
 CVK_HD bool winograd_weight_pays(const ConvShape& s) {
-  if (std::is_same_v<T, double> || !cpu_may_winograd() || !winograd_fits(s)) return false;
-  const int64_t channels = s.group_channels(), tiles = s.batch * WinogradTiles(correlation_grid(s)).count();
-  if (channels < kWinogradWeightLeast || s.group_filters() < kWinogradWeightLeast || tiles == 0) return false;
-  const int64_t here = kWinogradTileCost * tiles + kWinogradPutCost,
-                there = kWinogradPixelCost * s.batch * s.out_pixels();
-  return round_up<int64_t>(channels, Simd<isa, Acc<T>>::kLanes) * here < channels * there;
+  if (std::is_same_v<T, double> || !cpu_may_winograd() || !winograd_fits(s) || s.batch == 0) return false;
+  const int64_t channels = s.group_channels(), filters = s.group_filters();
+  if (channels < kWinogradWeightLeast || filters < kWinogradWeightLeast) return false;
+  constexpr int64_t kLanes = Simd<isa, Acc<T>>::kLanes;
+  const WinogradTiles grid(correlation_grid(s));
+  const int64_t rows = s.batch * grid.y, tiles = rows * grid.x;
+  const int64_t vectors = ceil_div(channels, kLanes),
+                channel_blocks = ceil_div<int64_t>(channels, kWinogradWeightChannels),
+                filter_blocks = ceil_div<int64_t>(filters, kWinogradWeightFilters);
+  // Parts are whole rows of tiles: few long ones would leave threads without work.
+  const int64_t blocks = s.groups * channel_blocks * filter_blocks;
+  if (2 * rows * blocks < min_of<int64_t>(kWeightItems, tiles * blocks / kWinogradPartTiles)) return false;
+  const int64_t turn = s.channels_last ? 1 : 2;
+  const int64_t tile = kWinogradProductCost * filters * vectors + turn * kWinogradInputCost * vectors * filter_blocks +
+                       turn * kWinogradGradsCost * ceil_div(filters, kLanes) * channel_blocks;
+  const int64_t pixel = (kWeightProductCost * filters + kWeightGatherCost) * channels;
+  return kLanes * (tile * tiles + kWinogradPutCost * filters * vectors) < pixel * s.batch * s.out_pixels();
 }
 
 template <Isa isa, class T>
@@ -61,10 +72,8 @@ CVK_HD ConvCut winograd_weight_cut(const ConvShape& s) {
   const int64_t rows = s.batch * tiles.y, filters = ceil_div<int64_t>(s.group_filters(), kWinogradWeightFilters);
   const int64_t blocks = s.groups * cut.depth_blocks * filters;
   const int64_t most = max_of<int64_t>(1, rows * tiles.x / kWinogradPartTiles);
-  const int64_t parts = min_of(min_of(rows, most), ceil_div<int64_t>(kWeightItems, blocks));
-  cut.part_pixels = ceil_div(rows, parts);  // rows of tiles
-  cut.parts = ceil_div(rows, cut.part_pixels);
-  // Where that gives few items, or an odd number of them, the filters are cut further.
+  cut.parts = min_of(min_of(rows, most), ceil_div<int64_t>(kWeightItems, blocks));
+  // Where that gives few items, or three or five, the filters are cut further.
   const int64_t items = blocks * cut.parts;
   const int64_t further = items < kWeightLeastItems ? ceil_div<int64_t>(kWeightLeastItems, items)
                                                     : 1 + (items % 2 != 0 && items < kWeightFewItems);
@@ -115,7 +124,8 @@ class WinogradWeights {
     const int64_t channels = round_up<int64_t>(ceil_div(s.group_channels(), cut_.depth_blocks), kLanes);
     channel_ = block * channels;
     channels_ = static_cast<int>(min_of(channels, s.group_channels() - channel_));
-    const int64_t begin = part_ * cut_.part_pixels, end = min_of(begin + cut_.part_pixels, s.batch * tiles_.y);
+    const int64_t rows = s.batch * tiles_.y;
+    const int64_t begin = rows * part_ / cut_.parts, end = rows * (part_ + 1) / cut_.parts;
     for (int64_t tile = begin * tiles_.x; tile < end * tiles_.x; tile += kWinogradWeightTiles) {
       const int tiles = static_cast<int>(min_of<int64_t>(kWinogradWeightTiles, end * tiles_.x - tile));
       tiles_.for_each_run(tile, tiles, [&](const WinogradRun& run) { transform(run); });
@@ -232,7 +242,7 @@ class WinogradWeights {
   const ConvCut& cut_;
   TapGrid grid_;
   WinogradTiles tiles_;
-  MapPlanes<T> input_, grads_;
+  WinogradMap<T> input_, grads_;
   WinogradWindow<isa, T> input_window_, grads_window_;
   Scratch source_, target_, sums_;                      // D, Y and M
   std::optional<TappedWeights<isa, A, T>> definition_;  // where it is needed
