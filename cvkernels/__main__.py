@@ -94,7 +94,7 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _bf16(build: dict[str, Any]) -> str:
     tiles = {"amx": " and AMX", "emulated": " and emulated tiles"}
-    dot = " and AVX512_BF16" if build.get("cpu_bf16_dot") else ""
+    dot = " and AVX512_BF16" if build.get("cpu_bf16_pairs") else ""
     return dot + tiles.get(build.get("cpu_bf16_tiles", "none"), "")
 
 

@@ -38,7 +38,7 @@ def chosen(env: dict[str, str]) -> str:
     """What a child process computes with."""
     asked = (
         "from cvkernels.numpy import build_info; i = build_info()\n"
-        "print(i['cpu_isa'] + ' with AVX512_BF16' * i['cpu_bf16_dot'], i['cpu_bf16_tiles'])"
+        "print(i['cpu_isa'] + ' with AVX512_BF16' * i['cpu_bf16_pairs'], i['cpu_bf16_tiles'])"
     )
     command = [sys.executable, "-c", asked]
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
@@ -79,6 +79,16 @@ def test_emulated_tiles() -> None:
     if not (machine := chosen(env)).endswith(" emulated"):
         pytest.skip(f"this machine and build run {machine}")
     run_tests(BFLOAT16_TESTS, env)
+
+
+@pytest.mark.native
+@pytest.mark.slow
+@pytest.mark.parametrize("pairs", ["0", "1"])
+def test_pairs_of_bfloat16(pairs: str) -> None:
+    """The way that this machine does not take by itself."""
+    if chosen(environment(CVKERNELS_CPU_PAIRS=pairs)) == (machine := chosen(environment())):
+        pytest.skip(f"this machine runs {machine}")
+    run_tests(BFLOAT16_TESTS, environment(CVKERNELS_CPU_PAIRS=pairs))
 
 
 @pytest.mark.native

@@ -18,9 +18,10 @@ enum class Isa : int {
 // CVKERNELS_CPU_ISA=v2|v3|v4 lowers it (never raises it). Decided once per process.
 Isa cpu_isa();
 
-// Whether the machine multiplies pairs of bfloat16 (AVX512_BF16), on top of v4. No kernel is built for it: those that have a use
-// for the instruction ask. CVKERNELS_CPU_ISA=v4, v3 or v2 leaves it out.
-bool cpu_has_bf16_dot();
+// Whether pairs of bfloat16 are multiplied by AVX512_BF16, on top of v4: where the machine has it and it is faster than float32, which it
+// is not on Intel's. No kernel is built for it: those that have a use for the instruction ask. CVKERNELS_CPU_PAIRS=0 leaves it out, =1 takes
+// it where the machine has it; CVKERNELS_CPU_ISA=v4, v3 or v2 leaves it out as well.
+bool cpu_bf16_pairs();
 
 // What multiplies tiles of bfloat16 pairs (gemm/tiles_cpu.h): AMX where machine and system grant it, or the emulated unit, where it
 // is built and CVKERNELS_CPU_TILES=emulated asks for it. None with CVKERNELS_CPU_TILES=0, and where the level is lowered as above.

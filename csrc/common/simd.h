@@ -295,7 +295,7 @@ struct Simd {
     return c;
   }
 
-  // Both products of two bfloat16 in each lane, added to c. Only where cpu_has_bf16_dot().
+  // Both products of two bfloat16 in each lane, added to c. Only with AVX512_BF16.
   static CVK_HD Vec dot_pairs(Vec a, Vec b, Vec c) {
     static_assert(isa == Isa::kV4 && sizeof(A) == 4, "AVX512_BF16 goes with AVX-512");
 #if defined(__AVX512F__)

@@ -1,5 +1,5 @@
 // Operands of bfloat16 in pairs: a word holds two neighbours of the depth, and AVX512_BF16 multiplies and adds both in one
-// instruction, twice what float32 does. Rows hold their pairs one after another, a panel the pair (2k, 2k + 1) of each column in
+// instruction, twice what float32 does where it is as fast as one of these (cpu_bf16_pairs). Rows hold their pairs one after another, a panel the pair (2k, 2k + 1) of each column in
 // row k; behind an odd depth follows a zero. Operands that do not lie like that in memory are made as float32 and joined here,
 // which is exact. Where a unit multiplies tiles of such words (tiles_cpu.h), it does instead of AVX512_BF16.
 //
@@ -20,7 +20,7 @@ template <Isa isa, class T>
 inline constexpr bool kGemmPairs = isa == Isa::kV4 && std::is_same_v<T, bfloat16_t>;
 template <Isa isa, class T>
 CVK_HD bool gemm_pairs() {
-  return kGemmPairs<isa, T> && cpu_has_bf16_dot();
+  return kGemmPairs<isa, T> && cpu_bf16_pairs();
 }
 
 // As what operands of T are multiplied here, if they can be made in pairs.
@@ -30,7 +30,7 @@ CVK_HD ConvOperands gemm_best_operands() {
     const Bf16Tiles tiles = cpu_bf16_tiles();
     if (tiles == Bf16Tiles::kAmx) return ConvOperands::kTiles;
     if (tiles == Bf16Tiles::kEmulated) return ConvOperands::kEmulatedTiles;
-    if (cpu_has_bf16_dot()) return ConvOperands::kPairs;
+    if (cpu_bf16_pairs()) return ConvOperands::kPairs;
   }
   return ConvOperands::kNumbers;
 }

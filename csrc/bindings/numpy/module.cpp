@@ -34,7 +34,7 @@ py::dict build_info() {
   info["compiler"] = CVK_BUILD_COMPILER;
   info["cpu_isas"] = words(CVK_BUILD_CPU_ISAS);
   info["cpu_isa"] = isa_name(cpu_isa());
-  info["cpu_bf16_dot"] = cpu_has_bf16_dot();
+  info["cpu_bf16_pairs"] = cpu_bf16_pairs();
   info["cpu_bf16_tiles"] = tiles_name(cpu_bf16_tiles());
   info["cuda_version"] = CVK_BUILD_CUDA_VERSION;
   info["cuda_archs"] = words(CVK_BUILD_CUDA_ARCHS);
