@@ -59,9 +59,9 @@ def build_info() -> dict[str, Any]:
 
     Returns:
         A dict with ``version``, ``compiler``, ``cpu_isas`` (the instruction sets the CPU kernels
-        were compiled for), ``cpu_isa`` (the one chosen on this machine),
-        ``cpu_bf16_pairs`` (whether AVX512_BF16 is used beside it), ``cpu_bf16_tiles`` (``"amx"``, ``"none"`` or, in tests,
-        ``"emulated"``), ``cuda_version`` and ``cuda_archs`` (empty for a CPU-only build).
+        were compiled for), ``cpu_isa`` (the one chosen on this machine), ``cpu_bf16_pairs``
+        (whether AVX512_BF16 is used beside it), ``cpu_bf16_tiles`` (``"amx"``, ``"none"`` or, in
+        tests, ``"emulated"``), ``cuda_version`` and ``cuda_archs`` (empty for a CPU-only build).
 
     Example:
         >>> "cpu_isa" in build_info()
