@@ -21,7 +21,9 @@ int64_t weight_gradient_items(const TappedWeightGradient<T>& p, ConvCut& cut) {
     cut = few_pixels_cut(p);
     return cut.column_blocks;
   }
-  if (of_small_groups(p.shape)) {
+  const bool winograd = winograd_weight_pays<isa, T>(p.shape);
+  // Perf: 16 to 24 channels of a group, channels-last, 8 images: 1.1 to 1.35 times as fast as from windows; planes 0.8 to 1.03 times.
+  if (of_small_groups(p.shape) && !(winograd && p.shape.channels_last)) {
     const GroupedWeightPlan<isa, T> plan(p.shape);
     if (grouped_weight_pays(p.shape, plan)) {
       cut = grouped_weight_cut(p.shape, plan);
@@ -32,11 +34,7 @@ int64_t weight_gradient_items(const TappedWeightGradient<T>& p, ConvCut& cut) {
     cut = plane_weight_cut<isa, T>(p.shape);
     return plane_weight_items(p.shape, cut);
   }
-  if (winograd_weight_pays<isa, T>(p.shape)) {
-    cut = winograd_weight_cut<isa, T>(p.shape);
-  } else {
-    cut = weight_cut<isa, T>(p.shape);
-  }
+  cut = winograd ? winograd_weight_cut<isa, T>(p.shape) : weight_cut<isa, T>(p.shape);
   return weight_items(p.shape, cut);
 }
 

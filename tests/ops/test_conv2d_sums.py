@@ -237,6 +237,7 @@ def torchs_gradient(x: Tensor, upstream: Tensor, groups: int, padding: tuple[int
         ((3, 70, 23, 19), 96, 1, (1, 1)),  # odd sides, blocks of channels and of filters
         ((2, 130, 9, 31), 33, 1, (0, 2)),
         ((1, 64, 20, 21), 72, 2, (2, 0)),
+        ((2, 48, 14, 15), 60, 3, (1, 1)),  # small groups: from windows over planes
         ((1, 17, 61, 140), 18, 1, (1, 1)),  # several parts, a row in two pieces
         ((40, 32, 2, 2), 32, 1, (1, 1)),
         ((5, 40, 3, 5), 50, 1, (5, 4)),  # tiles outside the map
