@@ -33,6 +33,17 @@ CVK_HD void winograd_grads(Vec a, Vec b, Vec (&to)[4]) {
   to[3] = b;
 }
 
+// The 16 elements of pixels of grad_output: A y A'.
+template <Isa isa, class A, class At>
+CVK_HD void winograd_transform_grads(const At& at, int tiles, int filters, A* const (&to)[16], int64_t pitch) {
+  using Vec = typename Simd<isa, A>::Vec;
+  winograd_transform<isa, A, 2>(at, tiles, filters, to, pitch, [](const Vec(&y)[2][2], Vec(&elements)[4][4]) {
+    Vec half_way[2][4];
+    for (int j = 0; j < 2; ++j) winograd_grads(y[0][j], y[1][j], half_way[j]);
+    for (int i = 0; i < 4; ++i) winograd_grads(half_way[0][i], half_way[1][i], elements[i]);
+  });
+}
+
 // Four sums along one axis to three weights: G'.
 template <class Vec>
 CVK_HD void winograd_weight_sums(Vec a, Vec b, Vec c, Vec d, Vec half, Vec (&to)[3]) {
@@ -163,16 +174,7 @@ class WinogradWeights {
                        [&](int c, int filters, const auto& at) {
                          A* to[16];
                          to_elements(target_, c, to);
-                         winograd_transform<isa, A, 2>(at, run.count, filters, to, kPitch,
-                                                       [](const Vec(&g)[2][2], Vec(&elements)[4][4]) {
-                                                         Vec half_way[2][4];
-                                                         for (int j = 0; j < 2; ++j) {
-                                                           winograd_grads(g[0][j], g[1][j], half_way[j]);
-                                                         }
-                                                         for (int i = 0; i < 4; ++i) {
-                                                           winograd_grads(half_way[0][i], half_way[1][i], elements[i]);
-                                                         }
-                                                       });
+                         winograd_transform_grads<isa>(at, run.count, filters, to, kPitch);
                        });
   }
 
