@@ -307,6 +307,19 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def on_any_threads(run: Callable[[], Any], counts: Sequence[int] = (2, 3, 7)) -> Any:
+    """What ``run`` returns, a tensor or some: the same bits for any number of threads."""
+    with threads(1):
+        one = run()
+    for count in counts:
+        with threads(count):
+            found = run()
+        pairs = [(found, one)] if isinstance(one, Tensor) else zip(found, one, strict=True)
+        for a, b in pairs:
+            assert_same(a, b, f"{count} threads")
+    return one
+
+
 def gradients(spec: OpSpec, function: Callable[..., Any], args: Args, seed: int = 0) -> Any:
     """Result, gradients of the differentiable tensors, and the seeded output gradient used."""
     leaves = []
@@ -394,12 +407,7 @@ class OpTests:
                 return [*result, *grads]
             return as_tuple(self.spec.op(**args))
 
-        with threads(1):
-            first = run()
-        for count in (2,) if EMULATED else (2, 1, 2):
-            with threads(count):
-                for a, b in zip(run(), first, strict=True):
-                    assert_same(a, b, f"{case.name}, {count} threads")
+        on_any_threads(run, counts=(2,) if EMULATED else (2, 1, 2))
 
     @pytest.mark.skipif(not HAVE_CUDA, reason="no GPU")
     def test_cpu_equals_cuda(self, case: Case, dtype: torch.dtype) -> None:

@@ -11,13 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conv_family import normal
-from harness import (
-    DTYPES,
-    assert_close,
-    assert_same,
-    lay_out,
-    threads,
-)
+from harness import DTYPES, assert_close, assert_same, lay_out, on_any_threads
 from torch import Tensor
 
 from cvkernels.conv2d import conv2d
@@ -27,11 +21,7 @@ from cvkernels.conv2d import conv2d
 def test_result_does_not_depend_on_threads_or_batch(layout: str) -> None:
     """Work is cut by the number of threads; sums are not."""
     x, w = lay_out(torch.randn(3, 40, 23, 19), layout), lay_out(torch.randn(70, 40, 3, 3), layout)
-    with threads(1):
-        one = conv2d(x, w, padding=1)
-    for count in (2, 3, 7):
-        with threads(count):
-            assert_same(conv2d(x, w, padding=1), one)
+    one = on_any_threads(lambda: conv2d(x, w, padding=1))
     assert_same(conv2d(x[1:2], w, padding=1), one[1:2])
 
 
@@ -68,11 +58,7 @@ def test_bits_do_not_depend_on_the_address(layout: str, dtype: torch.dtype) -> N
 def test_winograds_form_does_not_depend_on_threads_or_batch(layout: str) -> None:
     x, w = lay_out(torch.randn(3, 70, 23, 19), layout), lay_out(torch.randn(96, 70, 3, 3), layout)
     x[:, 4, 5:7, 3] = float("inf")
-    with threads(1):
-        one = conv2d(x, w, padding=1)
-    for count in (2, 3, 7):
-        with threads(count):
-            assert_same(conv2d(x, w, padding=1), one)
+    one = on_any_threads(lambda: conv2d(x, w, padding=1))
     assert_same(conv2d(x[1:2], w, padding=1), one[1:2])
     other = "channels_last" if layout == "contiguous" else "contiguous"
     blind = torch.ones(23, 19, dtype=torch.bool)
@@ -112,12 +98,8 @@ def test_small_and_thin_maps(
     def run(maps: Tensor) -> Tensor:
         return conv2d(maps, w, bias, stride, pad, activation="silu")
 
-    with threads(1):
-        one = run(x)
+    one = on_any_threads(lambda: run(x))
     assert_close(one, expected, dtype)
-    for count in (2, 3, 7):
-        with threads(count):
-            assert_same(run(x), one)
     assert_same(run(x[1:2]), one[1:2])
 
 
@@ -149,14 +131,8 @@ def test_gradients_of_1x1(
     def run() -> tuple[Tensor, ...]:
         return torch.autograd.grad(conv2d(x, w), (x, w), grad)
 
-    with threads(1):
-        one = run()
-    for found, wanted in zip(one, expected, strict=True):
+    for found, wanted in zip(on_any_threads(run), expected, strict=True):
         assert_close(found, wanted, dtype)
-    for count in (2, 3, 7):
-        with threads(count):
-            for found, wanted in zip(run(), one, strict=True):
-                assert_same(found, wanted)
 
 
 @pytest.mark.native
@@ -211,15 +187,19 @@ def test_winograds_form_can_be_left_out(of: str) -> None:
     assert max(error.values()) < 1e-6
 
 
-def winograd_gradient(x: Tensor, upstream: Tensor, groups: int, padding: tuple[int, int]) -> Tensor:
-    """Of weights in the layout of x."""
-    last = x.is_contiguous(memory_format=torch.channels_last)
+def weights_gradient(
+    x: Tensor, upstream: Tensor, layout: str, groups: int = 1, padding: tuple[int, int] = (0, 0)
+) -> Tensor:
+    """Of 3 x 3 weights, everything in one layout; what the weights are does not matter."""
     w = torch.zeros(upstream.shape[1], x.shape[1] // groups, 3, 3, dtype=x.dtype)
-    w = lay_out(w, "channels_last" if last else "contiguous").requires_grad_()
-    return torch.autograd.grad(conv2d(x, w, None, 1, padding, 1, groups), w, upstream)[0]
+    x, w, upstream = (lay_out(t, layout) for t in (x, w, upstream))
+    out = conv2d(x, w.requires_grad_(), None, 1, padding, 1, groups)
+    return torch.autograd.grad(out, w, upstream)[0]
 
 
-def torchs_gradient(x: Tensor, upstream: Tensor, groups: int, padding: tuple[int, int]) -> Tensor:
+def torchs_gradient(
+    x: Tensor, upstream: Tensor, groups: int = 1, padding: tuple[int, int] = (0, 0)
+) -> Tensor:
     w = torch.zeros(
         upstream.shape[1], x.shape[1] // groups, 3, 3, dtype=torch.float64, requires_grad=True
     )
@@ -251,14 +231,10 @@ def test_winograds_gradient_of_weights(
     groups: int,
     padding: tuple[int, int],
 ) -> None:
-    x = lay_out(torch.randn(shape).to(dtype), layout)
+    x = torch.randn(shape).to(dtype)
     out = (shape[0], filters, shape[2] + 2 * padding[0] - 2, shape[3] + 2 * padding[1] - 2)
-    upstream = lay_out(torch.randn(out).to(dtype), layout)
-    with threads(1):
-        one = winograd_gradient(x, upstream, groups, padding)
-    for count in (2, 3, 7):
-        with threads(count):
-            assert_same(winograd_gradient(x, upstream, groups, padding), one)
+    upstream = torch.randn(out).to(dtype)
+    one = on_any_threads(lambda: weights_gradient(x, upstream, layout, groups, padding))
     wanted = torchs_gradient(x, upstream, groups, padding)
     error = (one.double() - wanted).norm() / wanted.norm()
     assert error < {torch.float32: 1e-6, torch.float16: 4e-4, torch.bfloat16: 3e-3}[dtype], error
@@ -273,8 +249,8 @@ def test_winograds_gradient_is_not_finite_where_the_definitions_is_not(layout: s
     x[1, 70, 20, 17] = float("nan")
     upstream[1, 5, 8, 8] = float("-inf")
     upstream[0, 66, 0, 3] = float("nan")
-    out = winograd_gradient(lay_out(x, layout), lay_out(upstream, layout), 1, (1, 1))
-    wanted = torchs_gradient(x, upstream, 1, (1, 1))
+    out = weights_gradient(x, upstream, layout, padding=(1, 1))
+    wanted = torchs_gradient(x, upstream, padding=(1, 1))
     finite = wanted.isfinite()
     assert 0.9 < finite.double().mean() < 1
     assert finite[0, 3].sum() == 5  # the corner pixel is seen through four taps
@@ -287,20 +263,9 @@ def test_winograds_gradient_is_not_finite_where_the_definitions_is_not(layout: s
 @pytest.mark.native
 def test_partial_sums_of_the_weight_gradient_are_fixed() -> None:
     """Few weights and many pixels: the pixels are cut into parts, always the same."""
-    x = torch.randn(2, 3, 90, 91)
-    w = torch.randn(4, 3, 3, 3, requires_grad=True)
-    upstream = torch.randn(2, 4, 88, 89)
-
-    def grad() -> Tensor:
-        return torch.autograd.grad(conv2d(x, w), w, upstream)[0]
-
-    with threads(1):
-        one = grad()
-    for count in (2, 3, 5):
-        with threads(count):
-            assert_same(grad(), one)
-    leaf = w.detach().double().requires_grad_()
-    wanted = torch.autograd.grad(F.conv2d(x.double(), leaf), leaf, upstream.double())[0]
+    x, upstream = torch.randn(2, 3, 90, 91), torch.randn(2, 4, 88, 89)
+    one = on_any_threads(lambda: weights_gradient(x, upstream, "contiguous"), counts=(2, 3, 5))
+    wanted = torchs_gradient(x, upstream)
     assert_close(one, wanted, torch.float32)
 
 

@@ -1,7 +1,8 @@
 // Operands of bfloat16 in pairs: a word holds two neighbours of the depth, and AVX512_BF16 multiplies and adds both in one
-// instruction, twice what float32 does where it is as fast as one of these (cpu_bf16_pairs). Rows hold their pairs one after another, a panel the pair (2k, 2k + 1) of each column in
-// row k; behind an odd depth follows a zero. Operands that do not lie like that in memory are made as float32 and joined here,
-// which is exact. Where a unit multiplies tiles of such words (tiles_cpu.h), it does instead of AVX512_BF16.
+// instruction, twice what float32 does where that is as fast as one of its own (cpu_bf16_pairs). Rows hold their pairs one after
+// another, a panel the pair (2k, 2k + 1) of each column in row k; behind an odd depth follows a zero. Operands that do not lie like
+// that in memory are made as float32 and joined here, which is exact. Where a unit multiplies tiles of such words (tiles_cpu.h), it
+// does instead of AVX512_BF16.
 //
 // The instruction rounds both products and sums to nearest even in float32, and takes numbers below 2^-126 for zero.
 #pragma once
@@ -30,7 +31,7 @@ CVK_HD ConvOperands gemm_best_operands() {
     const Bf16Tiles tiles = cpu_bf16_tiles();
     if (tiles == Bf16Tiles::kAmx) return ConvOperands::kTiles;
     if (tiles == Bf16Tiles::kEmulated) return ConvOperands::kEmulatedTiles;
-    if (cpu_bf16_pairs()) return ConvOperands::kPairs;
+    if (gemm_pairs<isa, T>()) return ConvOperands::kPairs;
   }
   return ConvOperands::kNumbers;
 }

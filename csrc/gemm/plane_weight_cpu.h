@@ -52,14 +52,10 @@ CVK_HD ConvCut plane_weight_cut(const ConvShape& s) {
   cut.block_columns =
       static_cast<int>(round_up<int64_t>(ceil_div<int64_t>(s.group_filters(), blocks), kPlaneFilters<isa, Acc<T>>));
   cut.column_blocks = ceil_div<int64_t>(s.group_filters(), cut.block_columns);
+  cut.depth_blocks = 1;
   return cut;
 }
 
-CVK_HD int64_t plane_weight_items(const ConvShape& s, const ConvCut& cut) {
-  return s.groups * cut.column_blocks * cut.parts;
-}
-
-// A work item: some filters of a group by its channels, over a part of the pixels.
 template <Isa isa, class T>
 class PlaneWeights {
   using A = Acc<T>;
@@ -79,17 +75,14 @@ class PlaneWeights {
   CVK_HD ~PlaneWeights() {}
 
   CVK_HD void item(int64_t index) {
-    const ConvShape& s = p_.shape;
-    const int64_t part = index % cut_.parts, block = index / cut_.parts, group = block / cut_.column_blocks;
-    const int64_t first = block % cut_.column_blocks * cut_.block_columns;
-    const int filters = static_cast<int>(min_of<int64_t>(cut_.block_columns, s.group_filters() - first));
-    const int64_t filter = group * s.group_filters() + first, tiles = ceil_div(filters, kFilters) * channel_tiles_;
+    const WeightItem item = weight_item(p_.shape, cut_, index);
+    const int64_t tiles = ceil_div(item.filters, kFilters) * channel_tiles_;
     for (int64_t i = 0; i < tiles; ++i) S::store(sums() + i * kLanes, typename S::Vec{});
-    const int64_t end = (part + 1) * plan_.steps / cut_.parts;
-    for (int64_t step = part * plan_.steps / cut_.parts; step < end; ++step) {
-      multiply(step, filter, filters, group * channels_);
+    const int64_t end = (item.part + 1) * plan_.steps / cut_.parts;
+    for (int64_t step = item.part * plan_.steps / cut_.parts; step < end; ++step) {
+      multiply(step, item.filter, item.filters, item.group * channels_);
     }
-    put(part, filter, filters);
+    put(item.part, item.filter, item.filters);
   }
 
  private:

@@ -19,6 +19,23 @@ CVK_HD int64_t weight_items(const ConvShape& s, const ConvCut& cut) {
   return s.groups * cut.column_blocks * cut.depth_blocks * cut.parts;
 }
 
+// A work item: filters [filter, filter + filters), counted over all groups, by a block of the group's depth, over a part of the pixels.
+struct WeightItem {
+  int64_t part, block, group, filter;
+  int filters;
+};
+CVK_HD WeightItem weight_item(const ConvShape& s, const ConvCut& cut, int64_t index) {
+  const int64_t column = index / cut.parts / cut.depth_blocks, group = column / cut.column_blocks;
+  const int64_t first = column % cut.column_blocks * cut.block_columns;
+  return {index % cut.parts, index / cut.parts % cut.depth_blocks, group, group * s.group_filters() + first,
+          static_cast<int>(min_of<int64_t>(cut.block_columns, s.group_filters() - first))};
+}
+
+// Blocks of filters where there are few work items: so many times as many, but of about `least` filters.
+CVK_HD int64_t narrower_blocks(const ConvShape& s, int64_t blocks, int64_t times, int64_t least) {
+  return max_of(blocks, min_of(blocks * times, ceil_div(s.group_filters(), least)));
+}
+
 // The number of parts into which the pixels are cut must not depend on the number of threads: it decides the order of sums.
 template <Isa isa, class T>
 CVK_HD ConvCut weight_cut(const ConvShape& s, int part_blocks) {
@@ -33,9 +50,8 @@ CVK_HD ConvCut weight_cut(const ConvShape& s, int part_blocks) {
   const int64_t most = ceil_div<int64_t>(pixels, int64_t{part_blocks} * Tile::kDepth);
   cut.parts = max_of<int64_t>(1, min_of(most, ceil_div<int64_t>(kWeightItems, items)));
   // Where that gives few items, the filters are cut as well: it costs gathering, but no sum another order.
-  const int64_t least = ceil_div<int64_t>(kWeightLeastItems, items * cut.parts);
-  const int64_t narrow = ceil_div<int64_t>(s.group_filters(), kWeightLeastFilters);
-  cut.column_blocks = max_of(cut.column_blocks, min_of(cut.column_blocks * least, narrow));
+  cut.column_blocks = narrower_blocks(s, cut.column_blocks, ceil_div<int64_t>(kWeightLeastItems, items * cut.parts),
+                                      kWeightLeastFilters);
   const int64_t columns = ceil_div<int64_t>(s.group_filters(), max_of<int64_t>(1, cut.column_blocks));
   cut.block_columns = static_cast<int>(round_up<int64_t>(max_of<int64_t>(1, columns), Tile::kLanes));
   cut.column_blocks = ceil_div<int64_t>(s.group_filters(), cut.block_columns);
@@ -176,45 +192,38 @@ class TappedWeights {
         lines_(int64_t{Tile::kLanes} * Tile::kPitch * sizeof(A)) {}
 
   CVK_HD void item(int64_t index) {
-    const ConvShape& s = p_.shape;
-    const int64_t part = index % cut_.parts, block = index / cut_.parts % cut_.depth_blocks;
-    const int64_t column = index / cut_.parts / cut_.depth_blocks;
-    const int64_t first = column % cut_.column_blocks * cut_.block_columns;
-    const int count = static_cast<int>(min_of<int64_t>(cut_.block_columns, s.group_filters() - first));
-    const int64_t begin = part * cut_.part_pixels;
-    multiply(part, column / cut_.column_blocks, first, count,
-             DepthBlocks<isa, A>(s.group_channels(), grid_.taps())[block], begin,
+    const WeightItem item = weight_item(p_.shape, cut_, index);
+    const int64_t begin = item.part * cut_.part_pixels;
+    multiply(item, DepthBlocks<isa, A>(p_.shape.group_channels(), grid_.taps())[item.block], begin,
              min_of(begin + cut_.part_pixels, p_.pixels()));
   }
 
-  // Filters [first, first + count) of a group by a block of the depth, over pixels [begin, end), which are a part.
-  CVK_HD void multiply(int64_t part, int64_t group, int64_t first, int count, const DepthBlock& block, int64_t begin,
-                       int64_t end) {
-    const ConvShape& s = p_.shape;
-    const int64_t filter = group * s.group_filters() + first;
+  // The item's filters by a block of the depth, over pixels [begin, end), which are its part.
+  CVK_HD void multiply(const WeightItem& item, const DepthBlock& block, int64_t begin, int64_t end) {
+    const bool last = p_.shape.channels_last;
     // Tiles (i, j): filters by depth, or depth by filters.
-    const int panels = ceil_div(s.channels_last ? block.depth() : count, Tile::kColumns);
+    const int panels = ceil_div(last ? block.depth() : item.filters, Tile::kColumns);
     A* sums = sums_.template as<A>();
     if (begin >= end) {
-      const int rows = ceil_div(s.channels_last ? count : block.depth(), Tile::kRows);
+      const int rows = ceil_div(last ? item.filters : block.depth(), Tile::kRows);
       for (int64_t i = 0; i < int64_t{rows} * panels * Tile::kSize; ++i) sums[i] = A(0);
-    } else if (s.channels_last) {
-      multiply_rows(group, filter, count, block, begin, end, panels);
+    } else if (last) {
+      multiply_rows(item, block, begin, end, panels);
     } else {
-      multiply_planes(group, filter, count, block, begin, end, panels);
+      multiply_planes(item, block, begin, end, panels);
     }
-    put_weights<isa>(p_, part, filter, count, block, sums, panels, lines_.template as<A>());
+    put_weights<isa>(p_, item.part, item.filter, item.filters, block, sums, panels, lines_.template as<A>());
   }
 
  private:
-  CVK_HD void multiply_rows(int64_t group, int64_t filter, int count, const DepthBlock& block, int64_t begin,
-                            int64_t end, int panels) {
+  CVK_HD void multiply_rows(const WeightItem& item, const DepthBlock& block, int64_t begin, int64_t end, int panels) {
     const ConvShape& s = p_.shape;
     const int64_t channels = s.group_channels();
+    const int count = item.filters;
     const int depth = block.depth();
     A* pixels = pixels_.template as<A>();
     A* filters = filters_.template as<A>();
-    RowGatherer<isa, A, T> gatherer(p_.input + group * channels, s.channels, channels, Tile::kDepth);
+    RowGatherer<isa, A, T> gatherer(p_.input + item.group * channels, s.channels, channels, Tile::kDepth);
     // What lies in the maps as a tile reads it stays there.
     const bool filters_in_map = std::is_same_v<T, P> && count % 2 == 0 && near_in_map<T>(s.filters);
     const bool pixels_in_map =
@@ -229,10 +238,10 @@ class TappedWeights {
         gemm_block<isa, P, A>(count, depth, gemm_operands<P>(run), left, right, stride, Tile::kColumns,
                               sums_.template as<A>(), panels, pixel > begin, nullptr);
       };
-      const T* grads = p_.grad_output + pixel * s.filters + filter;
+      const T* grads = p_.grad_output + pixel * s.filters + item.filter;
       if constexpr (std::is_same_v<T, P>) {
         if (filters_in_map) {
-          const T* map = p_.input + pixel * s.channels + group * channels + block.c;
+          const T* map = p_.input + pixel * s.channels + item.group * channels + block.c;
           multiply(GemmColumns<P, kWeightAhead>{grads, s.filters}, pixels_in_map ? map : pixels,
                    pixels_in_map ? s.channels : Tile::kPitch);
           continue;
@@ -249,20 +258,20 @@ class TappedWeights {
     }
   }
 
-  CVK_HD void multiply_planes(int64_t group, int64_t filter, int count, const DepthBlock& block, int64_t begin,
-                              int64_t end, int panels) {
+  CVK_HD void multiply_planes(const WeightItem& item, const DepthBlock& block, int64_t begin, int64_t end, int panels) {
     const ConvShape& s = p_.shape;
     constexpr int64_t kPanel = int64_t{Tile::kDepth} * Tile::kColumns;
     const int depth = block.depth();
     A* pixels = pixels_.template as<A>();
     A* filters = filters_.template as<A>();
-    PlaneGatherer<isa, A, T> gatherer(p_.input + group * s.group_channels() * s.pixels(), s.channels, Tile::kDepth);
+    PlaneGatherer<isa, A, T> gatherer(p_.input + item.group * s.group_channels() * s.pixels(), s.channels,
+                                      Tile::kDepth);
     for (int64_t pixel = begin; pixel < end; pixel += Tile::kDepth) {
       const int run = static_cast<int>(min_of<int64_t>(Tile::kDepth, end - pixel));
       gatherer.place(grid_, pixel, run);
       gatherer.gather(block, 0, ceil_div(run, Tile::kLanes), Tile::kPitch, pixels);
-      gather_filter_panels<isa>(p_.grad_output + filter * s.out_pixels(), s.filters, s.out_pixels(), pixel, run, count,
-                                filters);
+      gather_filter_panels<isa>(p_.grad_output + item.filter * s.out_pixels(), s.filters, s.out_pixels(), pixel, run,
+                                item.filters, filters);
       if constexpr (kPairs) {
         pair_left<isa>(pixels, depth, run);
         for (int j = 0; j < panels; ++j) {
@@ -270,7 +279,7 @@ class TappedWeights {
           pair_rows<isa>(panel, Tile::kColumns, run, Tile::kColumns, Tile::kColumns, reinterpret_cast<word_t*>(panel));
         }
       }
-      gemm_block<isa, P, A>(depth, count, gemm_operands<P>(run),
+      gemm_block<isa, P, A>(depth, item.filters, gemm_operands<P>(run),
                             GemmRows<P>{reinterpret_cast<const P*>(pixels), Tile::kPitch},
                             reinterpret_cast<const P*>(filters), Tile::kColumns, kPanel, sums_.template as<A>(), panels,
                             pixel > begin, nullptr);

@@ -32,7 +32,7 @@ int64_t weight_gradient_items(const TappedWeightGradient<T>& p, ConvCut& cut) {
   }
   if (plane_weight_pays<T>(p.shape)) {
     cut = plane_weight_cut<isa, T>(p.shape);
-    return plane_weight_items(p.shape, cut);
+    return weight_items(p.shape, cut);
   }
   cut = winograd ? winograd_weight_cut<isa, T>(p.shape) : weight_cut<isa, T>(p.shape);
   return weight_items(p.shape, cut);

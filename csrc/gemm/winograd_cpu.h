@@ -294,11 +294,10 @@ class Winograd {
     for (int t = 0; t < run.count; ++t) {
       typename S::IntVec odd{};
       const int place = run.place + t;
-      const A* tile = sums_.template as<A>() + int64_t{place / Tile::kRows} * Plan::kPanels * Tile::kSize +
-                      place % Tile::kRows * Tile::kColumns;
+      const GemmSums<isa, A> sums{sums_.template as<A>(), Plan::kPanels, 1};
       for (int v = 0; v < columns; v += kLanes) {
         const int count = min_of(kLanes, columns - v);
-        const A* m = tile + v / Tile::kColumns * Tile::kSize + v % Tile::kColumns;
+        const A* m = sums.at(place, v);
         Vec half_way[2][4], result[2][2];
         for (int j = 0; j < 4; ++j) {
           winograd_target(S::load(m + j * size), S::load(m + (4 + j) * size), S::load(m + (8 + j) * size),

@@ -3,7 +3,6 @@
 #include "kernels/conv2d/conv2d.h"
 
 #include <cmath>
-#include <cstdlib>
 #include <limits>
 
 #include "emulation/runtime_api.h"
@@ -12,9 +11,6 @@
 namespace {
 
 using namespace cvk;
-
-// Before anything asks: pairs of bfloat16 wherever there are instructions for them. float16 takes the other way.
-[[maybe_unused]] const int kAsked = setenv("CVKERNELS_CPU_PAIRS", "1", 1);
 
 template <class T>
 class Conv2dTest : public testing::Test {};

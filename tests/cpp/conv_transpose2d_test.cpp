@@ -2,17 +2,12 @@
 // plain loops, bit for bit, in every layout and dtype.
 #include "kernels/conv_transpose2d/conv_transpose2d.h"
 
-#include <cstdlib>
-
 #include "emulation/runtime_api.h"
 #include "tests/cpp/convolution.h"
 
 namespace {
 
 using namespace cvk;
-
-// Before anything asks: pairs of bfloat16 wherever there are instructions for them. float16 takes the other way.
-[[maybe_unused]] const int kAsked = setenv("CVKERNELS_CPU_PAIRS", "1", 1);
 
 template <class T>
 class ConvTranspose2dTest : public testing::Test {};

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
+#include <cstdlib>
 #include <limits>
 #include <ostream>
 #include <string>
@@ -16,6 +17,9 @@
 #include "common/isa.h"
 
 namespace cvk {
+
+// Before anything asks: pairs of bfloat16 wherever there are instructions for them. float16 takes the other way.
+[[maybe_unused]] inline const int kPairsAsked = setenv("CVKERNELS_CPU_PAIRS", "1", 1);
 
 class Random {
  public:
